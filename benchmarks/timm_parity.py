@@ -1,0 +1,77 @@
+"""Do timm's weights give timm's logits here? Two steps, as PyTorch and MindSpore may live in two environments.
+
+    python benchmarks/timm_parity.py --write weights.safetensors logits.npz    # PyTorch, timm, safetensors
+    python benchmarks/timm_parity.py --check weights.safetensors logits.npz    # MindSpore, safetensors
+
+Weights are random, batch normalisation included, so that every parameter counts. Each step takes
+seconds; the largest difference is MEASURED of the largest logit, and above 1e-4 the exit code is 1.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+TOLERANCE = 1e-4
+
+
+def write(weights_file: str, logits_file: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from benchmarks.torch_reference import spnasnet_100
+
+    torch.manual_seed(0)
+    model = spnasnet_100()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            module.momentum = 1.0  # moving statistics are those of the last batch
+    # On noise alone, global averaging would make all logits alike; without it, channels hardly vary.
+    images = torch.nn.functional.interpolate(torch.randn(12, 3, 8, 8), size=(224, 224), mode="bilinear")
+    images = images + 0.5 * torch.randn_like(images)
+    with torch.inference_mode():
+        model.train()(images[4:])
+        images = images[:4].contiguous()
+        logits = model.eval()(images)
+    save_file(model.state_dict(), weights_file)
+    np.savez(logits_file, images=images.numpy(), logits=logits.numpy())
+
+
+def check(weights_file: str, logits_file: str) -> int:
+    from mindspore import Tensor
+
+    from src.architecture import load_architecture
+    from src.errors import EXIT_FAULT
+    from src.spnasnet import SPNASNet
+    from src.weights import load_pretrained
+
+    expected = np.load(logits_file)
+    network = SPNASNet(load_architecture("spnas_pixel1"), num_classes=expected["logits"].shape[1])
+    network.set_train(False)
+    print(load_pretrained(network, weights_file).summary())
+    logits = network(Tensor(expected["images"])).asnumpy()
+    error = np.abs(logits - expected["logits"]).max() / np.abs(expected["logits"]).max()
+    print(f"largest difference {error:.1e} of the largest logit, {TOLERANCE:g} allowed")
+    return 0 if error <= TOLERANCE else EXIT_FAULT
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    step = parser.add_mutually_exclusive_group(required=True)
+    for flag in ("--write", "--check"):
+        step.add_argument(flag, nargs=2, metavar=("WEIGHTS", "LOGITS"))
+    args = parser.parse_args(argv)
+    if args.write:
+        write(*args.write)
+        return 0
+    return check(*args.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The same network in PyTorch, from timm: the reference of the benchmarks."""
+from __future__ import annotations
+
+import torch
+
+_MISSING_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+)
+_LIBRARIES = []  # an operator lives as long as its library object
+
+
+def _import_timm():
+    """Import timm, also where torchvision's compiled operators do not match PyTorch (no classifier uses them)."""
+    try:
+        import timm
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in _MISSING_OPERATORS:
+            library.define(operator)
+        _LIBRARIES.append(library)
+        import timm
+    return timm
+
+
+def spnasnet_100(num_classes: int = 1000) -> torch.nn.Module:
+    """timm's network of the paper, with random weights, in evaluation mode."""
+    return _import_timm().create_model("spnasnet_100", num_classes=num_classes).eval()

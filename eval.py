@@ -1,0 +1,93 @@
+"""Evaluate a checkpoint, or the checkpoints of a folder, on every validation image.
+
+    python eval.py --checkpoint_path runs/digits/ckpt_0
+
+takes seconds on 2 CPU cores after training the digits, and prints a top-1 of about 97 %. Architecture,
+classes, preprocessing and data set come from the checkpoint.
+"""
+import json
+import logging
+from pathlib import Path
+
+from src.config import EvalConfig, parse_config
+from src.errors import EXIT_FAULT, UserError
+from src.utils import run_main, setup_device, write_text
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoints(path, which):
+    """Checkpoint files that ``which`` selects at ``path``."""
+    from src.checkpoint import CheckpointFolder
+
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint or folder")
+    folder = CheckpointFolder(path)
+    files = [path / entry["file"] for entry in folder.entries()]
+    if not files:
+        raise UserError(f"{path}: holds no checkpoint that can be read")
+    if which == "all":
+        return files
+    best = path / CheckpointFolder.BEST
+    return [best] if which == "best" and best.is_file() else files[-1:]
+
+
+def evaluate_file(file, config):
+    """Evaluate one checkpoint; returns its row of the table and the images that could not be evaluated."""
+    from tqdm import tqdm
+
+    from src.checkpoint import read_checkpoint
+    from src.compile_cache import CompileCache
+    from src.dataset import Loader
+    from src.evaluation import evaluate
+    from src.sources import open_sources
+
+    checkpoint = read_checkpoint(file)
+    trained = checkpoint.meta.config
+    name = config.dataset_name or trained["dataset_name"]
+    data_path = config.data_path or trained["data_path"]
+    val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
+    source = open_sources(name, data_path, val_data_path, splits=("val",))["val"]
+    if list(source.classes) != checkpoint.meta.classes:
+        raise UserError(f"{source.path}: holds {len(source.classes)} classes, {file} was trained on "
+                        f"{len(checkpoint.meta.classes)}{'' if len(source.classes) != len(checkpoint.meta.classes) else ' others'}")
+    batch_size = min(config.batch_size, len(source))
+    loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
+                    num_parallel_workers=config.num_parallel_workers)
+    network = checkpoint.network()
+    values = {"evaluate": checkpoint.meta.arch, "classes": len(source.classes), "batch_size": batch_size,
+              "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target}
+    with CompileCache(values, config.compile_cache), tqdm(total=len(source), unit="image", leave=False,
+                                                          disable=None) as bar:
+        result = evaluate(network, loader, bar.update)
+    row = {"file": str(file), "epoch": checkpoint.meta.epoch, **vars(result)}
+    return row, {source.name(index): reason for index, reason in loader.bad_images.items()}
+
+
+def main(argv=None):
+    config = parse_config(EvalConfig, argv, __doc__)
+    files = find_checkpoints(config.checkpoint_path, config.which)
+    setup_device(config.device_target, config.device_id)
+    rows, bad = [], {}
+    for file in files:
+        row, bad_here = evaluate_file(file, config)
+        rows.append(row)
+        bad.update(bad_here)
+    width = max(len(row["file"]) for row in rows)
+    log.info("%s  epoch   top-1   top-5    loss  images  images/s", "file".ljust(width))
+    for row in rows:
+        log.info("%s  %5d  %6.2f  %6.2f  %6.4f  %6d  %8.1f", row["file"].ljust(width), row["epoch"], row["top1"],
+                 row["top5"], row["loss"], row["images"], row["images_per_second"])
+    output = Path(config.output) if config.output else files[0].parent / "eval.json"
+    write_text(output, json.dumps({"results": rows, "bad_images": bad}, indent=2) + "\n")
+    if bad:
+        log.error("%d images could not be evaluated; they are listed in %s", len(bad), output)
+        return EXIT_FAULT
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,219 @@
+"""Checkpoints: one file that holds a run's whole state and explains itself.
+
+A checkpoint is a MindSpore ``.ckpt`` with every parameter of the training step (network under its plain
+names, optimizer, weight average under ``ema.``, loss scale) and one string entry ``meta``: JSON of the
+architecture, preprocessing, classes, configuration and progress. It is written under another name and then
+renamed, so a crash leaves the previous file whole, and read with its checksum.
+"""
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+from mindspore import Parameter, nn
+
+from src.architecture import Architecture
+from src.errors import Fault, UserError
+from src.preprocessing import Preprocessing
+from src.spnasnet import SPNASNet
+from src.utils import write_text
+
+log = logging.getLogger(__name__)
+
+META = "meta"
+EMA_PREFIX = "ema."
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        epoch: epochs completed.
+        step: batches trained of the epoch that follows; 0 at the end of an epoch.
+        parameters: number of parameters in the file; fewer when read means a damaged file.
+        metrics: validation results, empty where the checkpoint was not validated.
+    """
+
+    arch: dict[str, Any]
+    preprocessing: dict[str, Any]
+    classes: list[str]
+    config: dict[str, Any]
+    epoch: int = 0
+    step: int = 0
+    parameters: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    path: Path
+    meta: Meta
+    parameters: dict[str, Parameter]
+
+    @property
+    def arch(self) -> Architecture:
+        return Architecture.from_dict(self.meta.arch, str(self.path))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_dict(self.meta.preprocessing)
+
+    def network_parameters(self) -> dict[str, Parameter]:
+        """The network to evaluate and export: the weight average where there is one."""
+        average = {name[len(EMA_PREFIX):]: value for name, value in self.parameters.items()
+                   if name.startswith(EMA_PREFIX)}
+        return average or self.parameters
+
+    def network(self) -> SPNASNet:
+        """The network in evaluation mode."""
+        network = SPNASNet(self.arch, len(self.meta.classes))
+        load_parameters(network, self.network_parameters(), self.path)
+        return network.set_train(False)
+
+
+def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path) -> None:
+    """Put parameters into a cell; every parameter of the cell must be there, in its shape."""
+    for parameter in cell.get_parameters():
+        stored = parameters.get(parameter.name)
+        if stored is None:
+            raise UserError(f"{path}: holds no '{parameter.name}'; it does not match the architecture or configuration")
+        if stored.shape != parameter.shape:
+            raise UserError(f"{path}: '{parameter.name}' has shape {stored.shape}, should be {parameter.shape}")
+        parameter.set_data(stored.value())
+
+
+def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
+    """Save all parameters of ``cell``; raises Fault when the disk is full or not writable."""
+    meta = Meta(**{**asdict(meta), "parameters": len(list(cell.get_parameters()))})
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
+    try:
+        ms.save_checkpoint(cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True)
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        scratch.unlink(missing_ok=True)
+        reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else str(error).strip().splitlines()[0]
+        raise Fault(f"{path}: cannot be saved ({reason}); the checkpoints before it are whole") from None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint; raises UserError for a missing, damaged or foreign file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        entries = ms.load_checkpoint(str(path), crc_check=True)
+    except (ValueError, RuntimeError, OSError, TypeError) as error:
+        log.debug("%s: %s", path, error)
+        raise UserError(f"{path}: not readable as a checkpoint; it is truncated, damaged or of another kind") from None
+    text = entries.pop(META, None)
+    if not isinstance(text, str):
+        raise UserError(f"{path}: not a checkpoint of this project (it does not describe itself); "
+                        "weights of other projects are read by train.py --pre_trained")
+    try:
+        meta = Meta(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: its description cannot be read ({error})") from None
+    if meta.version != VERSION:
+        raise UserError(f"{path}: version {meta.version}, this program reads {VERSION}")
+    if len(entries) != meta.parameters:
+        raise UserError(f"{path}: holds {len(entries)} of {meta.parameters} parameters; it is damaged")
+    return Checkpoint(path, meta, entries)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run, ``<name>-<epoch>_<step>.ckpt`` and ``best.ckpt``, with an index of their progress.
+
+    Args:
+        keep: how many to keep; the newest always stays.
+        policy: "latest_k" keeps the newest, "top_k" those of the highest validation top-1.
+    """
+
+    BEST = "best.ckpt"
+    INDEX = "checkpoints.json"
+
+    def __init__(self, path: Path, name: str = "spnas", keep: int = 40, policy: str = "latest_k") -> None:
+        self.path, self._name, self._keep, self._policy = path, name, keep, policy
+
+    def entries(self) -> list[dict[str, Any]]:
+        """File, epoch, step and metrics of each checkpoint, oldest first; damaged files are left out, with a warning."""
+        try:
+            index = {entry["file"]: entry for entry in json.loads((self.path / self.INDEX).read_text())}
+        except (OSError, ValueError, KeyError, TypeError):
+            index = {}
+        found = []
+        for file in sorted(self.path.glob("*.ckpt")):
+            if file.name == self.BEST or file.name.startswith("."):
+                continue
+            if file.name not in index:  # written just before a crash, or copied here
+                try:
+                    index[file.name] = self._entry(file.name, read_checkpoint(file).meta)
+                except UserError as error:
+                    log.warning("%s", error)
+                    continue
+            found.append(index[file.name])
+        return sorted(found, key=lambda entry: (entry["epoch"], entry["step"]))
+
+    @staticmethod
+    def _entry(file: str, meta: Meta) -> dict[str, Any]:
+        return {"file": file, "epoch": meta.epoch, "step": meta.step, "metrics": meta.metrics}
+
+    def newest(self) -> Optional[Checkpoint]:
+        """The newest checkpoint that can be read."""
+        for entry in reversed(self.entries()):
+            try:
+                return read_checkpoint(self.path / entry["file"])
+            except UserError as error:
+                log.warning("%s; trying the one before", error)
+        return None
+
+    def best_top1(self) -> float:
+        """Validation top-1 of ``best.ckpt``, in percent; -1 without one."""
+        scores = [entry["metrics"].get("top1", -1.0) for entry in self.entries()]
+        return max(scores, default=-1.0)
+
+    def save(self, cell: nn.Cell, meta: Meta, batches_per_epoch: int) -> Path:
+        """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep."""
+        epoch, step = (meta.epoch + 1, meta.step) if meta.step else (meta.epoch, batches_per_epoch)
+        path = self.path / f"{self._name}-{epoch}_{step}.ckpt"
+        best = self.best_top1()
+        write_checkpoint(path, cell, meta)
+        if meta.metrics.get("top1", -1.0) > best:
+            self._link_best(path)
+        entries = [entry for entry in self.entries() if entry["file"] != path.name]
+        entries.append(self._entry(path.name, meta))
+        for entry in self._surplus(entries):
+            (self.path / entry["file"]).unlink(missing_ok=True)
+            entries.remove(entry)
+        write_text(self.path / self.INDEX, json.dumps(entries, indent=1))
+        return path
+
+    def _surplus(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        older = entries[:-1]
+        if self._policy == "top_k":
+            older = sorted(older, key=lambda entry: entry["metrics"].get("top1", -1.0))
+        return older[:max(0, len(entries) - self._keep)]
+
+    def _link_best(self, path: Path) -> None:
+        scratch = self.path / f".best.{os.getpid()}.ckpt"
+        scratch.unlink(missing_ok=True)
+        os.link(path, scratch)
+        os.replace(scratch, self.path / self.BEST)
+
+    def remove_scratch(self) -> None:
+        """Delete what a killed run left half-written."""
+        for file in self.path.glob(".*.ckpt"):
+            file.unlink()

@@ -1,0 +1,242 @@
+"""Configuration: every key, its type, its meaning, and the values that suit each data set.
+
+Flags win over the YAML file of ``--config``, the file over the preset of the data set, the preset over the
+defaults of ``TrainConfig``. Unknown keys and values of the wrong type are errors. No framework is imported.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal, Optional, Sequence, TypeVar, Union
+
+import yaml
+from easydict import EasyDict as edict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from src.errors import UserError, nearest
+from src.lr_scheduler import SCHEDULES
+from src.preprocessing import (CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing)
+
+# ImageNet as the model zoo trains it: 8 Ascend 910, lr_init 1.5, top-1 74.21.
+imagenet_cfg = edict({
+    "name": "imagenet",
+    "arch": "spnas_pixel1",
+    "image_height": 224,
+    "image_width": 224,
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+    "crop_scale": 0.08,
+    "flip": True,
+    "color_jitter": (0.5, 0.4, 0.3, 0.2),
+})
+
+# Class folders of one's own: ImageNet's recipe, with the sizes and the schedule given by flags.
+folder_cfg = edict({**imagenet_cfg, "name": "folder"})
+
+cifar10_cfg = edict({
+    "name": "cifar10",
+    "arch": "spnas_pixel1_32",
+    "image_height": 32,
+    "image_width": 32,
+    "resize": 32,
+    "mean": CIFAR10_MEAN,
+    "std": CIFAR10_STD,
+    "crop_padding": 4,
+    "flip": True,
+    "batch_size": 64,
+    "lr_init": 0.2,
+    "lr_scheduler": "one_cycle",
+    "epoch_size": 10,
+})
+
+# Small enough for a laptop: 1,437 images of 32x32, about a minute to 97 % and more.
+digits_cfg = edict({
+    "name": "digits",
+    "arch": "spnas_pixel1_32",
+    "data_path": "data/digits",
+    "image_height": 32,
+    "image_width": 32,
+    "resize": 32,
+    "mean": (127.5, 127.5, 127.5),
+    "std": (127.5, 127.5, 127.5),
+    "crop_padding": 2,
+    "batch_size": 64,
+    "lr_init": 0.1,
+    "lr_scheduler": "one_cycle",
+    "epoch_size": 5,
+})
+
+PRESETS = {"imagenet": imagenet_cfg, "cifar10": cifar10_cfg, "digits": digits_cfg, "folder": folder_cfg}
+
+DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
+Triple = tuple[float, float, float]
+
+
+def _key(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, **limits)
+
+
+class DeviceConfig(BaseModel):
+    """Keys that every program takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    device_target: Literal["Ascend", "CPU"] = _key("CPU", "device to run on")
+    device_id: int = _key(0, "number of the Ascend device", ge=0)
+    num_parallel_workers: int = _key(2, "threads of the data pipeline; fewer where there are fewer cores", ge=1)
+    compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
+
+
+class TrainConfig(DeviceConfig):
+    """Keys of ``train.py``."""
+
+    # What is trained, on what.
+    name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
+    dataset_name: DatasetName = _key("imagenet", "data set")
+    data_path: Optional[str] = _key(None, "folder with train/ and val/, the training folder itself, or CIFAR-10")
+    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
+    train_images: Optional[int] = _key(None, "train on only so many images, a fixed random choice; all where omitted",
+                                       ge=1)
+    arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
+    num_classes: Optional[int] = _key(None, "number of classes; counted from the data where omitted", ge=2)
+    pre_trained: Optional[str] = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
+
+    # Images.
+    image_height: int = _key(224, "height of the network's input, pixels", ge=1)
+    image_width: int = _key(224, "width of the network's input, pixels", ge=1)
+    resize: Optional[int] = _key(None, "short side before the centre crop, pixels; 256/224 of the crop where omitted",
+                                 ge=1)
+    mean: Triple = _key(IMAGENET_MEAN, "mean per RGB channel, of 255")
+    std: Triple = _key(IMAGENET_STD, "standard deviation per RGB channel, of 255")
+    augment: bool = _key(True, "random augmentation of training images")
+    crop_scale: Optional[float] = _key(None, "smallest area of a random resized crop; null for none", gt=0, le=1)
+    crop_padding: int = _key(0, "padding of a random crop at full size, pixels", ge=0)
+    flip: bool = _key(False, "random horizontal flip")
+    color_jitter: Optional[tuple[float, float, float, float]] = _key(
+        None, "brightness, contrast, saturation, hue; null for none")
+
+    # Optimisation.
+    epoch_size: int = _key(180, "epochs to train", ge=1)
+    batch_size: int = _key(128, "images a step on each device", ge=1)
+    accumulate_steps: int = _key(1, "batches whose gradients are averaged for one optimizer step", ge=1)
+    optimizer: Literal["momentum", "rmsprop"] = _key("momentum", "optimizer")
+    lr_init: float = _key(0.26, "base learning rate: 0.26 for one device, 1.5 for eight", gt=0)
+    lr_scheduler: Literal[SCHEDULES] = _key("cosine", "learning-rate schedule")  # type: ignore[valid-type]
+    warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
+    eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
+    lr_epochs: tuple[float, ...] = _key((30, 60, 90), "epochs at which the step schedule decays")
+    lr_gamma: float = _key(0.97, "decay factor of the step and exponential schedules", gt=0, le=1)
+    lr_decay_epochs: float = _key(2.4, "epochs between decays of the exponential schedule", gt=0)
+    momentum: float = _key(0.9, "momentum", ge=0, lt=1)
+    rmsprop_decay: float = _key(0.9, "decay of RMSProp's mean square", gt=0, lt=1)
+    rmsprop_epsilon: float = _key(1e-3, "RMSProp's epsilon, added under the square root", gt=0)
+    weight_decay: float = _key(1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0)
+    label_smooth_factor: float = _key(0.1, "label smoothing", ge=0, lt=1)
+    drop_rate: float = _key(0.0, "dropout before the classifier", ge=0, lt=1)
+    bn_momentum: float = _key(0.9, "weight of the old value in moving statistics", ge=0, lt=1)
+    clip_norm: float = _key(0.0, "global norm to which gradients are clipped; 0 for no clipping", ge=0)
+    ema_decay: float = _key(0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1)
+    amp_level: Optional[Literal["O0", "O2", "O3"]] = _key(
+        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted")
+    loss_scale: Union[Literal["dynamic"], float] = _key(
+        "dynamic", "loss scale of mixed precision: dynamic, or a number")
+    seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
+
+    # Checkpoints and log.
+    checkpoint_path: str = _key(".", "folder in which ckpt_<rank>/ is made")
+    keep_checkpoint_max: int = _key(40, "checkpoints to keep, beside the best", ge=1)
+    ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
+    save_checkpoint_epochs: int = _key(1, "epochs between checkpoints", ge=1)
+    save_checkpoint_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", ge=0)
+    val_while_train: bool = _key(True, "validate during training")
+    val_interval_epochs: int = _key(1, "epochs between validations", ge=1)
+    log_steps: int = _key(10, "steps between lines of metrics.jsonl", ge=1)
+    resume: bool = _key(False, "continue the run in checkpoint_path")
+
+    def preprocessing(self) -> Preprocessing:
+        """Evaluation preprocessing of this run."""
+        resize = self.resize or round(min(self.image_height, self.image_width) * 256 / 224)
+        return Preprocessing(self.image_height, self.image_width, resize, self.mean, self.std)
+
+    def augmentation(self) -> Optional[Augmentation]:
+        """Training augmentation of this run, None where it is switched off."""
+        if not self.augment:
+            return None
+        return Augmentation(self.crop_scale, self.crop_padding, self.flip, self.color_jitter)
+
+
+class EvalConfig(DeviceConfig):
+    """Keys of ``eval.py``; what is not given comes from the checkpoint."""
+
+    checkpoint_path: str = _key("./ckpt_0", "checkpoint, or folder of checkpoints")
+    which: Literal["best", "last", "all"] = _key("best", "which checkpoints of a folder")
+    dataset_name: Optional[DatasetName] = _key(None, "data set; the checkpoint's where omitted")
+    data_path: Optional[str] = _key(None, "data set's folder; the checkpoint's where omitted")
+    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
+    batch_size: int = _key(64, "images a step", ge=1)
+    output: Optional[str] = _key(None, "JSON file of the results; eval.json beside the checkpoints where omitted")
+
+
+Config = TypeVar("Config", bound=DeviceConfig)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
+    return values or {}
+
+
+def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Config:
+    """Check values against the keys of ``kind``; ``origin`` names their file in errors."""
+    keys = kind.model_fields
+    for key in values:
+        if key not in keys:
+            raise UserError(f"{origin}: unknown key '{key}'{nearest(str(key), keys)}")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key, value = problem["loc"][0], values.get(problem["loc"][0])
+        raise UserError(f"{origin}: {key} is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message}")
+
+
+def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description: str) -> Config:
+    """Read flags, YAML file and preset into a checked, frozen configuration."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys")
+    for key, spec in kind.model_fields.items():
+        # A bare flag switches a boolean on; values are read as YAML, so both sources follow one grammar.
+        bare = {"nargs": "?", "const": "true"} if spec.annotation is bool else {}
+        parser.add_argument(f"--{key}", metavar=key.upper(), default=argparse.SUPPRESS,
+                            help=f"{spec.description} (default: {spec.default})".replace("%", "%%"), **bare)
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        raise UserError(f"{parser.prog}: unknown flag '{word}'"
+                        f"{nearest(word, [f'--{key}' for key in (*kind.model_fields, 'config')])}")
+    given = vars(namespace)
+    path = given.pop("config")
+    from_file = _read_yaml(path) if path else {}
+    if from_file:
+        build_config(kind, from_file, path)  # so that an error names the file
+    flags: dict[str, Any] = {}
+    for key, text in given.items():
+        try:
+            flags[key] = text if kind.model_fields[key].annotation in (str, Optional[str]) else yaml.safe_load(text)
+        except yaml.YAMLError:
+            flags[key] = text
+    values = {**from_file, **flags}
+    preset: dict[str, Any] = {}
+    if issubclass(kind, TrainConfig):
+        preset = PRESETS.get(values.get("dataset_name", "imagenet"), {})
+    return build_config(kind, {**preset, **values}, parser.prog)

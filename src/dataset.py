@@ -1,0 +1,167 @@
+"""From a source of images to batches, through MindSpore's C++ data pipeline.
+
+Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch repeats
+that epoch's beginning and none of the epochs before, and gives the same images in the same augmentation.
+Each row carries the image's index. Rows whose image fails to decode are replaced by others (training,
+so that all ranks keep step) or left out (evaluation); the indices that did not arrive tell which.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from typing import Iterator, Optional
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore.dataset import vision
+from mindspore.dataset.vision import Inter
+
+from src.errors import Fault, UserError
+from src.preprocessing import Augmentation, Preprocessing
+from src.sources import ImageFolder, PixelArray
+
+log = logging.getLogger(__name__)
+
+
+def evaluation_transforms(preprocessing: Preprocessing, encoded: bool) -> list:
+    """Operations from an image to a normalised (3, H, W) float32 array, without randomness."""
+    decode = [vision.Decode()] if encoded else []
+    return decode + [vision.Resize(preprocessing.resize, Inter.BILINEAR),
+                     vision.CenterCrop((preprocessing.height, preprocessing.width))] + _normalise(preprocessing)
+
+
+def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation, encoded: bool) -> list:
+    """Operations from an image to a normalised (3, H, W) float32 array, with random augmentation."""
+    size = (preprocessing.height, preprocessing.width)
+    if augmentation.crop_scale is not None:
+        crop = vision.RandomCropDecodeResize if encoded else vision.RandomResizedCrop
+        transforms = [crop(size, scale=(augmentation.crop_scale, 1.0), interpolation=Inter.BILINEAR)]
+    else:
+        transforms = [vision.Decode()] if encoded else []
+        transforms += [vision.Resize(preprocessing.resize, Inter.BILINEAR), vision.CenterCrop(size)]
+        if augmentation.crop_padding:
+            transforms.append(vision.RandomCrop(size, augmentation.crop_padding))
+    if augmentation.flip:
+        transforms.append(vision.RandomHorizontalFlip())
+    if augmentation.color_jitter:
+        transforms.append(vision.RandomColorAdjust(*augmentation.color_jitter))
+    return transforms + _normalise(preprocessing)
+
+
+def _normalise(preprocessing: Preprocessing) -> list:
+    return [vision.Normalize(preprocessing.mean, preprocessing.std), vision.HWC2CHW()]
+
+
+class _Rows:
+    """Random access to (image, label, index), the form that GeneratorDataset reads."""
+
+    def __init__(self, source: ImageFolder | PixelArray) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._source.read(index), self._source.labels[index], np.int32(index)
+
+
+class _Order(ds.Sampler):
+    """Visits the given indices in the given order."""
+
+    def __init__(self, indices: np.ndarray) -> None:
+        super().__init__()
+        self._indices = indices.tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+
+class Loader:
+    """Batches of one split, for one rank.
+
+    Args:
+        augmentation: for training, which also shuffles and leaves out the last partial batch; None for
+            evaluation, which visits every image exactly once, in order.
+        batch_size: images a batch on this rank.
+        max_images: use only so many images, a fixed random choice; None for all.
+
+    Attributes:
+        bad_images: index and reason of the images that could not be used so far.
+    """
+
+    def __init__(self, source: ImageFolder | PixelArray, preprocessing: Preprocessing, *, batch_size: int,
+                 training: bool, augmentation: Optional[Augmentation] = None, seed: int = 0, rank: int = 0,
+                 device_num: int = 1, num_parallel_workers: int = 2, max_images: Optional[int] = None) -> None:
+        self.source, self.batch_size = source, batch_size
+        self._preprocessing, self._augmentation, self._training = preprocessing, augmentation, training
+        self._seed, self._rank, self._device_num = seed, rank, device_num
+        # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
+        self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
+        self.bad_images: dict[int, str] = {}
+        self._pool = np.random.default_rng(0).permutation(len(source))[:max_images] if max_images \
+            else np.arange(len(source))
+        if training and len(self) < batch_size * device_num:
+            raise UserError(f"batch_size {batch_size} on {device_num} device(s) is larger than the data set: "
+                            f"{len(self)} images of {source.path}")
+
+    def __len__(self) -> int:
+        """Images of an epoch over all ranks."""
+        return len(self._pool)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a training epoch on each rank."""
+        return len(self) // (self.batch_size * self._device_num)
+
+    def _indices(self, epoch: int) -> np.ndarray:
+        """Indices of this rank's images in order; rank r takes every device_num-th from the r-th on."""
+        if not self._training:
+            return self._pool[self._rank::self._device_num]
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._pool)
+        used = self.batches_per_epoch * self.batch_size * self._device_num
+        return order[:used][self._rank::self._device_num]
+
+    def epoch(self, epoch: int = 0, skip_batches: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield images (N, 3, H, W) of float32 and labels (N,) of int32; the last evaluation batch may be short.
+
+        Args:
+            skip_batches: leave out the first batches, which are still computed so that the random state
+                of those that follow is the same.
+        """
+        indices = self._indices(epoch)
+        if not len(indices):
+            return
+        modes = ds.config.ErrorSamplesMode
+        ds.config.set_error_samples_mode(modes.REPLACE if self._training else modes.SKIP)
+        ds.config.set_seed((self._seed * 1_000_003 + epoch * 8191 + self._rank) % 2**31)
+        if self._augmentation is not None:
+            transforms = training_transforms(self._preprocessing, self._augmentation, self.source.encoded)
+        else:
+            transforms = evaluation_transforms(self._preprocessing, self.source.encoded)
+        rows = ds.GeneratorDataset(_Rows(self.source), ["image", "label", "index"], sampler=_Order(indices),
+                                   num_parallel_workers=1, python_multiprocessing=False)
+        rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
+        rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
+        arrived = np.zeros(len(self.source), bool)
+        batches = rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+        try:
+            for number, (images, labels, seen) in enumerate(batches):
+                arrived[seen] = True
+                if number >= skip_batches:
+                    yield images, labels
+        except RuntimeError as error:
+            if not arrived.any():
+                raise Fault(f"{self.source.path}: no image could be read ({_first_line(error)})") from None
+            raise
+        self._note_bad_images(indices[~arrived[indices]])
+
+    def _note_bad_images(self, missing: np.ndarray) -> None:
+        for index in map(int, missing):
+            if index not in self.bad_images:
+                self.bad_images[index] = self.source.problems.get(index, "cannot be decoded")
+                log.warning("%s: %s; %s", self.source.name(index), self.bad_images[index],
+                            "another image takes its place" if self._training else "not evaluated")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip(" -")), type(error).__name__)

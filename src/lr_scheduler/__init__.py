@@ -1,0 +1,43 @@
+"""Learning-rate schedules: pure functions of the step, one value per optimizer step.
+
+Each schedule decays from a base rate over all steps of a run; ``with_warmup`` replaces its first steps
+by a linear rise. No framework is imported.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from src.lr_scheduler.schedules import constant_lr, cosine_lr, exponential_lr, one_cycle_lr, step_lr, with_warmup
+
+__all__ = ["SCHEDULES", "constant_lr", "cosine_lr", "exponential_lr", "learning_rates", "one_cycle_lr", "step_lr",
+           "with_warmup"]
+
+SCHEDULES = ("cosine", "step", "exponential", "one_cycle", "constant")
+
+
+def learning_rates(schedule: str, *, base_lr: float, steps_per_epoch: int, epoch_size: int, warmup_epochs: float = 0.0,
+                   min_lr: float = 0.0, decay_rate: float = 0.97, decay_epochs: float = 2.4,
+                   milestones: tuple[float, ...] = ()) -> np.ndarray:
+    """Learning rates of a whole run.
+
+    Args:
+        schedule: one of SCHEDULES.
+        decay_rate: factor at each milestone (step) or every ``decay_epochs`` epochs (exponential).
+        milestones: epochs at which the step schedule decays.
+
+    Returns:
+        Array (steps_per_epoch * epoch_size,) of float32.
+    """
+    steps = np.arange(steps_per_epoch * epoch_size, dtype=np.float64)
+    total = max(len(steps), 1)
+    if schedule == "cosine":
+        rates = cosine_lr(steps, base_lr, total, min_lr)
+    elif schedule == "step":
+        rates = step_lr(steps, base_lr, [epoch * steps_per_epoch for epoch in milestones], decay_rate)
+    elif schedule == "exponential":
+        rates = exponential_lr(steps, base_lr, decay_epochs * steps_per_epoch, decay_rate)
+    elif schedule == "one_cycle":
+        return one_cycle_lr(steps, base_lr, total).astype(np.float32)
+    else:
+        rates = constant_lr(steps, base_lr)
+    return with_warmup(rates, base_lr, round(warmup_epochs * steps_per_epoch)).astype(np.float32)

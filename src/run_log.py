@@ -1,0 +1,107 @@
+"""A run's story: progress bar on a terminal, lines in ``train.log``, values in ``metrics.jsonl``, ``curves.png``."""
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm import tqdm
+
+from src.utils import read_jsonl, write_text
+
+log = logging.getLogger(__name__)
+
+
+class _BarHandler(logging.Handler):
+    """Prints log lines above a running progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """Writes the story of a run into its folder; does nothing on ranks other than 0.
+
+    Args:
+        resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,
+            as their steps are taken again. None starts a new story.
+    """
+
+    METRICS = "metrics.jsonl"
+
+    def __init__(self, folder: Path, *, active: bool, resume_from: Optional[tuple[int, int]] = None) -> None:
+        self._active, self._folder = active, folder
+        self._bar: Optional[tqdm] = None
+        root = logging.getLogger()
+        root.handlers[:] = [_BarHandler() if active else logging.NullHandler()]
+        self._metrics = None
+        if active:
+            kept = [] if resume_from is None else [
+                line for line in read_jsonl(folder / self.METRICS) if (line["epoch"], line["step"]) <= resume_from]
+            write_text(folder / self.METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
+            lines = logging.FileHandler(folder / "train.log", mode="w" if resume_from is None else "a")
+            lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            root.addHandler(lines)
+
+    def start_epoch(self, title: str, batches: int, done: int) -> None:
+        """Show a progress bar of ``batches``, ``done`` of them behind; only on a terminal."""
+        self._bar = tqdm(total=batches, initial=done, desc=title, unit="batch", leave=False,
+                         disable=not (self._active and sys.stderr.isatty()))
+
+    def advance(self, **shown: Any) -> None:
+        """One batch more; ``shown`` stands behind the bar."""
+        self._bar.update()
+        if shown:
+            self._bar.set_postfix(shown)
+
+    def end_epoch(self) -> None:
+        self._bar.close()
+
+    def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:
+        """Append a line to metrics.jsonl.
+
+        Args:
+            kind: "train" or "val".
+            epoch: epochs completed.
+            step: batches of the epoch that follows; a value at the end of an epoch counts as step 0.
+        """
+        if self._metrics:
+            self._metrics.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
+            self._metrics.flush()
+
+    def close(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+
+    def draw_curves(self) -> None:
+        """Write ``curves.png``: loss and accuracy by epoch."""
+        if self._active:
+            lines = read_jsonl(self._folder / self.METRICS)
+            if lines:
+                draw_curves(lines, self._folder / "curves.png")
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and validation loss, and both accuracies, over epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind, label in (("train", "training"), ("val", "validation")):
+        chosen = [line for line in lines if line["kind"] == kind]
+        epochs = [line["progress"] for line in chosen]
+        style = {"marker": "o", "markersize": 3} if kind == "val" else {"linewidth": 1}
+        left.plot(epochs, [line["loss"] for line in chosen], label=label, **style)
+        right.plot(epochs, [line["top1"] for line in chosen], label=label, **style)
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="top-1 (%)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=120, format="png")
+    scratch.replace(path)

@@ -1,0 +1,97 @@
+"""The network of any architecture, as MindSpore cells.
+
+Parameter names follow the layers of ``src.cost.layer_costs``: ``stem.conv.weight``,
+``blocks.3.expand.bn.gamma``, ``blocks.3.depthwise.conv.weight``, ``head...``, ``classifier.bias``.
+"""
+from __future__ import annotations
+
+import math
+
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Normal, Uniform
+
+from src.architecture import Architecture, Block
+
+
+class ConvBN(nn.Cell):
+    """Convolution with symmetric padding, batch normalisation and optionally ReLU.
+
+    Weights start from a normal distribution with variance 2 / fan-out, the fan-out counted per group
+    (He et al., arXiv 1502.01852, as in MnasNet).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
+                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9) -> None:
+        super().__init__()
+        sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
+                              padding=kernel_size // 2, group=groups, weight_init=Normal(sigma))
+        self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
+        self.relu = nn.ReLU() if relu else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return x if self.relu is None else self.relu(x)
+
+
+class SqueezeExcite(nn.Cell):
+    """Channel weights from the spatial mean (Hu et al., arXiv 1709.01507): (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1, has_bias=True)
+        self.expand = nn.Conv2d(squeezed, channels, 1, has_bias=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        gate = ops.mean(x, (2, 3), True)
+        return x * ops.sigmoid(self.expand(ops.relu(self.reduce(gate))))
+
+
+class MBConv(nn.Cell):
+    """Inverted bottleneck: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+
+    def __init__(self, block: Block, *, epsilon: float = 1e-5, momentum: float = 0.9) -> None:
+        super().__init__()
+        bn = {"epsilon": epsilon, "momentum": momentum}
+        mid = block.mid_channels
+        self.expand = ConvBN(block.in_channels, mid, 1, **bn) if block.expansion != 1 else None
+        self.depthwise = ConvBN(mid, mid, block.kernel_size, stride=block.stride, groups=mid, **bn)
+        self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
+        self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
+        self.residual = block.residual
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(y)
+        return x + y if self.residual else y
+
+
+class SPNASNet(nn.Cell):
+    """Classifier of an architecture.
+
+    Works for any image size that its strides leave at least one pixel of (global average pooling).
+
+    Args:
+        momentum: weight of the old value in the moving statistics of batch normalisation.
+    """
+
+    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9) -> None:
+        super().__init__()
+        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum}
+        self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
+        self.blocks = nn.SequentialCell([MBConv(block, **bn) for block in arch.blocks])
+        self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)
+        bound = 1 / math.sqrt(arch.head_channels)
+        self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=Uniform(bound), bias_init="zeros")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features: (N, 3, H, W) -> (N, head_channels)."""
+        x = self.head(self.blocks(self.stem(x)))
+        return ops.mean(x, (2, 3))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Logits: (N, 3, H, W) -> (N, num_classes)."""
+        return self.classifier(self.features(x))

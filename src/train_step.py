@@ -1,0 +1,196 @@
+"""One training step as a single compiled graph."""
+from __future__ import annotations
+
+from typing import Union
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.amp import all_finite
+
+from src.config import TrainConfig
+
+
+def decay_groups(network: nn.Cell, weight_decay: float) -> list[dict]:
+    """Optimizer groups: weight decay on weights of convolutions and classifier, none on biases and BN."""
+    weights = [p for p in network.trainable_params() if p.name.endswith(".weight")]
+    others = [p for p in network.trainable_params() if not p.name.endswith(".weight")]
+    # MindSpore takes float weight decay only, and order_params keeps the network's order in the state.
+    return [{"params": weights, "weight_decay": float(weight_decay)}, {"params": others, "weight_decay": 0.0},
+            {"order_params": network.trainable_params()}]
+
+
+def create_optimizer(network: nn.Cell, config: TrainConfig, rates) -> nn.Optimizer:
+    """The configured optimizer.
+
+    RMSProp follows the released code: epsilon under the square root, mean square from 1.
+
+    Args:
+        rates: learning rate of each optimizer step, (total steps,) of float32.
+    """
+    groups = decay_groups(network, config.weight_decay)
+    if config.optimizer == "rmsprop":
+        return nn.RMSProp(groups, Tensor(rates), decay=config.rmsprop_decay, momentum=config.momentum,
+                          epsilon=config.rmsprop_epsilon)
+    return nn.Momentum(groups, Tensor(rates), config.momentum)
+
+
+# The compiler unrolls Python loops over parameters into deep call stacks; it maps these functions instead.
+_add_to = ops.MultitypeFuncGraph("add_to")
+_after = ops.MultitypeFuncGraph("after")
+_clear_after = ops.MultitypeFuncGraph("clear_after")
+_unscale = ops.MultitypeFuncGraph("unscale")
+_average = ops.MultitypeFuncGraph("average")
+
+
+@_add_to.register("Number", "Tensor", "Tensor")
+def _add_to_tensor(divisor, total, gradient):
+    return ops.assign_add(total, gradient / divisor)
+
+
+@_after.register("Tuple", "Tensor")
+def _after_tensor(condition, value):
+    # Times one: a value of its own, which later changes of the parameter do not touch.
+    return ops.depend(value, condition) * 1.0
+
+
+@_clear_after.register("Tensor", "Tensor")
+def _clear_tensor_after(condition, value):
+    return ops.assign(value, ops.depend(ops.zeros_like(value), condition))
+
+
+@_unscale.register("Tensor", "Tensor")
+def _unscale_tensor(scale, gradient):
+    return gradient.astype("float32") / scale
+
+
+@_average.register("Tensor", "Tensor", "Tensor")
+def _average_tensor(decay, average, value):
+    return ops.assign(average, average * decay + value * (1.0 - decay))
+
+
+class LossScale(nn.Cell):
+    """Loss scale of mixed precision, fixed or dynamic.
+
+    Dynamic: halved when a gradient overflows, doubled after ``WINDOW`` steps without (Micikevicius et al.,
+    arXiv 1710.03740). It tests gradients for being finite, which runs on every device; MindSpore's own
+    manager asks the device for a status that CPU does not have.
+    """
+
+    WINDOW = 2000
+    INITIAL = 65536.0
+
+    def __init__(self, scale: Union[str, float]) -> None:
+        super().__init__(auto_prefix=False)
+        self.dynamic = scale == "dynamic"
+        value = self.INITIAL if self.dynamic else float(scale)
+        self.scale = Parameter(Tensor(value, ms.float32), name="loss_scale", requires_grad=False)
+        self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale_good_steps", requires_grad=False)
+
+    def construct(self, finite: Tensor) -> Tensor:
+        """Adjust the scale after a step whose gradients were ``finite`` or not."""
+        if self.dynamic:
+            good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
+            grown = ops.select(good >= self.WINDOW, self.scale * 2, self.scale)
+            ops.assign(self.scale, ops.select(finite, grown, ops.maximum(self.scale / 2, Tensor(1.0, ms.float32))))
+            ops.assign(self.good_steps, ops.select(good >= self.WINDOW, ops.zeros_like(good), good))
+        return finite
+
+
+class TrainStep(nn.Cell):
+    """Forward, backward, gradient treatment and update; all state that a resume needs is its parameters.
+
+    With ``accumulate_steps`` n, gradients of n batches are averaged and every n-th call updates. An
+    update whose gradients overflow is left out, as is its effect on optimizer, average and step count.
+
+    Args:
+        network: from images to logits.
+        loss_fn: from logits and labels to a scalar.
+    """
+
+    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, optimizer: nn.Optimizer, config: TrainConfig, *,
+                 mixed_precision: bool, device_num: int = 1) -> None:
+        super().__init__(auto_prefix=False)
+        self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
+        self.weights = optimizer.parameters
+        self.map = ops.HyperMap()
+        self.clip_norm, self.keep_prob = config.clip_norm, 1.0 - config.drop_rate
+        self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
+        self.reduce = nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
+        self.accumulate_steps = config.accumulate_steps
+        if self.accumulate_steps > 1:
+            self.sums = self.weights.clone(prefix="gradient_sum", init="zeros")
+            self.batches = Parameter(Tensor(0, ms.int32), name="gradient_batches", requires_grad=False)
+        self.ema_decay = config.ema_decay
+        if self.ema_decay:
+            # Moving statistics are averaged with the weights, so that the average is a network of its own.
+            self.source = ParameterTuple(network.get_parameters())
+            self.average = self.source.clone(prefix="ema")
+        self.gradient = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
+
+    def forward(self, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled loss, loss and count of correct predictions of a batch."""
+        if self.keep_prob < 1.0:
+            logits = self.network.classifier(self.network.features(images) * (keep / self.keep_prob))
+        else:
+            logits = self.network(images)
+        loss = self.loss_fn(logits, labels)
+        correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
+        scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
+        return scaled, loss, correct
+
+    def construct(self, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on one batch.
+
+        Args:
+            images: (N, 3, H, W).
+            labels: (N,) of int32.
+            keep: 1 where dropout keeps a feature and 0 where not, (N, head channels); without dropout (1,).
+                Drawn on the host from the step number, so that a resumed run draws the same.
+
+        Returns:
+            Loss and number of correct predictions on this rank's batch.
+        """
+        (_, loss, correct), gradients = self.gradient(images, labels, keep)
+        if self.reduce is not None:
+            gradients = self.reduce(gradients)
+        if self.accumulate_steps == 1:
+            loss = ops.depend(loss, self.update(gradients))
+        else:
+            loss = ops.depend(loss, self.accumulate(gradients))
+        return loss, correct
+
+    def accumulate(self, gradients: tuple) -> Tensor:
+        """Add to the sums; on every n-th call update with their mean and start anew."""
+        added = self.map(ops.partial(_add_to, self.accumulate_steps), self.sums, gradients)
+        count = ops.depend(self.batches + 1, added)
+        ops.assign(self.batches, count % self.accumulate_steps)
+        if count == self.accumulate_steps:
+            means = self.map(ops.partial(_after, added), self.sums)
+            updated = self.update(means)
+            count = ops.depend(count, self.map(ops.partial(_clear_after, updated), self.sums))
+        return count
+
+    def update(self, gradients: tuple) -> Tensor:
+        """Unscale, check, clip, and let optimizer and average take a step."""
+        finite = Tensor(True)
+        if self.loss_scale is not None:
+            finite = all_finite(gradients)
+            gradients = self.map(ops.partial(_unscale, self.loss_scale.scale), gradients)
+            finite = self.loss_scale(ops.depend(finite, gradients))
+        if self.clip_norm:
+            gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
+        if self.loss_scale is None:
+            finite = ops.depend(finite, self.apply(gradients))
+        elif finite:
+            finite = ops.depend(finite, self.apply(gradients))
+        return finite
+
+    def apply(self, gradients: tuple) -> Tensor:
+        """One step of the optimizer and, after it, of the weight average."""
+        done = self.optimizer(gradients)
+        if self.ema_decay:
+            # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's does.
+            step = ops.depend(self.optimizer.global_step, done).astype("float32").reshape(())
+            decay = ops.minimum(Tensor(self.ema_decay, ms.float32), (1.0 + step) / (10.0 + step))
+            done = ops.depend(done, self.map(ops.partial(_average, decay), self.average, self.source))
+        return done

@@ -1,0 +1,278 @@
+"""The training loop."""
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+import numpy as np
+import yaml
+from mindspore import Tensor, nn
+
+from src.architecture import Architecture, load_architecture
+from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters
+from src.compile_cache import CompileCache
+from src.config import TrainConfig
+from src.CrossEntropySmooth import CrossEntropySmooth
+from src.dataset import Loader
+from src.errors import Fault, UserError
+from src.evaluation import evaluate
+from src.lr_scheduler import learning_rates
+from src.run_log import RunLog
+from src.sources import open_sources
+from src.spnasnet import SPNASNet
+from src.train_step import TrainStep, create_optimizer
+from src.utils import environment, make_folder, setup_device, write_text
+from src.weights import load_pretrained
+
+log = logging.getLogger(__name__)
+
+# Keys whose change between a run and its resumption alters no result.
+_FREE_KEYS = frozenset(("resume", "data_path", "val_data_path", "checkpoint_path", "device_id", "compile_cache",
+                        "pre_trained", "log_steps", "keep_checkpoint_max", "ckpt_save_policy", "val_while_train",
+                        "val_interval_epochs", "save_checkpoint_epochs", "save_checkpoint_steps"))
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: Optional[signal.Signals] = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Trainer:
+    """One training run in its folder ``<checkpoint_path>/ckpt_<rank>``.
+
+    Construction checks everything that can be checked and reads what a resumed run continues from;
+    ``run`` trains.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.rank, self.device_num = setup_device(config.device_target, config.device_id)
+        self.arch = load_architecture(config.arch)
+        self._check_image_size()
+        if config.data_path is None:
+            raise UserError(f"data_path is not given; it names the folder of {config.dataset_name}")
+        splits = ("train", "val") if config.val_while_train else ("train",)
+        sources = open_sources(config.dataset_name, config.data_path, config.val_data_path, splits)
+        self.classes = sources["train"].classes
+        if config.num_classes is not None and config.num_classes != len(self.classes):
+            raise UserError(f"num_classes is {config.num_classes}, {sources['train'].path} holds "
+                            f"{len(self.classes)} classes; leave it out or make them agree")
+        shared = {"preprocessing": config.preprocessing(), "batch_size": config.batch_size, "seed": config.seed,
+                  "num_parallel_workers": config.num_parallel_workers}
+        self.loader = Loader(sources["train"], training=True, augmentation=config.augmentation(), rank=self.rank,
+                             device_num=self.device_num, max_images=config.train_images, **shared)
+        self.val_loader = Loader(sources["val"], training=False, **shared) if config.val_while_train else None
+        self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate_steps
+        self.batches_per_epoch = self.steps_per_epoch * config.accumulate_steps
+        if not self.steps_per_epoch:
+            raise UserError(f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need more "
+                            f"images than the {len(sources['train'])} of {sources['train'].path}")
+        self.folder = Path(config.checkpoint_path) / f"ckpt_{self.rank}"
+        self.checkpoints = CheckpointFolder(self.folder, config.name, config.keep_checkpoint_max,
+                                            config.ckpt_save_policy)
+        self.resumed = self._find_checkpoint()
+        self.rates = learning_rates(
+            config.lr_scheduler, base_lr=config.lr_init, steps_per_epoch=self.steps_per_epoch,
+            epoch_size=config.epoch_size, warmup_epochs=config.warmup_epochs, min_lr=config.eta_min,
+            decay_rate=config.lr_gamma, decay_epochs=config.lr_decay_epochs, milestones=config.lr_epochs)
+        self.meta = Meta(self.arch.to_dict(), config.preprocessing().to_dict(), list(self.classes),
+                         config.model_dump(mode="json"))
+
+    def _check_image_size(self) -> None:
+        smallest = min(self.config.image_height, self.config.image_width)
+        if smallest < self.arch.total_stride:
+            raise UserError(f"image size {self.config.image_height}x{self.config.image_width} is below the total "
+                            f"stride {self.arch.total_stride} of architecture '{self.arch.name}'; use larger images "
+                            "or an architecture of smaller strides")
+        resize = self.config.preprocessing().resize
+        if resize < max(self.config.image_height, self.config.image_width):
+            raise UserError(f"resize is {resize}, smaller than the crop of {self.config.image_height}x"
+                            f"{self.config.image_width}; make it at least as large")
+
+    def _find_checkpoint(self) -> Optional[Checkpoint]:
+        """The checkpoint to continue from, None for a new run; refuses to mix a new run into an old one."""
+        if not self.config.resume:
+            if self.folder.is_dir() and any(self.folder.glob("*.ckpt")):
+                raise UserError(f"{self.folder}: holds the checkpoints of an earlier run; --resume continues it, "
+                                "another --checkpoint_path starts beside it")
+            return None
+        # All ranks continue from what rank 0 saved.
+        newest = CheckpointFolder(self.folder.with_name("ckpt_0")).newest()
+        if newest is None:
+            log.warning("%s: no checkpoint to resume from; starting anew", self.folder)
+            return None
+        if newest.arch != self.arch:
+            raise UserError(f"{newest.path}: trained with architecture '{newest.arch.name}', which differs from "
+                            f"'{self.config.arch}'")
+        if newest.meta.classes != list(self.classes):
+            raise UserError(f"{newest.path}: trained on {len(newest.meta.classes)} classes, which differ from the "
+                            f"{len(self.classes)} of {self.loader.source.path}")
+        current = self.config.model_dump(mode="json")
+        for key, old in newest.meta.config.items():
+            if key not in _FREE_KEYS and current.get(key) != old:
+                log.warning("%s was %s in the run that is resumed, and is %s now", key, old, current.get(key))
+        return newest
+
+    def run(self) -> int:
+        """Train to the end, or to a signal; returns the exit code."""
+        config, stop = self.config, _StopSignal()
+        make_folder(self.folder)
+        epoch, batch = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else (0, 0)
+        story = RunLog(self.folder, active=self.rank == 0, resume_from=(epoch, batch) if self.resumed else None)
+        try:
+            if self.rank == 0:
+                self._describe()
+            with CompileCache(self._graph_values(), config.compile_cache and self.device_num == 1):
+                self._build()
+                for epoch in range(epoch, config.epoch_size):
+                    if not self._train_epoch(epoch, batch, story, stop):
+                        name = stop.received.name
+                        log.info("stopped by %s in epoch %d and saved; --resume continues", name, epoch + 1)
+                        return 128 + stop.received
+                    batch = 0
+        finally:
+            story.close()
+        story.draw_curves()
+        bad = len(self.loader.bad_images)
+        log.info("trained %d epochs%s%s; checkpoints in %s", config.epoch_size,
+                 f", best validation top-1 {self.checkpoints.best_top1():.2f} %" if self.val_loader else "",
+                 f", {bad} images could not be used" if bad else "", self.folder)
+        return 0
+
+    def _describe(self) -> None:
+        """Make the run's folder explain itself."""
+        self.checkpoints.remove_scratch()
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.folder / "arch.json", json.dumps(self.arch.to_dict(), indent=2) + "\n")
+        write_text(self.folder / "environment.json", json.dumps(environment(self.config.device_target), indent=2))
+        log.info("%s on %d images of %d classes, %d batches of %d an epoch; run folder %s", self.arch.name,
+                 len(self.loader), len(self.classes), self.batches_per_epoch, self.config.batch_size,
+                 self.folder)
+
+    def _graph_values(self) -> dict[str, Any]:
+        """All that shapes the compiled graphs, for the key of their cache."""
+        return {"config": self.config.model_dump(mode="json", exclude=_FREE_KEYS), "arch": self.arch.to_dict(),
+                "classes": len(self.classes), "steps": len(self.rates)}
+
+    def _build(self) -> None:
+        config = self.config
+        ms.set_seed(config.seed)
+        network = SPNASNet(self.arch, len(self.classes), momentum=config.bn_momentum)
+        if config.pre_trained and not self.resumed:
+            log.info("%s", load_pretrained(network, config.pre_trained).summary())
+        amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
+        loss_fn = CrossEntropySmooth(config.label_smooth_factor)
+        optimizer = create_optimizer(network, config, self.rates)
+        if amp_level != "O0":
+            network = ms.amp.auto_mixed_precision(network, amp_level)
+        self.step = TrainStep(network, loss_fn, optimizer, config, mixed_precision=amp_level != "O0",
+                              device_num=self.device_num).set_train()
+        if self.resumed:
+            load_parameters(self.step, {**self.resumed.parameters, "learning_rate": optimizer.learning_rate},
+                            self.resumed.path)
+            log.info("resumed from %s, epoch %d, batch %d", self.resumed.path, self.resumed.meta.epoch + 1,
+                     self.resumed.meta.step + 1)
+            self.resumed = replace(self.resumed, parameters={})
+        # Validation has a network of its own: no recompilation between modes, and it can hold the average.
+        self.val_network = SPNASNet(self.arch, len(self.classes)).set_train(False) if self.val_loader else None
+
+    def _keep_mask(self, epoch: int, batch: int) -> Tensor:
+        """What dropout keeps in this batch, drawn from its number alone, so that a resumed run draws the same."""
+        rate = self.config.drop_rate
+        if not rate:
+            return Tensor(np.ones(1, np.float32))
+        generator = np.random.default_rng((self.config.seed, epoch, batch, self.rank))
+        shape = (self.config.batch_size, self.arch.head_channels)
+        return Tensor((generator.random(shape, np.float32) >= rate).astype(np.float32))
+
+    def _train_epoch(self, epoch: int, first: int, story: RunLog, stop: _StopSignal) -> bool:
+        """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
+        config = self.config
+        story.start_epoch(f"epoch {epoch + 1}/{config.epoch_size}", self.batches_per_epoch, first)
+        images_seen, mark = 0, time.perf_counter()
+        pending: list[tuple[Tensor, Tensor]] = []
+        for batch, (images, labels) in enumerate(self.loader.epoch(epoch, first), start=first + 1):
+            pending.append(self.step(Tensor(images), Tensor(labels), self._keep_mask(epoch, batch)))
+            images_seen += len(labels)
+            last = batch == self.batches_per_epoch
+            if last or batch % config.log_steps == 0 or stop.received:
+                losses = [float(loss.asnumpy()) for loss, _ in pending]
+                self._check_losses(losses, epoch, batch)
+                now = time.perf_counter()
+                count = len(losses) * config.batch_size
+                line = {"loss": sum(losses) / len(losses),
+                        "top1": 100 * sum(float(correct.asnumpy()) for _, correct in pending) / count,
+                        "lr": float(self.rates[self._step_number(epoch, batch) - 1]),
+                        "images_per_second": round(images_seen / (now - mark), 1),
+                        "progress": epoch + batch / self.batches_per_epoch}
+                story.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
+                story.advance(loss=f"{line['loss']:.3f}", top1=f"{line['top1']:.1f}", lr=f"{line['lr']:.4f}",
+                              ips=line["images_per_second"])
+                pending, images_seen, mark = [], 0, now
+            else:
+                story.advance()
+            if last:
+                break
+            if stop.received:
+                self._save(epoch, batch)
+                story.end_epoch()
+                return False
+            if config.save_checkpoint_steps and batch % config.save_checkpoint_steps == 0:
+                self._save(epoch, batch)
+        story.end_epoch()
+        self._end_epoch(epoch + 1, line, story, final=epoch + 1 == config.epoch_size or bool(stop.received))
+        return not stop.received or epoch + 1 == config.epoch_size
+
+    def _step_number(self, epoch: int, batch: int) -> int:
+        """Optimizer steps planned up to and including a batch."""
+        return epoch * self.steps_per_epoch + math.ceil(batch / self.config.accumulate_steps)
+
+    def _check_losses(self, losses: list[float], epoch: int, batch: int) -> None:
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                wrong = batch - len(losses) + 1 + offset
+                raise Fault(f"loss is {loss} at batch {wrong} of epoch {epoch + 1} (step "
+                            f"{self._step_number(epoch, wrong)}); the checkpoints saved so far are untouched; a lower "
+                            "lr_init, a warm-up or clip_norm may help")
+
+    def _end_epoch(self, done: int, line: dict[str, float], story: RunLog, final: bool) -> None:
+        """Validate and save after ``done`` epochs, as often as the configuration asks, and always at the end."""
+        config, metrics = self.config, {}
+        text = f"epoch {done}/{config.epoch_size}: loss {line['loss']:.4f}, lr {line['lr']:.5f}, " \
+               f"{line['images_per_second']:.1f} images/s"
+        if self.val_loader and (final or done % config.val_interval_epochs == 0):
+            result = evaluate(self._average_network(), self.val_loader)
+            metrics = result.metrics()
+            story.record("val", done, 0, progress=done, images=result.images, **metrics)
+            text += f"; validation top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
+        if final or metrics or done % config.save_checkpoint_epochs == 0:
+            self._save(done, 0, metrics)
+        log.info("%s", text)
+
+    def _average_network(self) -> nn.Cell:
+        """The validation network with the current weight average, or the current weights without one."""
+        current = {parameter.name: parameter for parameter in self.step.get_parameters()}
+        prefix = EMA_PREFIX if self.config.ema_decay else ""
+        for parameter in self.val_network.get_parameters():
+            parameter.set_data(current[prefix + parameter.name].value())
+        return self.val_network
+
+    def _save(self, epoch: int, batch: int, metrics: Optional[dict[str, float]] = None) -> None:
+        if self.rank == 0:
+            meta = replace(self.meta, epoch=epoch, step=batch, metrics=metrics or {})
+            self.checkpoints.save(self.step, meta, self.batches_per_epoch)

@@ -1,0 +1,114 @@
+"""Start-up and output shared by the root scripts."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence
+
+from src.errors import EXIT_FAULT, Fault, UserError
+
+log = logging.getLogger(__name__)
+
+# Convolutions of these releases run in oneDNN's reference kernels on CPU, about six times slower.
+SLOW_CPU_VERSIONS = ("2.9.", "2.10.")
+
+
+def run_main(main: Callable[[Optional[Sequence[str]]], int]) -> None:
+    """Run a program's ``main`` and exit: errors as one line, their traceback only in a file or on request."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    program = Path(sys.argv[0]).name
+    try:
+        code = main(None)
+    except (UserError, Fault) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:  # pylint: disable=broad-except
+        if os.environ.get("SPNAS_DEBUG"):
+            traceback.print_exc()
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        print(f"{program}: fault: {type(error).__name__}: {first} (SPNAS_DEBUG=1 shows where)", file=sys.stderr)
+        code = EXIT_FAULT
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise Fault(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and check that it can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be created or written ({error.strerror}); give another folder") from None
+    return path
+
+
+def setup_device(device_target: str, device_id: int) -> tuple[int, int]:
+    """Select the device, in GRAPH mode, and join the other processes if the launcher started several.
+
+    Returns:
+        Rank of this process and number of processes.
+    """
+    import mindspore as ms
+    from mindspore import communication
+
+    try:
+        ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_device(device_target, device_id) if device_target == "Ascend" else ms.set_device(device_target)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
+                        f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
+    if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
+        log.warning("MindSpore %s computes convolutions about six times slower on CPU than 2.8.0", ms.__version__)
+    if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
+        return 0, 1
+    communication.init()
+    rank, device_num = communication.get_rank(), communication.get_group_size()
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
+                                 device_num=device_num)
+    return rank, device_num
+
+
+def environment(device_target: str) -> dict[str, Any]:
+    """Versions, machine and commit, for the record of a run."""
+    import mindspore as ms
+    import numpy as np
+
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+                            capture_output=True, text=True, check=False).stdout.strip()
+    return {"python": platform.python_version(), "mindspore": ms.__version__, "numpy": np.__version__,
+            "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(), "device_target": device_target, "commit": commit or None,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSON-lines file; a last line that a crash cut short is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
