@@ -32,7 +32,7 @@ def damage_reported(origin: str | Path, kind: str) -> Iterator[None]:
         raise UserError(f"{origin}: damaged or no {kind} ({reason})") from error
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: that in C fills gigabytes for one damaged memo index
     def __init__(self, file: BinaryIO, origin: str, allowed: Mapping[str, Any],
                  resolve: Callable[[Any], Any] | None, encoding: str) -> None:
         super().__init__(file, encoding=encoding)

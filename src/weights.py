@@ -52,7 +52,7 @@ class LoadReport:
         total = len(self.loaded) + len(self.fresh)
         lines = [f"{self.path}: {len(self.loaded)} of {total} parameters loaded ({self.source} names)"]
         if self.fresh:
-            lines.append(f"not in the file, initial values kept: {_some(self.fresh)}")
+            lines.append(f"initial values kept: {_some(self.fresh)}")
         if self.unused:
             lines.append(f"in the file, but not of this network: {_some(self.unused)}")
         return "\n  ".join([*lines, *self.notes])
@@ -79,8 +79,10 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".ckpt":
         return _read_checkpoint(path)
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file  # only who has such a file needs the library
-
+        try:
+            from safetensors.numpy import load_file  # only who has such a file needs the library
+        except ImportError:
+            raise UserError(f"{path}: reading it needs a library: pip install safetensors") from None
         with damage_reported(path, "safetensors file"):
             return load_file(path)
     entries = load_torch(path)
