@@ -39,6 +39,7 @@ def evaluate_file(file, config):
     """Evaluate one checkpoint; returns its row of the table and the images that could not be evaluated."""
     from tqdm import tqdm
 
+    from src import kernels
     from src.checkpoint import read_checkpoint
     from src.compile_cache import CompileCache
     from src.dataset import Loader
@@ -57,9 +58,10 @@ def evaluate_file(file, config):
     batch_size = min(config.batch_size, len(source))
     loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
                     num_parallel_workers=config.num_parallel_workers)
-    network = checkpoint.network()
+    use_kernels = kernels.wanted(config.cpu_kernels)
+    network = checkpoint.network(kernels=use_kernels)
     values = {"evaluate": checkpoint.meta.arch, "classes": len(source.classes), "batch_size": batch_size,
-              "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target}
+              "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target, "kernels": use_kernels}
     with CompileCache(values, config.compile_cache), tqdm(total=len(source), unit="image", leave=False,
                                                           disable=None) as bar:
         result = evaluate(network, loader, bar.update)

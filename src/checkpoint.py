@@ -75,9 +75,9 @@ class Checkpoint:
                    if name.startswith(EMA_PREFIX)}
         return average or self.parameters
 
-    def network(self) -> SPNASNet:
-        """The network in evaluation mode."""
-        network = SPNASNet(self.arch, len(self.meta.classes))
+    def network(self, *, kernels: bool = False) -> SPNASNet:
+        """The network in evaluation mode, with the CPU operators if ``kernels``."""
+        network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels)
         load_parameters(network, self.network_parameters(), self.path)
         return network.set_train(False)
 

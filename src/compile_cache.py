@@ -27,8 +27,9 @@ def cache_key(values: dict[str, Any]) -> str:
     import mindspore as ms
 
     digest = hashlib.sha256(json.dumps([values, ms.__version__], sort_keys=True, default=str).encode())
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(__file__).parent.rglob("*")):
+        if file.suffix in (".py", ".h", ".cpp"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:24]
 
 

@@ -84,6 +84,8 @@ class DeviceConfig(BaseModel):
     device_target: Literal["Ascend", "CPU"] = _key("CPU", "device to run on")
     device_id: int = _key(0, "number of the Ascend device", ge=0)
     num_parallel_workers: int = _key(2, "threads of the data pipeline; fewer where there are fewer cores", ge=1)
+    cpu_kernels: Literal["auto", "on", "off"] = _key(
+        "auto", "the project's CPU operators: where they can be had, always (an error without), or never")
     compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
 
 
@@ -196,6 +198,8 @@ def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Con
     for key in values:
         if key not in keys:
             raise UserError(f"{origin}: unknown key '{key}'{nearest(str(key), keys)}")
+    if isinstance(values.get("cpu_kernels"), bool):  # YAML reads on and off as booleans
+        values = {**values, "cpu_kernels": "on" if values["cpu_kernels"] else "off"}
     try:
         return kind(**values)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
 
 from src.architecture import Architecture, Block
+from src.kernels import BatchNormReLU, DepthwiseConv2d, available
 
 
 class ConvBN(nn.Cell):
@@ -18,16 +19,26 @@ class ConvBN(nn.Cell):
 
     Weights start from a normal distribution with variance 2 / fan-out, the fan-out counted per group
     (He et al., arXiv 1502.01852, as in MnasNet).
+
+    Args:
+        kernels: use the project's CPU operators where they can be used; parameters are the same.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
-                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9) -> None:
+                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9, kernels: bool = False) -> None:
         super().__init__()
         sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
-                              padding=kernel_size // 2, group=groups, weight_init=Normal(sigma))
-        self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
-        self.relu = nn.ReLU() if relu else None
+        kernels = kernels and available()
+        if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
+            self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
+                                  padding=kernel_size // 2, group=groups, weight_init=Normal(sigma))
+        if kernels:
+            self.bn = BatchNormReLU(out_channels, eps=epsilon, momentum=momentum, relu=relu)
+        else:
+            self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
+        self.relu = nn.ReLU() if relu and not kernels else None
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
@@ -50,9 +61,10 @@ class SqueezeExcite(nn.Cell):
 class MBConv(nn.Cell):
     """Inverted bottleneck: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
 
-    def __init__(self, block: Block, *, epsilon: float = 1e-5, momentum: float = 0.9) -> None:
+    def __init__(self, block: Block, *, epsilon: float = 1e-5, momentum: float = 0.9,
+                 kernels: bool = False) -> None:
         super().__init__()
-        bn = {"epsilon": epsilon, "momentum": momentum}
+        bn = {"epsilon": epsilon, "momentum": momentum, "kernels": kernels}
         mid = block.mid_channels
         self.expand = ConvBN(block.in_channels, mid, 1, **bn) if block.expansion != 1 else None
         self.depthwise = ConvBN(mid, mid, block.kernel_size, stride=block.stride, groups=mid, **bn)
@@ -76,11 +88,13 @@ class SPNASNet(nn.Cell):
 
     Args:
         momentum: weight of the old value in the moving statistics of batch normalisation.
+        kernels: use the project's CPU operators where they can be used; parameters are the same.
     """
 
-    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9) -> None:
+    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9,
+                 kernels: bool = False) -> None:
         super().__init__()
-        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum}
+        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels}
         self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
         self.blocks = nn.SequentialCell([MBConv(block, **bn) for block in arch.blocks])
         self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from mindspore import Tensor, nn
 
+from src import kernels
 from src.architecture import Architecture, load_architecture
 from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters
 from src.compile_cache import CompileCache
@@ -62,6 +63,8 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.rank, self.device_num = setup_device(config.device_target, config.device_id)
+        self.amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
+        self.kernels = kernels.wanted(config.cpu_kernels if self.amp_level == "O0" else "off")
         self.arch = load_architecture(config.arch)
         self._check_image_size()
         if config.data_path is None:
@@ -167,29 +170,31 @@ class Trainer:
     def _graph_values(self) -> dict[str, Any]:
         """All that shapes the compiled graphs, for the key of their cache."""
         return {"config": self.config.model_dump(mode="json", exclude=_FREE_KEYS), "arch": self.arch.to_dict(),
-                "classes": len(self.classes), "steps": len(self.rates)}
+                "classes": len(self.classes), "steps": len(self.rates), "kernels": self.kernels}
 
     def _build(self) -> None:
         config = self.config
         ms.set_seed(config.seed)
-        network = SPNASNet(self.arch, len(self.classes), momentum=config.bn_momentum)
+        network = SPNASNet(self.arch, len(self.classes), momentum=config.bn_momentum, kernels=self.kernels)
         if config.pre_trained and not self.resumed:
             log.info("%s", load_pretrained(network, config.pre_trained).summary())
-        amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
         loss_fn = CrossEntropySmooth(config.label_smooth_factor)
         optimizer = create_optimizer(network, config, self.rates)
-        if amp_level != "O0":
-            network = ms.amp.auto_mixed_precision(network, amp_level)
-        self.step = TrainStep(network, loss_fn, optimizer, config, mixed_precision=amp_level != "O0",
+        if self.amp_level != "O0":
+            network = ms.amp.auto_mixed_precision(network, self.amp_level)
+        self.step = TrainStep(network, loss_fn, optimizer, config, mixed_precision=self.amp_level != "O0",
                               device_num=self.device_num).set_train()
         if self.resumed:
-            load_parameters(self.step, {**self.resumed.parameters, "learning_rate": optimizer.learning_rate},
-                            self.resumed.path)
+            # The rates follow from the configuration, which may train longer than the run that is resumed.
+            rates = {p.name: p for p in self.step.get_parameters() if p.name == "learning_rate"}
+            load_parameters(self.step, {**self.resumed.parameters, **rates}, self.resumed.path)
             log.info("resumed from %s, epoch %d, batch %d", self.resumed.path, self.resumed.meta.epoch + 1,
                      self.resumed.meta.step + 1)
             self.resumed = replace(self.resumed, parameters={})
         # Validation has a network of its own: no recompilation between modes, and it can hold the average.
-        self.val_network = SPNASNet(self.arch, len(self.classes)).set_train(False) if self.val_loader else None
+        self.val_network = None
+        if self.val_loader:
+            self.val_network = SPNASNet(self.arch, len(self.classes), kernels=self.kernels).set_train(False)
 
     def _keep_mask(self, epoch: int, batch: int) -> Tensor:
         """What dropout keeps in this batch, drawn from its number alone, so that a resumed run draws the same."""

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Set up everything and run the whole test suite. Usage: bash scripts/run_tests.sh [pytest flags]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup_env.sh requirements-test.txt
+exec .venv/bin/python -m pytest "$@"

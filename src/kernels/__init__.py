@@ -1,0 +1,18 @@
+"""CPU operators for what MindSpore runs slowly: depthwise convolution, and batch normalisation with ReLU.
+
+Optional: ``available()`` says whether they can be used here; everything works without them, with the same
+parameters. They are compiled at first use (``src.kernels.build``) and never part of an exported model, which would
+otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
+"""
+from src.errors import UserError
+from src.kernels.cells import BatchNormReLU, DepthwiseConv2d, available
+from src.kernels.operators import depthwise_conv2d
+
+__all__ = ["BatchNormReLU", "DepthwiseConv2d", "available", "depthwise_conv2d", "wanted"]
+
+
+def wanted(setting: str) -> bool:
+    """Whether to build networks with the operators, by the configuration's ``cpu_kernels``."""
+    if setting == "on" and not available():
+        raise UserError("cpu_kernels is on, but the operators cannot be had on this device; leave it at auto")
+    return setting != "off" and available()

@@ -1,0 +1,65 @@
+"""Drop-in replacements for MindSpore's cells; parameter names and values are the same."""
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from src.kernels import build
+from src.kernels.operators import KERNEL_SIZES, STRIDES, depthwise_operator, norm_operator
+
+
+def available() -> bool:
+    """Whether the operators can be used: on CPU, and compiled."""
+    return ms.get_context("device_target") == "CPU" and build.library() is not None
+
+
+class _Float32Cell(nn.Cell):
+    """A cell that knows whether its operator applies: to float32, unless ``to_float`` asks for another type."""
+
+    fp16 = bf16 = False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
+
+    def applies(self, x: Tensor, weight: Tensor) -> bool:
+        return x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
+
+
+class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
+    """``nn.Conv2d`` with one group a channel, through the operator for float32."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, **options) -> None:
+        super().__init__(channels, channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
+                         group=channels, **options)
+        self.depthwise = depthwise_operator(stride)
+
+    @staticmethod
+    def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether a convolution is depthwise and of a size that the operator knows."""
+        return groups == in_channels == out_channels and kernel_size in KERNEL_SIZES and stride in STRIDES
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.applies(x, self.weight):
+            return self.depthwise(x, self.weight)
+        return super().construct(x)
+
+
+class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
+    """``nn.BatchNorm2d`` and, if ``relu``, ReLU, as one operator for float32.
+
+    It stores nothing but its input and two numbers a channel for the backward pass.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.9, relu: bool = True) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.with_relu = relu
+        self.train_operator, self.infer_operator = norm_operator(relu, True), norm_operator(relu, False)
+        self.options = Tensor([eps, momentum], ms.float32)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.applies(x, self.gamma):
+            y = super().construct(x)
+            return ops.relu(y) if self.with_relu else y
+        if self.training:
+            y, _, _, mean, variance = self.train_operator(x, self.gamma, self.beta, self.moving_mean,
+                                                          self.moving_variance, self.options)
+            y = ops.depend(y, ops.assign(self.moving_mean, mean))
+            return ops.depend(y, ops.assign(self.moving_variance, variance))
+        return self.infer_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.options)[0]

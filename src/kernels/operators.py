@@ -1,0 +1,90 @@
+"""The compiled operators as MindSpore functions, with first-order gradients, in GRAPH and PYNATIVE mode.
+
+Shapes are checked here, when MindSpore infers them, and types by the operators themselves, since only they see them.
+"""
+from __future__ import annotations
+
+import functools
+
+from mindspore import Tensor, ops
+
+from src.kernels import build
+
+KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)
+
+
+def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
+    def out_dtype(*types):
+        return types[0] if outputs == 1 else (types[0],) * outputs
+
+    library = build.library()
+    if library is None:
+        raise RuntimeError("the CPU operators are not compiled; ask src.kernels.available() before using them")
+    return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
+
+
+@functools.lru_cache(maxsize=None)
+def depthwise_operator(stride: int) -> ops.Custom:
+    """What ``depthwise_conv2d`` calls, for cells to hold."""
+    if stride not in STRIDES:
+        raise ValueError(f"stride {stride} is none of {STRIDES}")
+
+    def forward_shape(x, weight):
+        if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
+            raise ValueError(f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
+                             f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}")
+        return (x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+    def backward_shape(x, weight, dy):
+        return x, weight
+
+    backward = _custom(f"DepthwiseBackward{stride}", backward_shape, 2)
+
+    def bprop(x, weight, out, dout):
+        return backward(x, weight, dout)
+
+    return _custom(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """Depthwise convolution of float32, padded by k // 2 on all sides.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, 1, k, k), k being 3, 5 or 7.
+        stride: 1 or 2.
+
+    Returns:
+        (N, C, ceil(H / stride), ceil(W / stride)).
+    """
+    return depthwise_operator(stride)(x, weight)
+
+
+@functools.lru_cache(maxsize=None)
+def norm_operator(relu: bool, training: bool) -> ops.Custom:
+    """Batch normalisation and, if ``relu``, ReLU.
+
+    Takes x (N, C, H, W), gamma, beta, moving mean and moving variance (C,), and options (2,), which are
+    epsilon and the weight of the old moving statistics. Returns y, mean and inverse standard deviation, and
+    in training, where these are the batch's, also the new moving mean and variance.
+    """
+    name = f"Norm{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
+    statistics = 4 if training else 2
+
+    def forward_shape(x, gamma, beta, moving_mean, moving_variance, options):
+        if len(x) != 4 or list(gamma) != [x[1]]:
+            raise ValueError(f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
+                             f"{tuple(gamma)}")
+        return (x,) + (gamma,) * statistics
+
+    def backward_shape(x, gamma, beta, mean, inverse_deviation, dy):
+        return x, gamma, gamma
+
+    backward = _custom(f"{name}Backward", backward_shape, 3)
+
+    def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
+        dx, dgamma, dbeta = backward(x, gamma, beta, out[1], out[2], dout[0])
+        return (dx, dgamma, dbeta, ops.zeros_like(moving_mean), ops.zeros_like(moving_variance),
+                ops.zeros_like(options))
+
+    return _custom(name, forward_shape, 1 + statistics, bprop)

@@ -1,0 +1,364 @@
+"""CPU operators against float64 NumPy and against MindSpore's own, forward and backward."""
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from src.architecture import Architecture, decode_block, load_architecture, shipped_architectures
+from src.cost import conv_out
+from src.kernels import BatchNormReLU, DepthwiseConv2d, available, build, depthwise_conv2d
+from src.spnasnet import SPNASNet
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
+
+ODD_SHAPES = [  # (N, C, H, W, k, stride)
+    (1, 1, 1, 1, 3, 1), (1, 1, 1, 1, 7, 2), (2, 3, 1, 9, 5, 2), (2, 2, 7, 1, 3, 1), (1, 4, 2, 2, 7, 1),
+    (3, 1, 7, 7, 7, 2), (2, 5, 7, 7, 5, 1), (1, 2, 17, 15, 3, 2), (1, 2, 15, 18, 7, 2), (2, 1, 3, 65, 5, 1),
+    (1, 1, 65, 3, 3, 2), (9, 17, 4, 4, 3, 1), (2, 19, 5, 6, 5, 2), (1, 2, 31, 33, 7, 1), (70, 2, 8, 8, 3, 1),
+]
+
+
+def network_shapes() -> list[tuple]:
+    """Distinct depthwise layers of the shipped networks, with up to 18 channels and batch 2."""
+    shapes = set()
+    for name in shipped_architectures():
+        arch = load_architecture(name)
+        size = conv_out(arch.image_size, arch.stem_stride)
+        for block in arch.blocks:
+            channels = min(block.mid_channels, 18 if size < 16 else 3)
+            shapes.add((2, channels, size, size, block.kernel_size, block.stride))
+            size = conv_out(size, block.stride)
+    return sorted(shapes)
+
+
+SHAPES = ODD_SHAPES + network_shapes()
+
+
+def depthwise64(x, weight, stride, dy):
+    """y, dx and dweight of a depthwise convolution, tap by tap, in float64."""
+    x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
+    k, (ho, wo) = weight.shape[-1], dy.shape[2:]
+    pad = k // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    y, dpadded, dweight = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(weight.shape)
+    for ky in range(k):
+        for kx in range(k):
+            window = np.s_[:, :, ky:ky + stride * (ho - 1) + 1:stride, kx:kx + stride * (wo - 1) + 1:stride]
+            y += padded[window] * weight[:, 0, ky, kx, None, None]
+            dpadded[window] += dy * weight[:, 0, ky, kx, None, None]
+            dweight[:, 0, ky, kx] = (padded[window] * dy).sum((0, 2, 3))
+    return y, dpadded[:, :, pad:pad + x.shape[2], pad:pad + x.shape[3]], dweight
+
+
+def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
+    """y, dx, dgamma, dbeta, mean, variance; with ``statistics`` (mean, variance) in inference mode."""
+    x, gamma, beta, dy = (a.astype(np.float64) for a in (x, gamma, beta, dy))
+
+    def channel(a):
+        return np.asarray(a, np.float64)[:, None, None]
+
+    mean, variance = statistics or (x.mean((0, 2, 3)), x.var((0, 2, 3)))
+    deviation = np.sqrt(channel(variance) + epsilon)
+    normal = (x - channel(mean)) / deviation
+    y = normal * channel(gamma) + channel(beta)
+    g = np.where(y > 0, dy, 0) if relu else dy
+    dgamma, dbeta = (g * normal).sum((0, 2, 3)), g.sum((0, 2, 3))
+    dx = g
+    if statistics is None:
+        dx = dx - g.mean((0, 2, 3), keepdims=True) - normal * (g * normal).mean((0, 2, 3), keepdims=True)
+    return (np.maximum(y, 0) if relu else y), dx * channel(gamma) / deviation, dgamma, dbeta, mean, variance
+
+
+def run(name: str, inputs: list, output_shapes: list, types=None, library=None) -> list:
+    """Calls an operator of the library directly."""
+    outputs = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
+    arrays = [np.ascontiguousarray(a) for a in inputs] + outputs
+    shapes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
+    n = len(arrays)
+    status = getattr(ctypes.CDLL(library or build.library()), name)(
+        n, (ctypes.c_void_p * n)(*(a.ctypes.data for a in arrays)), (ctypes.c_int * n)(*(a.ndim for a in arrays)),
+        (ctypes.POINTER(ctypes.c_int64) * n)(*(ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in shapes)),
+        (ctypes.c_char_p * n)(*(types or [str(a.dtype).encode() for a in arrays])), None, None)
+    if status:
+        raise ValueError(f"{name} returned {status}")
+    return outputs
+
+
+def assert_near(actual, expected, tolerance=2e-6) -> None:
+    """Largest difference within ``tolerance`` of the largest value."""
+    expected = np.asarray(expected)
+    assert np.shape(actual) == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_equals_float64(shape):
+    n, c, h, w, k, stride = shape
+    x, weight = normal(1, n, c, h, w), normal(2, c, 1, k, k)
+    dy = normal(3, n, c, conv_out(h, stride), conv_out(w, stride))
+    y, dx, dweight = depthwise64(x, weight, stride, dy)
+    assert_near(run(f"DepthwiseForward{stride}", [x, weight], [dy.shape])[0], y)
+    actual = run(f"DepthwiseBackward{stride}", [x, weight, dy], [x.shape, weight.shape])
+    assert_near(actual[0], dx)
+    assert_near(actual[1], dweight)
+
+
+@pytest.mark.parametrize("relu", (False, True))
+@pytest.mark.parametrize("shape", sorted({shape[:4] for shape in SHAPES}), ids=str)
+def test_norm_equals_float64(shape, relu):
+    n, c, h, w = shape
+    x = 3 * normal(1, *shape) + 5
+    gamma, beta, old_mean, old_variance = normal(2, c), normal(3, c), normal(4, c), np.abs(normal(5, c)) + 0.5
+    dy, options, name = normal(6, *shape), np.array([1e-5, 0.9], np.float32), "NormRelu" if relu else "Norm"
+    small = [(c,)] * 4
+
+    statistics = {"statistics": (old_mean, old_variance)}
+    for case in ({}, statistics):  # no gradient where rounding decides whether ReLU is active
+        dy[np.abs(norm64(x, gamma, beta, dy, False, **case)[0]) < 1e-4] = 0
+    y, dx, dgamma, dbeta, mean, variance = norm64(x, gamma, beta, dy, relu)
+    out = run(f"{name}Train", [x, gamma, beta, old_mean, old_variance, options], [shape, *small])
+    count = n * h * w
+    assert_near(out[0], y)
+    assert_near(out[3], 0.9 * old_mean + 0.1 * mean)
+    assert_near(out[4], 0.9 * old_variance + 0.1 * variance * count / max(1, count - 1))
+    if count > 4:  # with fewer, deviations near zero make gradients large
+        actual = run(f"{name}TrainBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
+        for a, e in zip(actual, (dx, dgamma, dbeta)):
+            assert_near(a, e, 1e-5)
+
+    expected = norm64(x, gamma, beta, dy, relu, **statistics)
+    out = run(f"{name}Infer", [x, gamma, beta, old_mean, old_variance, options], [shape, *small[:2]])
+    actual = run(f"{name}InferBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
+    for a, e in zip([out[0], *actual], expected):
+        assert_near(a, e, 1e-5)
+
+
+def test_norm_of_values_far_from_zero():
+    x = normal(1, 4, 3, 9, 9) + np.array([1e3, -300, 0], np.float32)[:, None, None]
+    one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
+    out = run("NormTrain", [x, one, zero, zero, one, np.array([1e-5, 0.0], np.float32)], [x.shape] + [(3,)] * 4)
+    y, _, _, _, mean, variance = norm64(x, one, zero, x, False)
+    assert_near(out[0], y, 1e-4)
+    np.testing.assert_allclose(out[4], variance * 324 / 323, rtol=1e-5)
+
+
+def test_relu_passes_nan():
+    x, one = np.full((1, 1, 3, 40), np.nan, np.float32), np.ones(1, np.float32)
+    out = run("NormReluInfer", [x, one, one, one, one, np.array([1e-5, 0.9], np.float32)], [x.shape, (1,), (1,)])
+    assert np.isnan(out[0]).all()
+
+
+def test_wrong_types_and_shapes_are_refused():
+    x, weight = normal(1, 2, 3, 8, 8), normal(2, 3, 1, 3, 3)
+    run("DepthwiseForward2", [x, weight], [(2, 3, 4, 4)])
+    for inputs, shape in (([x, weight], (2, 3, 8, 8)), ([x, normal(2, 3, 1, 4, 4)], (2, 3, 4, 4)),
+                          ([x, normal(2, 4, 1, 3, 3)], (2, 3, 4, 4)), ([x[0], weight], (3, 4, 4)),
+                          ([x.astype(np.float16), weight], (2, 3, 4, 4)), ([x], (2, 3, 4, 4))):
+        with pytest.raises(ValueError, match="returned"):
+            run("DepthwiseForward2", inputs, [shape])
+    small = [normal(i, 3) for i in range(4)]
+    with pytest.raises(ValueError, match="returned"):
+        run("NormTrain", [x, *small, normal(1, 3)], [x.shape] + [(3,)] * 4)
+    with pytest.raises(ValueError, match="returned"):
+        run("NormTrain", [x, *small[:3], normal(1, 4), normal(1, 2)], [x.shape] + [(3,)] * 4)
+
+
+def test_a_build_for_any_processor_gives_the_same(tmp_path):
+    library = str(build.compile_library(native=False, folder=tmp_path))
+    x, weight, dy = normal(1, 2, 3, 14, 14), normal(2, 3, 1, 5, 5), normal(3, 2, 3, 7, 7)
+    y, dx, dweight = depthwise64(x, weight, 2, dy)
+    assert_near(run("DepthwiseForward2", [x, weight], [dy.shape], library=library)[0], y)
+    actual = run("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape], library=library)
+    assert_near(actual[0], dx)
+    assert_near(actual[1], dweight)
+
+
+def test_without_a_compiler_one_line_is_logged(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build.library.cache_clear()
+    try:
+        assert build.library() is None and build.library() is None
+        assert len(caplog.records) == 1 and "no C++ compiler" in caplog.text
+        network = SPNASNet(small_architecture(), 4, kernels=True)
+        assert not any(isinstance(cell, (DepthwiseConv2d, BatchNormReLU)) for cell in network.cells_and_names())
+    finally:
+        build.library.cache_clear()
+
+
+RESULT = """
+import sys, hashlib, numpy as np
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_kernels import normal, run
+x, weight, dy = normal(1, 5, 37, 9, 9), normal(2, 37, 1, 5, 5), normal(3, 5, 37, 5, 5)
+small = [normal(i, 37) for i in range(2)] + [np.zeros(37, np.float32), np.ones(37, np.float32)]
+norm = [x, *small, np.array([1e-5, 0.9], np.float32)]
+out = run("NormReluTrain", norm, [x.shape] + [(37,)] * 4)
+out += run("DepthwiseForward2", [x, weight], [dy.shape])
+out += run("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape])
+out += run("NormReluTrainBackward", [x, *small[:2], out[1], out[2], x], [x.shape, (37,), (37,)])
+print(hashlib.sha256(b"".join(a.tobytes() for a in out)).hexdigest())
+"""
+
+
+def test_results_do_not_depend_on_threads():
+    script = RESULT.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    digests = [subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True,
+                              env={**os.environ, "SPNAS_KERNEL_THREADS": threads}).stdout.split()[-1]
+               for threads in ("1", "8")]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_sanitizers_find_nothing(sanitizer, tmp_path):
+    program = tmp_path / "sanitize"
+    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
+    built = subprocess.run(["g++", *flags, "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-o",
+                            str(program), str(ROOT / "tests" / "sanitize_kernels.cpp")], capture_output=True, text=True)
+    if built.returncode and "cannot find" in built.stderr:
+        pytest.skip("the compiler has no sanitizer libraries")
+    assert built.returncode == 0, built.stderr
+    result = subprocess.run([str(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))
+def mode(request):
+    before = ms.get_context("mode")
+    ms.set_context(mode=request.param)
+    yield request.param
+    ms.set_context(mode=before)
+
+
+class Gradients(nn.Cell):
+    """Weighted sum of a network's output, and its gradients for input and weights."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network, self.weights = network, ParameterTuple(network.trainable_params())
+        self.gradient = ops.value_and_grad(self.forward, 0, self.weights)
+
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        return (self.network(x) * factor).sum()
+
+    def construct(self, x: Tensor, factor: Tensor):
+        return self.gradient(x, factor)
+
+
+def gradients(network: nn.Cell, x, factor) -> dict[str, np.ndarray]:
+    value, (dx, dweights) = Gradients(network)(Tensor(x), Tensor(factor))
+    names = [p.name for p in network.trainable_params()]
+    return {"value": value.asnumpy(), "x": dx.asnumpy(), **{n: d.asnumpy() for n, d in zip(names, dweights)}}
+
+
+def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
+    return {p.name: p.asnumpy().copy() for p in network.get_parameters()}
+
+
+def small_architecture() -> Architecture:
+    blocks = ("r1_k3_s22_e3_i8_o12", "r1_k5_s11_e3_i12_o12", "r1_k7_s22_e6_i12_o16")
+    return Architecture("small", 32, tuple(decode_block(b) for b in blocks), stem_channels=8, stem_stride=1,
+                        head_channels=20)
+
+
+def small_pair() -> tuple[nn.Cell, nn.Cell]:
+    """The same small network with MindSpore's operators and with ours, of equal weights."""
+    stock, ours = (SPNASNet(small_architecture(), 4, kernels=kernels) for kernels in (False, True))
+    assert any(isinstance(cell, DepthwiseConv2d) for _, cell in ours.cells_and_names())
+    assert list(parameters(stock)) == list(parameters(ours))
+    for network in (stock, ours):
+        for i, p in enumerate(network.get_parameters()):
+            value = 0.3 * normal(i, *p.shape) + (0.5 if p.ndim == 1 else 0)
+            p.set_data(Tensor(np.abs(value) if "variance" in p.name else value))
+    return stock, ours
+
+
+@pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
+def test_network_equals_stock(mode, training):
+    stock, ours = small_pair()
+    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
+    before = parameters(stock)
+    expected = gradients(stock.set_train(training), x, factor)
+    actual = gradients(ours.set_train(training), x, factor)
+    for name, value in expected.items():
+        assert_near(actual[name], value, 2e-5)
+    moved = parameters(stock)
+    for name, value in parameters(ours).items():  # moving statistics have moved once, others not
+        np.testing.assert_allclose(value, moved[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        assert np.array_equal(value, before[name]) != (training and "moving" in name), name
+
+
+def test_graph_and_pynative_agree():
+    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
+    results = []
+    before = ms.get_context("mode")
+    try:
+        for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE):
+            ms.set_context(mode=mode)
+            network = small_pair()[1].set_train()
+            results.append({**gradients(network, x, factor), **parameters(network)})
+    finally:
+        ms.set_context(mode=before)
+    for name, value in results[0].items():
+        assert_near(results[1][name], value, 1e-5)
+
+
+def test_repeated_steps_are_bit_equal():
+    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
+    network = small_pair()[1].set_train()
+    step = Gradients(network)
+    first, second = ([a.asnumpy() for a in step(Tensor(x), Tensor(factor))[1][1]] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+def test_masked_kernel_gets_its_gradient(mode):
+    weight, mask = Parameter(normal(1, 3, 1, 5, 5), name="weight"), np.pad(np.ones((3, 3), np.float32), 1)
+    x, dy = normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9)
+
+    def forward(x, weight):
+        return (depthwise_conv2d(x, weight * Tensor(mask)) * Tensor(dy)).sum()
+
+    _, dweight = ms.grad(forward, (0, 1))(Tensor(x), weight)
+    expected = depthwise64(x, weight.asnumpy() * mask, 1, dy)[2] * mask
+    assert_near(dweight.asnumpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 14, 14, 3, 1), (2, 6, 14, 15, 5, 2), (2, 3, 7, 7, 7, 1), (1, 1, 9, 7, 3, 2)],
+                         ids=str)
+def test_depthwise_cell_equals_stock(mode, shape):
+    n, c, h, w, k, stride = shape
+    stock = nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c)
+    ours = DepthwiseConv2d(c, k, stride)
+    ours.weight.set_data(stock.weight)
+    x, factor = normal(1, n, c, h, w), normal(2, n, c, conv_out(h, stride), conv_out(w, stride))
+    expected = gradients(stock, x, factor)
+    for name, value in gradients(ours, x, factor).items():
+        assert_near(value, expected[name], 1e-5)
+
+
+def test_wrong_shapes_are_named(mode):
+    for x, weight in ((normal(1, 2, 3, 8, 8), normal(1, 3, 1, 4, 4)), (normal(1, 2, 3, 8, 8), normal(1, 4, 1, 3, 3))):
+        with pytest.raises(ValueError, match="k in"):
+            depthwise_conv2d(Tensor(x), Tensor(weight)).asnumpy()
+    with pytest.raises(ValueError, match="stride 3"):
+        depthwise_conv2d(Tensor(normal(1, 2, 3, 8, 8)), Tensor(normal(1, 3, 1, 3, 3)), 3)
+
+
+def test_other_types_use_stock_operators(mode):
+    network = nn.SequentialCell(DepthwiseConv2d(3, 3), BatchNormReLU(3)).to_float(ms.float16)
+    for training in (True, False):
+        y = network.set_train(training)(Tensor(normal(1, 2, 3, 4, 4))).asnumpy()
+        assert y.dtype == np.float16 and np.isfinite(y).all() and y.min() == 0
