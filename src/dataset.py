@@ -2,13 +2,14 @@
 
 Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch repeats
 that epoch's beginning and none of the epochs before, and gives the same images in the same augmentation.
-Each row carries the image's index. Rows whose image fails to decode are replaced by others (training,
-so that all ranks keep step) or left out (evaluation); the indices that did not arrive tell which.
+An image that cannot be decoded is named once; in training the next image takes its place, so that all ranks
+keep step, and in evaluation it is left out of every count.
 """
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import Iterator, Optional
 
 import mindspore.dataset as ds
@@ -17,28 +18,27 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
 from src.errors import Fault, UserError
+from src.images import ImageError
 from src.preprocessing import Augmentation, Preprocessing
 from src.sources import ImageFolder, PixelArray
 
 log = logging.getLogger(__name__)
 
 
-def evaluation_transforms(preprocessing: Preprocessing, encoded: bool) -> list:
-    """Operations from an image to a normalised (3, H, W) float32 array, without randomness."""
-    decode = [vision.Decode()] if encoded else []
-    return decode + [vision.Resize(preprocessing.resize, Inter.BILINEAR),
-                     vision.CenterCrop((preprocessing.height, preprocessing.width))] + _normalise(preprocessing)
+def evaluation_transforms(preprocessing: Preprocessing) -> list:
+    """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, without randomness."""
+    return [vision.Resize(preprocessing.resize, Inter.BILINEAR),
+            vision.CenterCrop((preprocessing.height, preprocessing.width)), *_normalise(preprocessing)]
 
 
-def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation, encoded: bool) -> list:
-    """Operations from an image to a normalised (3, H, W) float32 array, with random augmentation."""
+def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation) -> list:
+    """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, with augmentation."""
     size = (preprocessing.height, preprocessing.width)
     if augmentation.crop_scale is not None:
-        crop = vision.RandomCropDecodeResize if encoded else vision.RandomResizedCrop
-        transforms = [crop(size, scale=(augmentation.crop_scale, 1.0), interpolation=Inter.BILINEAR)]
+        transforms = [vision.RandomResizedCrop(size, scale=(augmentation.crop_scale, 1.0),
+                                               interpolation=Inter.BILINEAR)]
     else:
-        transforms = [vision.Decode()] if encoded else []
-        transforms += [vision.Resize(preprocessing.resize, Inter.BILINEAR), vision.CenterCrop(size)]
+        transforms = [vision.Resize(preprocessing.resize, Inter.BILINEAR), vision.CenterCrop(size)]
         if augmentation.crop_padding:
             transforms.append(vision.RandomCrop(size, augmentation.crop_padding))
     if augmentation.flip:
@@ -53,16 +53,35 @@ def _normalise(preprocessing: Preprocessing) -> list:
 
 
 class _Rows:
-    """Random access to (image, label, index), the form that GeneratorDataset reads."""
+    """Random access to (image, label), the form that GeneratorDataset reads; remembers what cannot be decoded."""
 
-    def __init__(self, source: ImageFolder | PixelArray) -> None:
-        self._source = source
+    LEFT_OUT = -1  # label of a row that evaluation does not count
+
+    def __init__(self, source: ImageFolder | PixelArray, training: bool) -> None:
+        self._source, self._training = source, training
+        self._lock = threading.Lock()
+        self.bad_images: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._source.read(index), self._source.labels[index], np.int32(index)
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        for other in range(index, index + (len(self) if self._training else 1)):
+            other %= len(self)
+            try:
+                return self._source.read(other), self._source.labels[other]
+            except ImageError as error:
+                self._note(other, str(error))
+        if self._training:
+            raise Fault(f"{self._source.path}: no image can be decoded")
+        return np.zeros((1, 1, 3), np.uint8), np.int32(self.LEFT_OUT)
+
+    def _note(self, index: int, reason: str) -> None:
+        with self._lock:
+            if index not in self.bad_images:
+                self.bad_images[index] = reason
+                log.warning("%s: %s; %s", self._source.name(index), reason,
+                            "another image takes its place" if self._training else "not evaluated")
 
 
 class _Order(ds.Sampler):
@@ -85,8 +104,6 @@ class Loader:
         batch_size: images a batch on this rank.
         max_images: use only so many images, a fixed random choice; None for all.
 
-    Attributes:
-        bad_images: index and reason of the images that could not be used so far.
     """
 
     def __init__(self, source: ImageFolder | PixelArray, preprocessing: Preprocessing, *, batch_size: int,
@@ -97,7 +114,7 @@ class Loader:
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
         self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
-        self.bad_images: dict[int, str] = {}
+        self._rows = _Rows(source, training)
         self._pool = np.random.default_rng(0).permutation(len(source))[:max_images] if max_images \
             else np.arange(len(source))
         if training and len(self) < batch_size * device_num:
@@ -107,6 +124,11 @@ class Loader:
     def __len__(self) -> int:
         """Images of an epoch over all ranks."""
         return len(self._pool)
+
+    @property
+    def bad_images(self) -> dict[int, str]:
+        """Index and reason of the images that could not be used so far."""
+        return self._rows.bad_images
 
     @property
     def batches_per_epoch(self) -> int:
@@ -131,37 +153,15 @@ class Loader:
         indices = self._indices(epoch)
         if not len(indices):
             return
-        modes = ds.config.ErrorSamplesMode
-        ds.config.set_error_samples_mode(modes.REPLACE if self._training else modes.SKIP)
         ds.config.set_seed((self._seed * 1_000_003 + epoch * 8191 + self._rank) % 2**31)
-        if self._augmentation is not None:
-            transforms = training_transforms(self._preprocessing, self._augmentation, self.source.encoded)
-        else:
-            transforms = evaluation_transforms(self._preprocessing, self.source.encoded)
-        rows = ds.GeneratorDataset(_Rows(self.source), ["image", "label", "index"], sampler=_Order(indices),
-                                   num_parallel_workers=1, python_multiprocessing=False)
+        transforms = (evaluation_transforms(self._preprocessing) if self._augmentation is None
+                      else training_transforms(self._preprocessing, self._augmentation))
+        rows = ds.GeneratorDataset(self._rows, ["image", "label"], sampler=_Order(indices),
+                                   num_parallel_workers=self._workers, python_multiprocessing=False)
         rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
         rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
-        arrived = np.zeros(len(self.source), bool)
         batches = rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
-        try:
-            for number, (images, labels, seen) in enumerate(batches):
-                arrived[seen] = True
-                if number >= skip_batches:
-                    yield images, labels
-        except RuntimeError as error:
-            if not arrived.any():
-                raise Fault(f"{self.source.path}: no image could be read ({_first_line(error)})") from None
-            raise
-        self._note_bad_images(indices[~arrived[indices]])
-
-    def _note_bad_images(self, missing: np.ndarray) -> None:
-        for index in map(int, missing):
-            if index not in self.bad_images:
-                self.bad_images[index] = self.source.problems.get(index, "cannot be decoded")
-                log.warning("%s: %s; %s", self.source.name(index), self.bad_images[index],
-                            "another image takes its place" if self._training else "not evaluated")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip(" -")), type(error).__name__)
+        for number, (images, labels) in enumerate(batches):
+            if number >= skip_batches:
+                whole = labels != _Rows.LEFT_OUT
+                yield (images, labels) if whole.all() else (images[whole], labels[whole])

@@ -52,6 +52,8 @@ def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int]
     start = time.perf_counter()
     for batch, labels in loader.epoch():
         count = len(labels)
+        if not count:  # a batch of images that could not be decoded
+            continue
         # A short last batch is filled up, so that it needs no graph of its own; only real images count.
         padding = [(0, loader.batch_size - count)] + [(0, 0)] * 3
         logits = network(Tensor(np.pad(batch, padding))).asnumpy()[:count]

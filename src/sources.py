@@ -1,7 +1,7 @@
 """Labelled images on disk: class folders, CIFAR-10 in its published forms, the embedded digits.
 
-A source is a sequence of (image, label): encoded bytes from files, or pixels (H, W, 3) from arrays. It
-checks at construction, in seconds, what would otherwise fail in the middle of a run. No framework.
+A source is a sequence of images (H, W, 3) with labels. It checks at construction, in seconds, what would
+otherwise fail in the middle of a run. No framework is imported.
 """
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import os
 import shutil
 import tarfile
 import tempfile
-import threading
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
 from src.errors import UserError
-from src.images import EXTENSIONS, image_problem
+from src.images import EXTENSIONS, ImageError, decode_image
 from src.safe_pickle import load_arrays
 
 log = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ log = logging.getLogger(__name__)
 
 class ImageFolder:
     """A folder with one subfolder of images a class; labels follow the sorted folder names."""
-
-    encoded = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -53,9 +50,6 @@ class ImageFolder:
             more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
             log.warning("%s: skipped %d files that are no images: %s%s", self.path, len(foreign),
                         ", ".join(foreign[:5]), more)
-        # Reasons found while reading, by image; the pipeline's threads write here.
-        self.problems: dict[int, str] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -64,28 +58,19 @@ class ImageFolder:
         return str(self.path / self._files[index])
 
     def read(self, index: int) -> np.ndarray:
-        """Encoded bytes (length,) of uint8; a single zero byte, which no decoder accepts, for a bad file."""
+        """Pixels (H, W, 3) of uint8; raises ImageError with the reason for a file that is none."""
         try:
             with open(self.path / self._files[index], "rb") as file:
-                data = file.read()
-            problem = image_problem(data)
+                return decode_image(file.read())
         except OSError as error:
-            problem = error.strerror or str(error)
-        if problem:
-            with self._lock:
-                self.problems[index] = problem
-            return np.zeros(1, np.uint8)
-        return np.frombuffer(data, np.uint8)
+            raise ImageError(error.strerror or str(error)) from None
 
 
 class PixelArray:
     """Images that are already pixels: (N, H, W, 3) of uint8 in memory."""
 
-    encoded = False
-
     def __init__(self, path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
         self.path, self.images, self.labels, self.classes = path, images, labels.astype(np.int32), classes
-        self.problems: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)

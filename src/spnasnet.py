@@ -6,6 +6,7 @@ Parameter names follow the layers of ``src.cost.layer_costs``: ``stem.conv.weigh
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
@@ -101,11 +102,13 @@ class SPNASNet(nn.Cell):
         bound = 1 / math.sqrt(arch.head_channels)
         self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=Uniform(bound), bias_init="zeros")
 
-    def features(self, x: Tensor) -> Tensor:
-        """Pooled features: (N, 3, H, W) -> (N, head_channels)."""
-        x = self.head(self.blocks(self.stem(x)))
-        return ops.mean(x, (2, 3))
+    def construct(self, x: Tensor, dropout: Optional[Tensor] = None) -> Tensor:
+        """Logits: (N, 3, H, W) -> (N, num_classes).
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Logits: (N, 3, H, W) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        Args:
+            dropout: factors of the pooled features, (N, head_channels): 0 where a feature is dropped.
+        """
+        x = ops.mean(self.head(self.blocks(self.stem(x))), (2, 3))
+        if dropout is not None:
+            x = x * dropout.astype(x.dtype)
+        return self.classifier(x)

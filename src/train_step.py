@@ -113,7 +113,7 @@ class TrainStep(nn.Cell):
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
         self.weights = optimizer.parameters
         self.map = ops.HyperMap()
-        self.clip_norm, self.keep_prob = config.clip_norm, 1.0 - config.drop_rate
+        self.clip_norm, self.drops = config.clip_norm, config.drop_rate > 0
         self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
         self.reduce = nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
         self.accumulate_steps = config.accumulate_steps
@@ -127,30 +127,27 @@ class TrainStep(nn.Cell):
             self.average = self.source.clone(prefix="ema")
         self.gradient = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
 
-    def forward(self, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled loss, loss and count of correct predictions of a batch."""
-        if self.keep_prob < 1.0:
-            logits = self.network.classifier(self.network.features(images) * (keep / self.keep_prob))
-        else:
-            logits = self.network(images)
+        logits = self.network(images, dropout) if self.drops else self.network(images)
         loss = self.loss_fn(logits, labels)
         correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
         scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
         return scaled, loss, correct
 
-    def construct(self, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor]:
         """Train on one batch.
 
         Args:
             images: (N, 3, H, W).
             labels: (N,) of int32.
-            keep: 1 where dropout keeps a feature and 0 where not, (N, head channels); without dropout (1,).
+            dropout: factors of the pooled features, (N, head channels); without dropout anything, (1,).
                 Drawn on the host from the step number, so that a resumed run draws the same.
 
         Returns:
             Loss and number of correct predictions on this rank's batch.
         """
-        (_, loss, correct), gradients = self.gradient(images, labels, keep)
+        (_, loss, correct), gradients = self.gradient(images, labels, dropout)
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         if self.accumulate_steps == 1:

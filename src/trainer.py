@@ -45,8 +45,13 @@ class _StopSignal:
 
     def __init__(self) -> None:
         self.received: Optional[signal.Signals] = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self.listen()
+
+    def listen(self) -> None:
+        """Install the handlers, again after every data pipeline that starts: MindSpore's puts its own in place."""
+        if self.received is None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: Any) -> None:
         self.received = signal.Signals(number)
@@ -196,14 +201,15 @@ class Trainer:
         if self.val_loader:
             self.val_network = SPNASNet(self.arch, len(self.classes), kernels=self.kernels).set_train(False)
 
-    def _keep_mask(self, epoch: int, batch: int) -> Tensor:
-        """What dropout keeps in this batch, drawn from its number alone, so that a resumed run draws the same."""
+    def _dropout(self, epoch: int, batch: int) -> Tensor:
+        """Dropout's factors for this batch, drawn from its number alone, so that a resumed run draws the same."""
         rate = self.config.drop_rate
         if not rate:
             return Tensor(np.ones(1, np.float32))
         generator = np.random.default_rng((self.config.seed, epoch, batch, self.rank))
         shape = (self.config.batch_size, self.arch.head_channels)
-        return Tensor((generator.random(shape, np.float32) >= rate).astype(np.float32))
+        kept = generator.random(shape, np.float32) >= rate
+        return Tensor(kept.astype(np.float32) / np.float32(1 - rate))
 
     def _train_epoch(self, epoch: int, first: int, story: RunLog, stop: _StopSignal) -> bool:
         """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
@@ -212,7 +218,8 @@ class Trainer:
         images_seen, mark = 0, time.perf_counter()
         pending: list[tuple[Tensor, Tensor]] = []
         for batch, (images, labels) in enumerate(self.loader.epoch(epoch, first), start=first + 1):
-            pending.append(self.step(Tensor(images), Tensor(labels), self._keep_mask(epoch, batch)))
+            stop.listen()
+            pending.append(self.step(Tensor(images), Tensor(labels), self._dropout(epoch, batch)))
             images_seen += len(labels)
             last = batch == self.batches_per_epoch
             if last or batch % config.log_steps == 0 or stop.received:
