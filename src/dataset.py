@@ -69,12 +69,13 @@ class _Rows:
         for other in range(index, index + (len(self) if self._training else 1)):
             other %= len(self)
             try:
-                return self._source.read(other), self._source.labels[other]
+                # An array, not a scalar: MindSpore cannot take NumPy 2's scalars.
+                return self._source.read(other), np.asarray(self._source.labels[other])
             except ImageError as error:
                 self._note(other, str(error))
         if self._training:
             raise Fault(f"{self._source.path}: no image can be decoded")
-        return np.zeros((1, 1, 3), np.uint8), np.int32(self.LEFT_OUT)
+        return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
 
     def _note(self, index: int, reason: str) -> None:
         with self._lock:
