@@ -11,9 +11,10 @@ import errno
 import json
 import logging
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 import mindspore as ms
 from mindspore import Parameter, nn
@@ -82,6 +83,16 @@ class Checkpoint:
         return network.set_train(False)
 
 
+@contextmanager
+def _framework_silent() -> Iterator[None]:
+    """Keep MindSpore from logging an error that it also raises, so that the user reads it once."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path) -> None:
     """Put parameters into a cell; every parameter of the cell must be there, in its shape."""
     for parameter in cell.get_parameters():
@@ -93,18 +104,26 @@ def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path)
         parameter.set_data(stored.value())
 
 
+def _remove_scratch(folder: Path, stem: str) -> None:
+    """Delete half-written files: ours, and MindSpore's own beside them."""
+    for suffix in (".ckpt", ".tmp"):
+        for file in folder.glob(stem + suffix):
+            file.unlink(missing_ok=True)
+
+
 def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
     """Save all parameters of ``cell``; raises Fault when the disk is full or not writable."""
     meta = Meta(**{**asdict(meta), "parameters": len(list(cell.get_parameters()))})
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
     try:
-        ms.save_checkpoint(cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True)
+        with _framework_silent():
+            ms.save_checkpoint(cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True)
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except (OSError, RuntimeError, ValueError) as error:
-        scratch.unlink(missing_ok=True)
+        _remove_scratch(path.parent, scratch.stem)
         reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else str(error).strip().splitlines()[0]
         raise Fault(f"{path}: cannot be saved ({reason}); the checkpoints before it are whole") from None
 
@@ -115,7 +134,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        entries = ms.load_checkpoint(str(path), crc_check=True)
+        with _framework_silent():
+            entries = ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, OSError, TypeError) as error:
         log.debug("%s: %s", path, error)
         raise UserError(f"{path}: not readable as a checkpoint; it is truncated, damaged or of another kind") from None
@@ -215,5 +235,4 @@ class CheckpointFolder:
 
     def remove_scratch(self) -> None:
         """Delete what a killed run left half-written."""
-        for file in self.path.glob(".*.ckpt"):
-            file.unlink()
+        _remove_scratch(self.path, ".*")

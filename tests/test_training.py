@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from src.architecture import load_architecture
 from src.checkpoint import CheckpointFolder, Meta, read_checkpoint, write_checkpoint
-from src.errors import UserError
+from src.errors import Fault, UserError
 from src.spnasnet import SPNASNet
 from tests.conftest import ROOT
 
@@ -222,18 +223,17 @@ def test_which_checkpoints_are_kept(tmp_path, policy, kept):
     assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 3
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
-    from src.errors import Fault
-
+def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
+    """With a limit on the size of files, the system refuses to write on, as it does on a full disk."""
     path = tmp_path / "a.ckpt"
     write_checkpoint(path, ms.nn.Dense(2, 2), Meta({}, {}, [], {}, epoch=1))
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ms, "save_checkpoint", full)
-    with pytest.raises(Fault, match="No space left"):
-        write_checkpoint(path, ms.nn.Dense(2, 2), Meta({}, {}, [], {}, epoch=2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(Fault, match="a.ckpt: cannot be saved"):
+            write_checkpoint(path, ms.nn.Dense(200, 200), Meta({}, {}, [], {}, epoch=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_checkpoint(path).meta.epoch == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
