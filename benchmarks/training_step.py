@@ -91,7 +91,7 @@ def create_torch_step(batch_size: int, image_size: int) -> Callable[[], float]:
         loss = loss_fn(network(images), labels)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
