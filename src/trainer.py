@@ -16,7 +16,7 @@ import yaml
 from mindspore import Tensor, nn
 
 from src import kernels
-from src.architecture import Architecture, load_architecture
+from src.architecture import load_architecture
 from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters
 from src.compile_cache import CompileCache
 from src.config import TrainConfig
