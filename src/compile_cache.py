@@ -12,14 +12,25 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+_FILLING = ".filling-"
+
 
 def _cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas" / "graphs"
+
+
+def _remove_old(root: Path) -> None:
+    """Delete what has not been used for a month, and what killed runs left half-filled."""
+    for folder in root.iterdir():
+        days = 7 if folder.name.startswith(_FILLING) else 30
+        if folder.stat().st_mtime < time.time() - days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_key(values: dict[str, Any]) -> str:
@@ -55,8 +66,9 @@ class CompileCache:
             if self._final.is_dir():
                 log.info("compiled graphs from %s", self._final)
                 path = self._final
+                os.utime(path)
             else:
-                path = self._scratch = Path(tempfile.mkdtemp(prefix=".filling-", dir=self._final.parent))
+                path = self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=self._final.parent))
         except OSError as error:
             log.warning("graphs are not cached: %s", error)
             return self
@@ -73,3 +85,4 @@ class CompileCache:
             except OSError:  # another run published the same meanwhile
                 pass
         shutil.rmtree(self._scratch, ignore_errors=True)
+        _remove_old(self._final.parent)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Optional, Sequence, TypeVar, Union
 
 import yaml
 from easydict import EasyDict as edict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from src.errors import UserError, nearest
 from src.lr_scheduler import SCHEDULES
@@ -88,6 +88,12 @@ class DeviceConfig(BaseModel):
         "auto", "the project's CPU operators: where they can be had, always (an error without), or never")
     compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
 
+    @field_validator("cpu_kernels", mode="before")
+    @classmethod
+    def _word_of_bool(cls, value: Any) -> Any:
+        """YAML reads on and off as booleans."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
 
 class TrainConfig(DeviceConfig):
     """Keys of ``train.py``."""
@@ -122,7 +128,8 @@ class TrainConfig(DeviceConfig):
     batch_size: int = _key(128, "images a step on each device", ge=1)
     accumulate_steps: int = _key(1, "batches whose gradients are averaged for one optimizer step", ge=1)
     optimizer: Literal["momentum", "rmsprop"] = _key("momentum", "optimizer")
-    lr_init: float = _key(0.26, "base learning rate: 0.26 for one device, 1.5 for eight", gt=0)
+    lr_init: Optional[float] = _key(None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted",
+                                    gt=0)
     lr_scheduler: Literal[SCHEDULES] = _key("cosine", "learning-rate schedule")  # type: ignore[valid-type]
     warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
     eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
@@ -198,8 +205,6 @@ def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Con
     for key in values:
         if key not in keys:
             raise UserError(f"{origin}: unknown key '{key}'{nearest(str(key), keys)}")
-    if isinstance(values.get("cpu_kernels"), bool):  # YAML reads on and off as booleans
-        values = {**values, "cpu_kernels": "on" if values["cpu_kernels"] else "off"}
     try:
         return kind(**values)
     except ValidationError as error:

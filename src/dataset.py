@@ -58,24 +58,34 @@ class _Rows:
     """Reads rows (image, label); remembers what cannot be decoded."""
 
     LEFT_OUT = -1  # label of a row that evaluation does not count
+    MOST_REPLACED = 100  # images in a row; more mean a lost disk rather than damaged files
 
-    def __init__(self, source: ImageFolder | PixelArray, training: bool) -> None:
-        self._source, self._training = source, training
+    def __init__(self, source: ImageFolder | PixelArray, pool: np.ndarray, training: bool) -> None:
+        self._source, self._pool, self._training = source, np.sort(pool), training
         self._lock = threading.Lock()
         self.bad_images: dict[int, str] = {}
+        self.failure: Optional[Fault] = None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        size = len(self._source)
-        for other in range(index, index + (size if self._training else 1)):
-            other %= size
+        """The row of ``index`` or, in training, of the first image after it that can be decoded."""
+        for other in self._candidates(index):
             try:
                 # An array, not a scalar: MindSpore cannot take NumPy 2's scalars.
                 return self._source.read(other), np.asarray(self._source.labels[other])
             except ImageError as error:
                 self._note(other, str(error))
+        if not self._training:
+            return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
+        self.failure = Fault(f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row cannot "
+                             f"be used, the last one {self._source.name(other)}: {self.bad_images[other]}")
+        raise self.failure
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
         if self._training:
-            raise Fault(f"{self._source.path}: no image can be decoded")
-        return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
+            start, size = int(np.searchsorted(self._pool, index)), len(self._pool)
+            for offset in range(1, min(size, self.MOST_REPLACED)):
+                yield int(self._pool[(start + offset) % size])
 
     def _note(self, index: int, reason: str) -> None:
         with self._lock:
@@ -107,7 +117,6 @@ class Loader:
             evaluation, which visits every image exactly once, in order.
         batch_size: images a batch on this rank.
         max_images: use only so many images, a fixed random choice; None for all.
-
     """
 
     def __init__(self, source: ImageFolder | PixelArray, preprocessing: Preprocessing, *, batch_size: int,
@@ -118,9 +127,9 @@ class Loader:
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
         self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
-        self._rows = _Rows(source, training)
         self._pool = np.random.default_rng(0).permutation(len(source))[:max_images] if max_images \
             else np.arange(len(source))
+        self._rows = _Rows(source, self._pool, training)
         if training and len(self) < batch_size * device_num:
             raise UserError(f"batch_size {batch_size} on {device_num} device(s) is larger than the data set: "
                             f"{len(self)} images of {source.path}")
@@ -165,7 +174,13 @@ class Loader:
         rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
         rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
         batches = rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
-        for number, (images, labels) in enumerate(batches):
-            if number >= skip_batches:
-                whole = labels != _Rows.LEFT_OUT
-                yield (images, labels) if whole.all() else (images[whole], labels[whole])
+        try:
+            for number, (images, labels) in enumerate(batches):
+                if number >= skip_batches:
+                    whole = labels != _Rows.LEFT_OUT
+                    yield (images, labels) if whole.all() else (images[whole], labels[whole])
+        except RuntimeError:
+            # MindSpore wraps what its Python sources raise into pages of text.
+            if self._rows.failure:
+                raise self._rows.failure from None
+            raise

@@ -24,7 +24,7 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.errors import Fault, UserError
 from src.evaluation import evaluate
-from src.lr_scheduler import learning_rates
+from src.lr_scheduler import documented_lr, learning_rates
 from src.run_log import RunLog
 from src.sources import open_sources
 from src.spnasnet import SPNASNet
@@ -66,8 +66,10 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
         self.rank, self.device_num = setup_device(config.device_target, config.device_id)
+        if config.lr_init is None:
+            config = config.model_copy(update={"lr_init": documented_lr(self.device_num)})
+        self.config = config
         self.amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
         self.kernels = kernels.wanted(config.cpu_kernels if self.amp_level == "O0" else "off")
         self.arch = load_architecture(config.arch)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Iterator, Mapping, Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.checkpoint import EMA_PREFIX, META, read_entries
 from src.errors import UserError
 from src.safe_pickle import damage_reported, load_torch
 
@@ -94,13 +94,11 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    with damage_reported(path, "MindSpore checkpoint"):
-        has_crc = path.read_bytes()[-17:-10] == b"crc_num"  # MindSpore checks it only on request
-        entries = ms.load_checkpoint(str(path), crc_check=has_crc)
-        weights = {name: value.asnumpy() for name, value in entries.items() if isinstance(value, Tensor)}
-    if not isinstance(entries.get("meta"), str):
+    entries = read_entries(path)
+    weights = {name: value for name, value in entries.items() if isinstance(value, np.ndarray)}
+    if not isinstance(entries.get(META), str):
         return weights
-    averaged = {name[len("ema."):]: value for name, value in weights.items() if name.startswith("ema.")}
+    averaged = {name[len(EMA_PREFIX):]: value for name, value in weights.items() if name.startswith(EMA_PREFIX)}
     return {name: value for name, value in {**weights, **averaged}.items() if _PROJECT_NAME.fullmatch(name)}
 
 

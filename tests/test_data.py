@@ -134,10 +134,21 @@ def test_damaged_files_are_replaced_in_training_and_named_once(damaged, caplog):
     assert len(named) == len(bad) == len(part.bad_images)
 
 
+def test_replacements_come_from_the_chosen_images(damaged):
+    folder, bad = damaged
+    part = loader(ImageFolder(folder / "train"), training=True, batch_size=10, max_images=100)
+    broken = next(index for index in part._pool if os.path.basename(part.source.name(index)) in bad)
+    pixels = {part.source.read(index).tobytes() for index in part._pool if index not in part.bad_images
+              and os.path.basename(part.source.name(index)) not in bad}
+    assert part._rows.read(broken)[0].tobytes() in pixels
+
+
 def test_nothing_but_damaged_files_is_a_fault(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_bytes(b"no image")
+    with pytest.raises(Fault, match="2 images in a row cannot be used, the last one .*x.jpg: neither JPEG"):
+        next(loader(ImageFolder(tmp_path), training=True, batch_size=2).epoch())
     part = loader(ImageFolder(tmp_path))
     with pytest.raises(Fault, match="no image could be"):
         from src.evaluation import evaluate

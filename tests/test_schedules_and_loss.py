@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.evaluation import cross_entropy, label_ranks
-from src.lr_scheduler import learning_rates
+from src.lr_scheduler import documented_lr, learning_rates
 from src.train_step import LossScale, TrainStep, create_optimizer
 
 RUN = {"base_lr": 1.0, "steps_per_epoch": 2}
@@ -29,6 +29,10 @@ def test_schedule_values(schedule, flags, expected):
     rates = learning_rates(schedule, **RUN, **flags)
     assert rates.dtype == np.float32
     np.testing.assert_allclose(rates, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_documented_learning_rates():
+    assert [documented_lr(devices) for devices in (1, 8)] == pytest.approx([0.26, 1.5])
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.1])

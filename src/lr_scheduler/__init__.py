@@ -9,10 +9,18 @@ import numpy as np
 
 from src.lr_scheduler.schedules import constant_lr, cosine_lr, exponential_lr, one_cycle_lr, step_lr, with_warmup
 
-__all__ = ["SCHEDULES", "constant_lr", "cosine_lr", "exponential_lr", "learning_rates", "one_cycle_lr", "step_lr",
+__all__ = ["SCHEDULES", "constant_lr", "cosine_lr", "documented_lr", "exponential_lr", "learning_rates", "one_cycle_lr", "step_lr",
            "with_warmup"]
 
+# Base rates of the model zoo's recipe, by number of devices with 128 images each.
+ONE_DEVICE_LR, EIGHT_DEVICES_LR = 0.26, 1.5
+
 SCHEDULES = ("cosine", "step", "exponential", "one_cycle", "constant")
+
+
+def documented_lr(device_num: int) -> float:
+    """Base rate for a number of devices: on the line through the model zoo's two."""
+    return ONE_DEVICE_LR + (device_num - 1) * (EIGHT_DEVICES_LR - ONE_DEVICE_LR) / 7
 
 
 def learning_rates(schedule: str, *, base_lr: float, steps_per_epoch: int, epoch_size: int, warmup_epochs: float = 0.0,
