@@ -24,6 +24,7 @@ from mindspore.train import checkpoint_pb2
 
 from src.architecture import Architecture
 from src.errors import Fault, UserError
+from src.folding import fold_batch_norm
 from src.preprocessing import Preprocessing
 from src.safe_pickle import damage_reported
 from src.spnasnet import SPNASNet
@@ -80,10 +81,16 @@ class Checkpoint:
                    if name.startswith(EMA_PREFIX)}
         return average or self.parameters
 
-    def network(self, *, kernels: bool = False) -> SPNASNet:
-        """The network in evaluation mode, with the CPU operators if ``kernels``."""
-        network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels)
+    def network(self, *, kernels: bool = False, folded: bool = False) -> SPNASNet:
+        """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
+        network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels and not folded)
         load_parameters(network, self.network_parameters(), self.path)
+        if folded:
+            arrays = fold_batch_norm({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()},
+                                     self.arch.bn_epsilon)
+            network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels, folded=True)
+            load_parameters(network, {name: Parameter(Tensor(value), name=name) for name, value in arrays.items()},
+                            self.path)
         return network.set_train(False)
 
 

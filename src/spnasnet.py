@@ -23,26 +23,32 @@ class ConvBN(nn.Cell):
 
     Args:
         kernels: use the project's CPU operators where they can be used; parameters are the same.
+        folded: a convolution with bias in place of convolution and batch normalisation (``src.folding``).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
-                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9, kernels: bool = False) -> None:
+                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9, kernels: bool = False,
+                 folded: bool = False) -> None:
         super().__init__()
         sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
-        kernels = kernels and available()
+        kernels = kernels and not folded and available()
         if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
-                                  padding=kernel_size // 2, group=groups, weight_init=Normal(sigma))
-        if kernels:
+                                  padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
+        if folded:
+            self.bn = None
+        elif kernels:
             self.bn = BatchNormReLU(out_channels, eps=epsilon, momentum=momentum, relu=relu)
         else:
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
         self.relu = nn.ReLU() if relu and not kernels else None
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
+        x = self.conv(x)
+        if self.bn is not None:
+            x = self.bn(x)
         return x if self.relu is None else self.relu(x)
 
 
@@ -60,12 +66,14 @@ class SqueezeExcite(nn.Cell):
 
 
 class MBConv(nn.Cell):
-    """Inverted bottleneck: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+    """Inverted bottleneck: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
-    def __init__(self, block: Block, *, epsilon: float = 1e-5, momentum: float = 0.9,
-                 kernels: bool = False) -> None:
+    Args:
+        bn: epsilon, momentum, kernels and folded of its ``ConvBN`` layers.
+    """
+
+    def __init__(self, block: Block, **bn) -> None:
         super().__init__()
-        bn = {"epsilon": epsilon, "momentum": momentum, "kernels": kernels}
         mid = block.mid_channels
         self.expand = ConvBN(block.in_channels, mid, 1, **bn) if block.expansion != 1 else None
         self.depthwise = ConvBN(mid, mid, block.kernel_size, stride=block.stride, groups=mid, **bn)
@@ -90,12 +98,13 @@ class SPNASNet(nn.Cell):
     Args:
         momentum: weight of the old value in the moving statistics of batch normalisation.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
+        folded: for inference, with the parameters that ``src.folding`` makes.
     """
 
-    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9,
-                 kernels: bool = False) -> None:
+    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9, kernels: bool = False,
+                 folded: bool = False) -> None:
         super().__init__()
-        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels}
+        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels, "folded": folded}
         self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
         self.blocks = nn.SequentialCell([MBConv(block, **bn) for block in arch.blocks])
         self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)
