@@ -11,13 +11,13 @@ search space is absent. This module imports no framework.
 """
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
 
-from src.errors import UserError, nearest
+from src.errors import UserError
+from src.records import check_record, find_file, read_json
 
 SHIPPED = Path(__file__).parent / "architectures"
 FORMAT = "spnas-architecture"
@@ -176,23 +176,11 @@ class Architecture:
     @classmethod
     def from_dict(cls, data: Any, origin: str = "architecture") -> Architecture:
         """Inverse of ``to_dict``; ``origin`` names the file in errors."""
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ArchitectureError(f"{origin}: not an architecture file (no \"format\": \"{FORMAT}\")")
-        if data.get("version") != VERSION:
-            raise ArchitectureError(f"{origin}: version {data.get('version')!r}, this program reads {VERSION}")
-        known = {"format": str, "version": int, "name": str, "image_size": int, "stem_channels": int,
-                 "stem_stride": int, "blocks": list, "head_channels": int, "bn_epsilon": float, "provenance": dict}
-        for key in data:
-            if key not in known:
-                raise ArchitectureError(f"{origin}: unknown key '{key}'{nearest(key, known)}")
-        for key, kind in known.items():
-            if key not in data:
-                raise ArchitectureError(f"{origin}: key '{key}' is missing")
-            if not isinstance(data[key], kind) or isinstance(data[key], bool):
-                raise ArchitectureError(f"{origin}: '{key}' is {data[key]!r}, should be of type {kind.__name__}")
-        fields = {key: data[key] for key in known if key not in ("format", "version", "blocks")}
+        fields = check_record(data, FORMAT, VERSION, {
+            "name": str, "image_size": int, "stem_channels": int, "stem_stride": int, "blocks": list,
+            "head_channels": int, "bn_epsilon": float, "provenance": dict}, origin, ArchitectureError)
         try:
-            return cls(blocks=tuple(decode_block(str(text)) for text in data["blocks"]), **fields)
+            return cls(**{**fields, "blocks": tuple(decode_block(str(text)) for text in fields["blocks"])})
         except ArchitectureError as error:
             raise ArchitectureError(f"{origin}: {error}") from None
 
@@ -204,14 +192,5 @@ def shipped_architectures() -> list[str]:
 
 def load_architecture(name_or_file: str | Path) -> Architecture:
     """Load a shipped architecture by name, or any architecture by its JSON file."""
-    path = Path(name_or_file)
-    if str(name_or_file) in shipped_architectures():
-        path = SHIPPED / f"{name_or_file}.json"
-    elif not path.is_file():
-        raise ArchitectureError(f"architecture '{name_or_file}' is neither a file nor one of "
-                                f"{', '.join(shipped_architectures())}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArchitectureError(f"{path}: not readable as JSON ({error})") from None
-    return Architecture.from_dict(data, origin=str(path))
+    path = find_file(name_or_file, SHIPPED, "architecture", ArchitectureError)
+    return Architecture.from_dict(read_json(path, ArchitectureError), str(path))

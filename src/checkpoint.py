@@ -46,6 +46,7 @@ class Meta:
         step: batches trained of the epoch that follows; 0 at the end of an epoch.
         parameters: number of parameters in the file; fewer when read means a damaged file.
         metrics: validation results, empty where the checkpoint was not validated.
+        space: the search space of a supernet, whose largest network is ``arch``; None for a network.
     """
 
     arch: dict[str, Any]
@@ -56,6 +57,7 @@ class Meta:
     step: int = 0
     parameters: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    space: Optional[dict[str, Any]] = None
     version: int = VERSION
 
 
@@ -83,6 +85,9 @@ class Checkpoint:
 
     def network(self, *, kernels: bool = False, folded: bool = False) -> SPNASNet:
         """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
+        if self.meta.space is not None:
+            raise UserError(f"{self.path}: holds a supernet in search, not a network; the network that a search found is "
+                            "in inherited.ckpt of its run folder")
         network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels and not folded)
         load_parameters(network, self.network_parameters(), self.path)
         if folded:

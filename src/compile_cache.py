@@ -2,7 +2,8 @@
 
 MindSpore reuses a cached graph when the sources are the same, even though values that went into the
 graph (weight decay, smoothing, shapes) have changed. So each combination of everything that shapes a graph
-has a cache folder of its own. A folder is used for reading only once a run has filled it to the end.
+has a cache folder of its own. A folder is used for reading only once a run has filled it to the end. Within a folder
+MindSpore knows a graph by its place in the order of compilation: a program compiles in the same order in every run.
 """
 from __future__ import annotations
 

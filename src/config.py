@@ -14,6 +14,7 @@ from easydict import EasyDict as edict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from src.errors import UserError, nearest
+from src.latency import COSTS
 from src.lr_scheduler import SCHEDULES
 from src.preprocessing import (CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing)
 
@@ -68,6 +69,15 @@ digits_cfg = edict({
 
 PRESETS = {"imagenet": imagenet_cfg, "cifar10": cifar10_cfg, "digits": digits_cfg, "folder": folder_cfg}
 
+# The images alone, and what a search of small images takes.
+_image_keys = {name: {key: value for key, value in preset.items() if key in (
+    "name", "data_path", "image_height", "image_width", "resize", "mean", "std", "crop_scale", "crop_padding", "flip",
+    "color_jitter", "batch_size")} for name, preset in PRESETS.items()}
+_small_search = {"space": "imagenet_32", "cost": "macs", "optimizer": "momentum", "lr_scheduler": "one_cycle",
+                 "drop_rate": 0.0, "bn_momentum": 0.9, "indicator_keep_prob": 0.8}
+SEARCH_PRESETS = {**_image_keys, "cifar10": {**_image_keys["cifar10"], **_small_search, "lr_init": 0.1, "epoch_size": 20},
+                  "digits": {**_image_keys["digits"], **_small_search, "batch_size": 32, "lr_init": 0.05, "epoch_size": 4}}
+
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
 Triple = tuple[float, float, float]
 
@@ -95,19 +105,17 @@ class DeviceConfig(BaseModel):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-class TrainConfig(DeviceConfig):
-    """Keys of ``train.py``."""
+class RunConfig(DeviceConfig):
+    """Keys of every program that trains something."""
 
-    # What is trained, on what.
+    # What is trained on.
     name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
     dataset_name: DatasetName = _key("imagenet", "data set")
     data_path: Optional[str] = _key(None, "folder with train/ and val/, the training folder itself, or CIFAR-10")
     val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
     train_images: Optional[int] = _key(None, "train on only so many images, a fixed random choice; all where omitted",
                                        ge=1)
-    arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
     num_classes: Optional[int] = _key(None, "number of classes; counted from the data where omitted", ge=2)
-    pre_trained: Optional[str] = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
 
     # Images.
     image_height: int = _key(224, "height of the network's input, pixels", ge=1)
@@ -172,6 +180,45 @@ class TrainConfig(DeviceConfig):
         if not self.augment:
             return None
         return Augmentation(self.crop_scale, self.crop_padding, self.flip, self.color_jitter)
+
+
+class TrainConfig(RunConfig):
+    """Keys of ``train.py``."""
+
+    arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
+    pre_trained: Optional[str] = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
+
+
+class SearchConfig(RunConfig):
+    """Keys of ``search.py``; the defaults are the released code's recipe for ImageNet (arXiv 1904.02877)."""
+
+    space: str = _key("imagenet", "shipped search space or space file")
+    cost: Literal[COSTS] = _key("latency", "what is traded for accuracy: latency by a table, macs or params")  # type: ignore[valid-type]
+    latency_table: Optional[str] = _key(None, "shipped latency table or table file")
+    target_latency_ms: Optional[float] = _key(None, "latency to end at, milliseconds", gt=0)
+    target: Optional[float] = _key(None, "the same for cost macs and params, millions", gt=0)
+    latency_weight: float = _key(0.02, "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
+                                 ge=0)
+    latency_free_epochs: Optional[float] = _key(None, "first epochs without the cost; 5/8 of all where omitted", ge=0)
+    ramp_epochs: Optional[float] = _key(None, "epochs over which the cost's weight rises after them; a quarter of the "
+                                        "rest where omitted", ge=0)
+    settle_epochs: Optional[float] = _key(None, "last epochs, in which decisions stay; an eighth of all where omitted",
+                                          ge=0)
+    indicator_keep_prob: float = _key(0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1)
+    threshold_rule: Literal["bounded", "formula"] = _key(
+        "bounded", "bounded: gradient of even slope, and never further from the norm than that was at first; formula: "
+        "the sigmoid's gradient, which vanishes far from the norm")
+    threshold_lr: Optional[float] = _key(None, "learning rate of bounded thresholds; crosses the norm within a ramp "
+                                         "where omitted", gt=0)
+    sweep: Optional[str] = _key(None, "search for each of these targets, for example 40,60,80")
+    random: int = _key(0, "draw so many random networks near the target instead of searching", ge=0)
+
+    epoch_size: int = _key(8, "epochs to search", ge=1)
+    lr_init: Optional[float] = _key(None, "base learning rate; 0.016 for 256 images a step where omitted", gt=0)
+    lr_scheduler: Literal[SCHEDULES] = _key("exponential", "learning-rate schedule")  # type: ignore[valid-type]
+    optimizer: Literal["momentum", "rmsprop"] = _key("rmsprop", "optimizer")
+    drop_rate: float = _key(0.2, "dropout before the classifier", ge=0, lt=1)
+    bn_momentum: float = _key(0.99, "weight of the old value in moving statistics", ge=0, lt=1)
 
 
 class EvalConfig(DeviceConfig):
@@ -246,6 +293,7 @@ def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description:
             flags[key] = text
     values = {**from_file, **flags}
     preset: dict[str, Any] = {}
-    if issubclass(kind, TrainConfig):
-        preset = PRESETS.get(values.get("dataset_name", "imagenet"), {})
+    if issubclass(kind, RunConfig):
+        presets = SEARCH_PRESETS if issubclass(kind, SearchConfig) else PRESETS
+        preset = presets.get(values.get("dataset_name", "imagenet"), {})
     return build_config(kind, {**preset, **values}, parser.prog)

@@ -15,6 +15,14 @@ from src.architecture import Architecture, Block
 from src.kernels import BatchNormReLU, DepthwiseConv2d, available
 
 
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` that can also use another weight than its own."""
+
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution with ``weight``, without bias."""
+        return self.conv2d(x, weight)
+
+
 class ConvBN(nn.Cell):
     """Convolution with symmetric padding, batch normalisation and optionally ReLU.
 
@@ -35,8 +43,8 @@ class ConvBN(nn.Cell):
         if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
-                                  padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
+            self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
+                               padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
         if folded:
             self.bn = None
         elif kernels:
@@ -45,8 +53,9 @@ class ConvBN(nn.Cell):
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
         self.relu = nn.ReLU() if relu and not kernels else None
 
-    def construct(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
+    def construct(self, x: Tensor, weight: Optional[Tensor] = None) -> Tensor:
+        """Filter with the layer's own weight, or with another of the same shape."""
+        x = self.conv(x) if weight is None else self.conv.filter(x, weight)
         if self.bn is not None:
             x = self.bn(x)
         return x if self.relu is None else self.relu(x)
@@ -81,12 +90,16 @@ class MBConv(nn.Cell):
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
         self.residual = block.residual
 
-    def construct(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None) -> Tensor:
+        """Output without the residual; with other weights of depthwise convolution and projection if given."""
         y = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y)
+        y = self.depthwise(y, kernel)
         if self.se is not None:
             y = self.se(y)
-        y = self.project(y)
+        return self.project(y, projection)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
         return x + y if self.residual else y
 
 
@@ -117,7 +130,11 @@ class SPNASNet(nn.Cell):
         Args:
             dropout: factors of the pooled features, (N, head_channels): 0 where a feature is dropped.
         """
-        x = ops.mean(self.head(self.blocks(self.stem(x))), (2, 3))
+        return self.classify(self.blocks(self.stem(x)), dropout)
+
+    def classify(self, x: Tensor, dropout: Optional[Tensor]) -> Tensor:
+        """Logits from the last block's output."""
+        x = ops.mean(self.head(x), (2, 3))
         if dropout is not None:
             x = x * dropout.astype(x.dtype)
         return self.classifier(x)

@@ -7,30 +7,73 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.amp import all_finite
 
-from src.config import TrainConfig
+from src.config import RunConfig
 
 
-def decay_groups(network: nn.Cell, weight_decay: float) -> list[dict]:
-    """Optimizer groups: weight decay on weights of convolutions and classifier, none on biases and BN."""
+def averaged(name: str) -> bool:
+    """Whether the weight average holds a parameter: all but the decisions of a supernet."""
+    return not name.startswith("decisions.")
+
+
+def decay_groups(network: nn.Cell, weight_decay: float, threshold_rates=None) -> list[dict]:
+    """Optimizer groups: weight decay on weights of convolutions and classifier, none on all else."""
     weights = [p for p in network.trainable_params() if p.name.endswith(".weight")]
+    thresholds = [p for p in network.trainable_params() if p.name == "decisions.thresholds"]
     others = [p for p in network.trainable_params() if not p.name.endswith(".weight")]
     # MindSpore takes float weight decay only, and order_params keeps the network's order in the state.
-    return [{"params": weights, "weight_decay": float(weight_decay)}, {"params": others, "weight_decay": 0.0},
-            {"order_params": network.trainable_params()}]
+    groups = [{"params": weights, "weight_decay": float(weight_decay)}]
+    if thresholds and threshold_rates is not None:
+        groups.append({"params": thresholds, "weight_decay": 0.0, "lr": Tensor(threshold_rates)})
+        others = [p for p in others if p is not thresholds[0]]
+    return [*groups, {"params": others, "weight_decay": 0.0}, {"order_params": network.trainable_params()}]
 
 
-def create_optimizer(network: nn.Cell, config: TrainConfig, rates) -> nn.Optimizer:
+_rmsprop = ops.MultitypeFuncGraph("rmsprop")
+
+
+@_rmsprop.register("Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _rmsprop_tensor(decay, momentum, epsilon, rate, parameter, mean_square, moment, gradient):
+    square = ops.assign(mean_square, decay * mean_square + (1 - decay) * gradient * gradient)
+    step = ops.assign(moment, momentum * moment + rate * gradient / ops.sqrt(square + epsilon))
+    return ops.assign_sub(parameter, step)
+
+
+class RMSProp(nn.Optimizer):
+    """RMSProp with momentum as in the released code (TensorFlow): epsilon under the root, mean square from 1.
+
+    MindSpore's own has an approximate root on CPU, right to 2e-4, and exact where a thread's share ends: what it
+    computes depends on how the machine divides the work.
+    """
+
+    def __init__(self, params, rates: Tensor, decay: float, momentum: float, epsilon: float) -> None:
+        super().__init__(rates, params)
+        self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
+        self.mean_square = self.parameters.clone(prefix="mean_square", init="ones")
+        self.moment = self.parameters.clone(prefix="moment", init="zeros")
+
+    def construct(self, gradients: tuple) -> Tensor:
+        """Update all parameters."""
+        gradients = self.decay_weight(gradients)
+        rates = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        options = (self.decay, self.momentum, self.epsilon)
+        if self.is_group_lr:
+            return self.map_(ops.partial(_rmsprop, *options), rates, self.parameters, self.mean_square, self.moment,
+                             gradients)
+        return self.map_(ops.partial(_rmsprop, *options, rates), self.parameters, self.mean_square, self.moment,
+                         gradients)
+
+
+def create_optimizer(network: nn.Cell, config: RunConfig, rates, threshold_rates=None) -> nn.Optimizer:
     """The configured optimizer.
-
-    RMSProp follows the released code: epsilon under the square root, mean square from 1.
 
     Args:
         rates: learning rate of each optimizer step, (total steps,) of float32.
+        threshold_rates: those of a supernet's thresholds, where they differ.
     """
-    groups = decay_groups(network, config.weight_decay)
+    groups = decay_groups(network, config.weight_decay, threshold_rates)
     if config.optimizer == "rmsprop":
-        return nn.RMSProp(groups, Tensor(rates), decay=config.rmsprop_decay, momentum=config.momentum,
-                          epsilon=config.rmsprop_epsilon)
+        return RMSProp(groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon)
     return nn.Momentum(groups, Tensor(rates), config.momentum)
 
 
@@ -107,7 +150,7 @@ class TrainStep(nn.Cell):
         loss_fn: from logits and labels to a scalar.
     """
 
-    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, optimizer: nn.Optimizer, config: TrainConfig, *,
+    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, optimizer: nn.Optimizer, config: RunConfig, *,
                  mixed_precision: bool, device_num: int = 1) -> None:
         super().__init__(auto_prefix=False)
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
@@ -123,7 +166,7 @@ class TrainStep(nn.Cell):
         self.ema_decay = config.ema_decay
         if self.ema_decay:
             # Moving statistics are averaged with the weights, so that the average is a network of its own.
-            self.source = ParameterTuple(network.get_parameters())
+            self.source = ParameterTuple([p for p in network.get_parameters() if averaged(p.name)])
             self.average = self.source.clone(prefix="ema")
         self.gradient = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
 
@@ -148,13 +191,15 @@ class TrainStep(nn.Cell):
             Loss and number of correct predictions on this rank's batch.
         """
         (_, loss, correct), gradients = self.gradient(images, labels, dropout)
+        return ops.depend(loss, self.learn(gradients)), correct
+
+    def learn(self, gradients: tuple) -> Tensor:
+        """Reduce gradients over ranks, and update or accumulate."""
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         if self.accumulate_steps == 1:
-            loss = ops.depend(loss, self.update(gradients))
-        else:
-            loss = ops.depend(loss, self.accumulate(gradients))
-        return loss, correct
+            return self.update(gradients)
+        return self.accumulate(gradients)
 
     def accumulate(self, gradients: tuple) -> Tensor:
         """Add to the sums; on every n-th call update with their mean and start anew."""

@@ -16,10 +16,10 @@ import yaml
 from mindspore import Tensor, nn
 
 from src import kernels
-from src.architecture import load_architecture
+from src.architecture import Architecture, load_architecture
 from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters
 from src.compile_cache import CompileCache
-from src.config import TrainConfig
+from src.config import RunConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.errors import Fault, UserError
@@ -28,7 +28,7 @@ from src.lr_scheduler import documented_lr, learning_rates
 from src.run_log import RunLog
 from src.sources import open_sources
 from src.spnasnet import SPNASNet
-from src.train_step import TrainStep, create_optimizer
+from src.train_step import TrainStep, averaged, create_optimizer
 from src.utils import environment, make_folder, setup_device, write_text
 from src.weights import load_pretrained
 
@@ -62,17 +62,17 @@ class Trainer:
     """One training run in its folder ``<checkpoint_path>/ckpt_<rank>``.
 
     Construction checks everything that can be checked and reads what a resumed run continues from;
-    ``run`` trains.
+    ``run`` trains. The search builds on it: see ``src.searcher``.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self.rank, self.device_num = setup_device(config.device_target, config.device_id)
         if config.lr_init is None:
-            config = config.model_copy(update={"lr_init": documented_lr(self.device_num)})
+            config = config.model_copy(update={"lr_init": self._default_lr(config)})
         self.config = config
         self.amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
         self.kernels = kernels.wanted(config.cpu_kernels if self.amp_level == "O0" else "off")
-        self.arch = load_architecture(config.arch)
+        self.arch = self._architecture()
         self._check_image_size()
         if config.data_path is None:
             raise UserError(f"data_path is not given; it names the folder of {config.dataset_name}")
@@ -103,6 +103,13 @@ class Trainer:
         self.meta = Meta(self.arch.to_dict(), config.preprocessing().to_dict(), list(self.classes),
                          config.model_dump(mode="json"))
 
+    def _default_lr(self, _config: RunConfig) -> float:
+        return documented_lr(self.device_num)
+
+    def _architecture(self) -> Architecture:
+        """The network that is trained."""
+        return load_architecture(self.config.arch)
+
     def _check_image_size(self) -> None:
         smallest = min(self.config.image_height, self.config.image_width)
         if smallest < self.arch.total_stride:
@@ -128,7 +135,7 @@ class Trainer:
             return None
         if newest.arch != self.arch:
             raise UserError(f"{newest.path}: trained with architecture '{newest.arch.name}', which differs from "
-                            f"'{self.config.arch}'")
+                            f"'{self.arch.name}'")
         if newest.meta.classes != list(self.classes):
             raise UserError(f"{newest.path}: trained on {len(newest.meta.classes)} classes, which differ from the "
                             f"{len(self.classes)} of {self.loader.source.path}")
@@ -155,6 +162,7 @@ class Trainer:
                         log.info("stopped by %s in epoch %d and saved; --resume continues", name, epoch + 1)
                         return 128 + stop.received
                     batch = 0
+                self._finish()
         finally:
             story.close()
         story.draw_curves()
@@ -168,29 +176,40 @@ class Trainer:
         """Make the run's folder explain itself."""
         self.checkpoints.remove_scratch()
         write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        write_text(self.folder / "arch.json", json.dumps(self.arch.to_dict(), indent=2) + "\n")
+        for name, data in self._own_files().items():
+            write_text(self.folder / name, json.dumps(data, indent=2) + "\n")
         write_text(self.folder / "environment.json", json.dumps(environment(self.config.device_target), indent=2))
         log.info("%s on %d images of %d classes, %d batches of %d an epoch; run folder %s", self.arch.name,
                  len(self.loader), len(self.classes), self.batches_per_epoch, self.config.batch_size,
                  self.folder)
+
+    def _own_files(self) -> dict[str, dict[str, Any]]:
+        """JSON files of the run's folder that say what is trained."""
+        return {"arch.json": self.arch.to_dict()}
 
     def _graph_values(self) -> dict[str, Any]:
         """All that shapes the compiled graphs, for the key of their cache."""
         return {"config": self.config.model_dump(mode="json", exclude=_FREE_KEYS), "arch": self.arch.to_dict(),
                 "classes": len(self.classes), "steps": len(self.rates), "kernels": self.kernels}
 
+    def _create_network(self) -> nn.Cell:
+        return SPNASNet(self.arch, len(self.classes), momentum=self.config.bn_momentum, kernels=self.kernels)
+
+    def _create_step(self) -> TrainStep:
+        network = self._create_network()
+        if self.config.pre_trained and not self.resumed:
+            log.info("%s", load_pretrained(network, self.config.pre_trained).summary())
+        optimizer = create_optimizer(network, self.config, self.rates)
+        return TrainStep(self._mixed(network), CrossEntropySmooth(self.config.label_smooth_factor), optimizer,
+                         self.config, mixed_precision=self.amp_level != "O0", device_num=self.device_num)
+
+    def _mixed(self, network: nn.Cell) -> nn.Cell:
+        """The network in the precision asked for."""
+        return network if self.amp_level == "O0" else ms.amp.auto_mixed_precision(network, self.amp_level)
+
     def _build(self) -> None:
-        config = self.config
-        ms.set_seed(config.seed)
-        network = SPNASNet(self.arch, len(self.classes), momentum=config.bn_momentum, kernels=self.kernels)
-        if config.pre_trained and not self.resumed:
-            log.info("%s", load_pretrained(network, config.pre_trained).summary())
-        loss_fn = CrossEntropySmooth(config.label_smooth_factor)
-        optimizer = create_optimizer(network, config, self.rates)
-        if self.amp_level != "O0":
-            network = ms.amp.auto_mixed_precision(network, self.amp_level)
-        self.step = TrainStep(network, loss_fn, optimizer, config, mixed_precision=self.amp_level != "O0",
-                              device_num=self.device_num).set_train()
+        ms.set_seed(self.config.seed)
+        self.step = self._create_step().set_train()
         if self.resumed:
             # The rates follow from the configuration, which may train longer than the run that is resumed.
             rates = {p.name: p for p in self.step.get_parameters() if p.name == "learning_rate"}
@@ -201,7 +220,18 @@ class Trainer:
         # Validation has a network of its own: no recompilation between modes, and it can hold the average.
         self.val_network = None
         if self.val_loader:
-            self.val_network = SPNASNet(self.arch, len(self.classes), kernels=self.kernels).set_train(False)
+            self.val_network = self._create_network().set_train(False)
+
+    def _step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
+        """What the step takes besides images and labels."""
+        return (self._dropout(epoch, batch),)
+
+    def _observe(self, _outputs: list[tuple[Tensor, ...]], _epoch: int, _batch: int) -> dict[str, Any]:
+        """Further values of the steps since the last line, up to ``batch``, for ``metrics.jsonl`` and progress bar."""
+        return {}
+
+    def _finish(self) -> None:
+        """Work at the end of the last epoch."""
 
     def _dropout(self, epoch: int, batch: int) -> Tensor:
         """Dropout's factors for this batch, drawn from its number alone, so that a resumed run draws the same."""
@@ -218,25 +248,27 @@ class Trainer:
         config = self.config
         story.start_epoch(f"epoch {epoch + 1}/{config.epoch_size}", self.batches_per_epoch, first)
         images_seen, mark = 0, time.perf_counter()
-        pending: list[tuple[Tensor, Tensor]] = []
+        pending: list[tuple[Tensor, ...]] = []
         for batch, (images, labels) in enumerate(self.loader.epoch(epoch, first), start=first + 1):
             stop.listen()
-            pending.append(self.step(Tensor(images), Tensor(labels), self._dropout(epoch, batch)))
+            pending.append(self.step(Tensor(images), Tensor(labels), *self._step_inputs(epoch, batch)))
             images_seen += len(labels)
             last = batch == self.batches_per_epoch
             if last or batch % config.log_steps == 0 or stop.received:
-                losses = [float(loss.asnumpy()) for loss, _ in pending]
+                losses = [float(outputs[0].asnumpy()) for outputs in pending]
                 self._check_losses(losses, epoch, batch)
                 now = time.perf_counter()
                 count = len(losses) * config.batch_size
                 line = {"loss": sum(losses) / len(losses),
-                        "top1": 100 * sum(float(correct.asnumpy()) for _, correct in pending) / count,
+                        "top1": 100 * sum(float(outputs[1].asnumpy()) for outputs in pending) / count,
                         "lr": float(self.rates[self._step_number(epoch, batch) - 1]),
                         "images_per_second": round(images_seen / (now - mark), 1),
                         "progress": epoch + batch / self.batches_per_epoch}
+                extra = self._observe(pending, epoch, batch)
+                line.update(extra)
                 story.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
                 story.advance(loss=f"{line['loss']:.3f}", top1=f"{line['top1']:.1f}", lr=f"{line['lr']:.4f}",
-                              ips=line["images_per_second"])
+                              ips=line["images_per_second"], **extra)
                 pending, images_seen, mark = [], 0, now
             else:
                 story.advance()
@@ -283,7 +315,8 @@ class Trainer:
         current = {parameter.name: parameter for parameter in self.step.get_parameters()}
         prefix = EMA_PREFIX if self.config.ema_decay else ""
         for parameter in self.val_network.get_parameters():
-            parameter.set_data(current[prefix + parameter.name].value())
+            name = prefix + parameter.name if averaged(parameter.name) else parameter.name
+            parameter.set_data(current[name].value())
         return self.val_network
 
     def _save(self, epoch: int, batch: int, metrics: Optional[dict[str, float]] = None) -> None:

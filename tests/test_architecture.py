@@ -95,7 +95,7 @@ def test_file_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("change, reason", [
-    ({"format": "other"}, "not an architecture file"),
+    ({"format": "other"}, "not of the expected kind"),
     ({"version": 9}, "version 9"),
     ({"blocs": []}, "unknown key 'blocs', did you mean 'blocks'"),
     ({"head_channels": None}, "'head_channels' is None"),

@@ -11,11 +11,14 @@ import sys
 import pytest
 
 from src.architecture import load_architecture, shipped_architectures
-from src.config import EvalConfig, TrainConfig, parse_config
+from src.config import EvalConfig, SearchConfig, TrainConfig, parse_config
 from src.cost import network_cost
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
+
+
+CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig}
 
 
 def commands(text: str) -> list[str]:
@@ -57,7 +60,7 @@ def test_flags_of_all_commands_are_known():
     for command in commands(ENGLISH):
         words = shlex.split(command)
         if words[0] == "python":
-            parse_config(TrainConfig if words[1] == "train.py" else EvalConfig, words[2:], "")
+            parse_config(CONFIGS[words[1]], words[2:], "")
 
 
 def test_training_and_evaluation_commands_run(tmp_path):

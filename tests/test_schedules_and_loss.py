@@ -131,8 +131,7 @@ def test_training_step_equals_numpy(flags):
         x, labels = random.normal(size=(5, 4)).astype(np.float32), random.integers(0, 3, 5).astype(np.int32)
         step(Tensor(x), Tensor(labels), Tensor(np.ones(1, np.float32)))
         reference(x, labels)
-    # MindSpore's RMSProp on CPU takes the processor's reciprocal root of 12 bits.
-    close = {"rtol": 1e-2, "atol": 1e-3} if config.optimizer == "rmsprop" else {"rtol": 1e-4, "atol": 1e-6}
+    close = {"rtol": 1e-4, "atol": 1e-5 if config.optimizer == "rmsprop" else 1e-6}
     np.testing.assert_allclose(network.w.asnumpy(), reference.p[0], **close)
     np.testing.assert_allclose(network.b.asnumpy(), reference.p[1], **close)
     if config.ema_decay:

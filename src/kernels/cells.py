@@ -35,10 +35,12 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         """Whether a convolution is depthwise and of a size that the operator knows."""
         return groups == in_channels == out_channels and kernel_size in KERNEL_SIZES and stride in STRIDES
 
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution with another weight than the cell's own."""
+        return self.depthwise(x, weight) if self.applies(x, weight) else self.conv2d(x, weight)
+
     def construct(self, x: Tensor) -> Tensor:
-        if self.applies(x, self.weight):
-            return self.depthwise(x, self.weight)
-        return super().construct(x)
+        return self.filter(x, self.weight)
 
 
 class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):

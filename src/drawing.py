@@ -1,0 +1,101 @@
+"""Pictures of searches and networks."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import numpy as np
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from src.architecture import Block
+from src.latency import LatencyTable
+from src.space import SKIP, SearchSpace
+
+KERNEL_COLORS = {3: "#4c9be8", 5: "#f2a541", 7: "#d1495b"}
+SKIP_COLOR = "#e8e8e8"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, in the format of its suffix, whole or not at all."""
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=120, format=path.suffix[1:])
+    scratch.replace(path)
+
+
+def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, path: Path) -> None:
+    """Draw a network: layers from left to right, colour by kernel size, height by expansion, gaps where skipped."""
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    axis, rest, tallest = figure.subplots(), iter(decisions), 1.0
+    for index, layer in enumerate(space.layers):
+        block = layer
+        if not isinstance(layer, Block):
+            choice = next(rest)
+            block = None if choice == SKIP else layer.block(choice)
+        if layer.stride == 2:
+            axis.axvline(index - 0.5, color="#999999", linewidth=0.8, linestyle=":")
+        if block is None:
+            axis.plot([index - 0.4, index + 0.4], [0, 0], color="#999999", linewidth=2)
+            continue
+        tallest = max(tallest, block.expansion)
+        axis.add_patch(Rectangle((index - 0.4, 0), 0.8, block.expansion, facecolor=KERNEL_COLORS[block.kernel_size],
+                                 edgecolor="#444444"))
+        axis.text(index, block.expansion + 0.1, str(block.out_channels), ha="center", va="bottom", fontsize=7)
+    axis.set(xlim=(-0.7, len(space.layers) - 0.3), ylim=(-0.2, tallest + 1), xlabel="layer (output channels above, dotted "
+             "where the resolution halves)", ylabel="expansion ratio", title=title)
+    axis.set_xticks(range(len(space.layers)))
+    axis.legend(handles=[Patch(facecolor=color, edgecolor="#444444", label=f"{size}x{size}")
+                         for size, color in KERNEL_COLORS.items()], loc="upper left", ncol=3, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def draw_search(history: list[dict[str, Any]], space: SearchSpace, table: LatencyTable, target: Optional[float],
+                path: Path) -> None:
+    """Draw cross-entropy, cost against the target, and when each decision changed, over steps."""
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    loss, cost, flips = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
+    steps = np.arange(1, len(history) + 1)
+    loss.plot(steps, [line["cross_entropy"] for line in history], linewidth=0.8)
+    loss.set(ylabel="cross-entropy")
+    cost.plot(steps, [line["cost"] for line in history], linewidth=1)
+    if target is not None:
+        cost.axhline(target, color="#d1495b", linestyle="--", linewidth=1, label=f"target {target:g}")
+        cost.legend(frameon=False)
+    cost.set(ylabel=table.unit)
+    names = sorted({name for layer in space.searched.values() for name in layer.names if name != SKIP}) + [SKIP]
+    rows = np.array([[names.index(choice) for choice in line["decisions"]] for line in history]).T
+    shades = [(*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names)) for name in names[:-1]]
+    picture = flips.imshow(rows, aspect="auto", interpolation="nearest", extent=(0.5, len(history) + 0.5, len(rows), 0),
+                           cmap=ListedColormap([*shades, SKIP_COLOR]),
+                           norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)))
+    flips.set(xlabel="step", ylabel="searched layer")
+    flips.set_yticks(np.arange(len(rows)) + 0.5, [name.replace("layer", "") for name in space.searched], fontsize=7)
+    bar = figure.colorbar(picture, ax=flips, ticks=range(len(names)), location="bottom", shrink=0.6)
+    bar.ax.set_xticklabels(names)
+    for axis in (loss, cost):
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def _rgb(color: str) -> tuple[float, ...]:
+    return tuple(int(color[i:i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _rank(name: str, names: Sequence[str]) -> float:
+    """Place of a choice among those of its kernel size, from 0 to 1."""
+    same = [other for other in names if other[:2] == name[:2]]
+    return same.index(name) / max(len(same) - 1, 1)
+
+
+def draw_pareto(rows: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
+    """Draw validation top-1 over cost for the networks of a sweep."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    ordered = sorted(rows, key=lambda row: row["cost"])
+    axis.plot([row["cost"] for row in ordered], [row["top1"] for row in ordered], marker="o")
+    for row in ordered:
+        axis.annotate(f"{row['target']:g}", (row["cost"], row["top1"]), textcoords="offset points", xytext=(5, -12))
+    axis.set(xlabel=unit, ylabel="top-1 of the found network with inherited weights (%)")
+    axis.grid(alpha=0.3)
+    save(figure, path)

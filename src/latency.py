@@ -1,0 +1,190 @@
+"""Latency tables: what each choice of each layer of a space costs on a device.
+
+A table is a JSON file with one entry a searched layer and choice, by name, and a constant for the rest of the
+network. The latency of a network is the sum of its entries and the constant (Stamoulis et al.,
+arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same form. This module imports no framework.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+import numpy as np
+
+from src.architecture import Architecture
+from src.cost import layer_costs, network_cost
+from src.errors import UserError
+from src.records import check_record, find_file, read_json
+from src.space import SKIP, SearchedLayer, SearchSpace
+
+SHIPPED = Path(__file__).parent / "latency_tables"
+FORMAT = "spnas-latency"
+VERSION = 1
+COSTS = ("latency", "macs", "params")
+UNIT = "ms"
+
+
+class LatencyError(UserError):
+    """A latency table that is damaged or does not fit its space, or a target that no network has."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Costs of the choices of a space.
+
+    Attributes:
+        space: name of the space.
+        unit: "ms", or for the stand-ins "million multiply-adds" and "million parameters".
+        constant: cost of the stem, the fixed blocks, the head and whatever else every network pays.
+        layers: cost by layer and choice.
+    """
+
+    name: str
+    space: str
+    device: str
+    runtime: str
+    batch_size: int
+    unit: str
+    constant: float
+    layers: Mapping[str, Mapping[str, float]]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def check(self, space: SearchSpace, origin: str = "") -> None:
+        """Raise LatencyError unless there is a finite cost, not below 0, for each choice of ``space``."""
+        origin = origin or f"latency table '{self.name}'"
+        if self.space != space.name:
+            raise LatencyError(f"{origin}: made for space '{self.space}', the space searched is '{space.name}'")
+        if not _is_cost(self.constant):
+            raise LatencyError(f"{origin}: constant is {self.constant!r}, should be a number not below 0")
+        searched = space.searched
+        for name in (*searched, *self.layers):
+            if name not in self.layers:
+                raise LatencyError(f"{origin}: layer '{name}' is missing; space '{space.name}' has "
+                                   f"{len(searched)} searched layers")
+            if name not in searched:
+                raise LatencyError(f"{origin}: layer '{name}' is not a searched layer of space '{space.name}'")
+            entries, wanted = self.layers[name], searched[name].names
+            if not isinstance(entries, Mapping) or set(entries) != set(wanted):
+                found = sorted(entries) if isinstance(entries, Mapping) else entries
+                raise LatencyError(f"{origin}: {name} has entries {found}, should have {sorted(wanted)}")
+            for choice, cost in entries.items():
+                if not _is_cost(cost):
+                    raise LatencyError(f"{origin}: {name}, {choice} is {cost!r}, should be a number not below 0")
+
+    def total(self, decisions: Sequence[str]) -> float:
+        """Cost of the network of some decisions."""
+        return self.constant + math.fsum(entries[choice] for entries, choice in zip(self.layers.values(), decisions))
+
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest cost of any network."""
+        return tuple(self.constant + math.fsum(pick(entries.values()) for entries in self.layers.values())
+                     for pick in (min, max))
+
+    def check_target(self, target: float) -> None:
+        """Raise LatencyError for a target that no network has."""
+        low, high = self.range()
+        if not low <= target <= high:
+            raise LatencyError(f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.2f} to "
+                               f"{high:.2f} {self.unit} by table '{self.name}'")
+
+    def matrix(self, name: str, layer: SearchedLayer) -> np.ndarray:
+        """Costs of a layer's choices, (kernel sizes, expansions) of float64, smaller choices first."""
+        costs = [self.layers[name][choice] for choice in layer.choices]
+        return np.array(costs, np.float64).reshape(len(layer.kernel_sizes), len(layer.expansions))
+
+    def skip_cost(self, name: str) -> float:
+        """Cost of skipping a layer, 0 where that is no choice."""
+        return float(self.layers[name].get(SKIP, 0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, "name": self.name, "space": self.space, "device": self.device,
+                "runtime": self.runtime, "batch_size": self.batch_size, "unit": self.unit, "constant": self.constant,
+                "layers": {name: dict(entries) for name, entries in self.layers.items()},
+                "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_dict(cls, data: Any, origin: str = "latency table") -> LatencyTable:
+        """Inverse of ``to_dict``; ``origin`` names the file in errors."""
+        fields = check_record(data, FORMAT, VERSION, {
+            "name": str, "space": str, "device": str, "runtime": str, "batch_size": int, "unit": str,
+            "constant": float, "layers": dict, "provenance": dict}, origin, LatencyError)
+        if fields["unit"] != UNIT:
+            raise LatencyError(f"{origin}: unit is '{fields['unit']}', should be '{UNIT}'")
+        return cls(**fields)
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def load_table(name_or_file: str | Path, space: SearchSpace) -> LatencyTable:
+    """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
+    path = find_file(name_or_file, SHIPPED, "latency table", LatencyError)
+    table = LatencyTable.from_dict(read_json(path, LatencyError), str(path))
+    table.check(space, str(path))
+    # In the space's order, whatever that of the file.
+    return LatencyTable(**{**vars(table), "layers": {name: table.layers[name] for name in space.searched}})
+
+
+def arithmetic_table(space: SearchSpace, cost: str, num_classes: int = 1000,
+                     image_size: Optional[tuple[int, int]] = None) -> LatencyTable:
+    """Multiply-adds ("macs") or parameters ("params") of a space in millions, as a table."""
+    names, largest = space.searched, space.largest()
+    layers = {}
+    for index, name in enumerate(f"layer{i}" for i in range(len(space.layers))):
+        if name not in names:
+            continue
+        layers[name] = {choice: _block_cost(largest, index, names[name], choice, cost, image_size)
+                        for choice in names[name].choices}
+        if names[name].skippable:
+            layers[name][SKIP] = 0.0
+    whole = getattr(network_cost(largest, num_classes, image_size), cost) / 1e6
+    constant = whole - math.fsum(layers[name][layer.largest] for name, layer in names.items())
+    unit = {"macs": "million multiply-adds", "params": "million parameters"}[cost]
+    return LatencyTable(cost, space.name, "any", "arithmetic", 1, unit, constant, layers)
+
+
+def _block_cost(arch: Architecture, index: int, layer: SearchedLayer, choice: str, cost: str,
+                image_size: Optional[tuple[int, int]]) -> float:
+    """Cost in millions of block ``index`` of ``arch`` with another choice in its place."""
+    blocks = (*arch.blocks[:index], layer.block(choice), *arch.blocks[index + 1:])
+    changed = Architecture(arch.name, arch.image_size, blocks, arch.stem_channels, arch.stem_stride, arch.head_channels)
+    return getattr(dict(layer_costs(changed, 1, image_size))[f"blocks.{index}"], cost) / 1e6
+
+
+def sample_decisions(space: SearchSpace, table: LatencyTable, target: float, count: int, *, tolerance: float = 0.02,
+                     seed: int = 0) -> list[list[str]]:
+    """Random networks whose cost lies within ``tolerance`` of ``target``, all different.
+
+    Choices are drawn layer by layer with probability proportional to exp(-beta * cost), with the beta that makes
+    the mean cost the target. Such a weight depends on a network's total cost alone, so networks of equal cost
+    stay equally likely: a uniform sample at that cost, without drawing the whole space.
+
+    Raises:
+        LatencyError: the target is out of range, or so few networks are near it that ``count`` were not found.
+    """
+    table.check_target(target)
+    costs = [np.array([table.layers[name][choice] for choice in layer.names]) for name, layer in space.searched.items()]
+
+    def probabilities(beta: float) -> list[np.ndarray]:
+        weights = [np.exp(-beta * (cost - cost.mean())) for cost in costs]
+        return [weight / weight.sum() for weight in weights]
+
+    scale = max(np.ptp(cost) for cost in costs)
+    low, high = -50 / scale, 50 / scale
+    for _ in range(60):  # the mean falls as beta grows
+        beta = (low + high) / 2
+        mean = table.constant + sum(float(p @ cost) for p, cost in zip(probabilities(beta), costs))
+        low, high = (beta, high) if mean > target else (low, beta)
+    random, drawn, found = np.random.default_rng(seed), 10_000, {}
+    for _ in range(20):
+        picks = np.stack([random.choice(len(cost), drawn, p=p) for cost, p in zip(costs, probabilities(beta))], 1)
+        totals = table.constant + sum(cost[picks[:, layer]] for layer, cost in enumerate(costs))
+        for row in picks[np.abs(totals / target - 1) <= tolerance]:
+            found[tuple(layer.names[pick] for pick, layer in zip(row, space.searched.values()))] = None
+        if len(found) >= count:
+            return [list(decisions) for decisions in list(found)[:count]]
+    raise LatencyError(f"only {len(found)} networks of space '{space.name}' were found within {tolerance:.0%} of "
+                       f"{target:g} {table.unit}, {count} are wanted")

@@ -1,0 +1,147 @@
+"""The search through the command line on real images: what it writes, resume, weights and targets, mistakes."""
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from src.architecture import load_architecture
+from src.checkpoint import read_checkpoint
+from src.latency import arithmetic_table
+from src.space import load_space
+from tests.conftest import ROOT
+
+SPACE = {
+    "format": "spnas-space", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 1,
+    "layers": ["r1_k3_s11_e1_i8_o8_noskip", *(
+        {"stride": stride, "in_channels": before, "out_channels": after, "kernel_sizes": [3, 5], "expansions": [3, 6],
+         "skippable": before == after} for stride, before, after in ((2, 8, 12), (1, 12, 12), (2, 12, 16), (1, 16, 16)))],
+    "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
+SEARCH = ("--dataset_name", "digits", "--image_height", 16, "--image_width", 16, "--resize", 16, "--batch_size", 20,
+          "--epoch_size", 4, "--latency_free_epochs", 1, "--log_steps", 2)
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("space") / "tiny.json"
+    file.write_text(json.dumps(SPACE))
+    return file
+
+
+@pytest.fixture(scope="module")
+def flags(space_file, few_digits):
+    return [*map(str, SEARCH), "--space", str(space_file), "--data_path", str(few_digits)]
+
+
+def history(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(flags, tmp_path_factory):
+    """An uninterrupted search for a target, with checkpoints on the way."""
+    folder = tmp_path_factory.mktemp("search")
+    run = subprocess.run([sys.executable, str(ROOT / "search.py"), *flags, "--target", "0.4", "--save_checkpoint_steps", "2",
+                          "--checkpoint_path", str(folder)], text=True, capture_output=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file):
+    names = {file.name for file in reference.iterdir()}
+    assert {"arch.json", "history.jsonl", "inherited.ckpt", "search.png", "arch.png", "arch.svg", "ckpt_0"} <= names
+    arch, lines = load_architecture(reference / "arch.json"), history(reference)
+    space = load_space(space_file)
+    cost = arithmetic_table(space, "macs").total(arch.provenance["decisions"])
+    assert abs(cost / 0.4 - 1) <= 0.03 and arch.provenance["cost"] == pytest.approx(cost)
+    assert space.decisions_of(arch) == arch.provenance["decisions"] == lines[-1]["decisions"]
+    assert len(lines) == 4 * 6 and lines[0]["decisions"] == ["K5E6"] * 4
+    assert {"loss", "cross_entropy", "cost", "latency_weight"} <= set(lines[0])
+    # The cost of a line is that of its decisions.
+    for line in lines:
+        assert line["cost"] == pytest.approx(arithmetic_table(space, "macs").total(line["decisions"]), rel=1e-5)
+
+
+def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(reference, run_program, few_digits, tmp_path):
+    run = run_program("eval.py", "--checkpoint_path", reference, "--output", tmp_path / "eval.json")
+    assert run.returncode == 0, run.stderr
+    evaluated = json.loads((tmp_path / "eval.json").read_text())["results"][0]
+    metrics = [json.loads(line) for line in (reference / "ckpt_0" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in metrics if line["kind"] == "val"][-1]
+    assert evaluated["top1"] == last["top1"] and evaluated["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    run = run_program("train.py", "--dataset_name", "digits", "--data_path", few_digits, "--image_height", 16,
+                      "--image_width", 16, "--resize", 16, "--arch", reference / "arch.json", "--pre_trained",
+                      reference / "inherited.ckpt", "--batch_size", 20, "--epoch_size", 1, "--checkpoint_path", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert " of " in run.stdout and "parameters loaded (project names)" in run.stdout
+    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").arch == load_architecture(reference / "arch.json")
+    run = run_program("eval.py", "--checkpoint_path", reference / "ckpt_0")
+    assert run.returncode == 2 and "inherited.ckpt" in run.stderr
+
+
+def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run_program, tmp_path):
+    own = [*flags, "--target", "0.4", "--save_checkpoint_steps", "2", "--checkpoint_path", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, str(ROOT / "search.py"), *own], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "ckpt_0" / "digits-3_2.ckpt").exists() and process.poll() is None \
+            and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = run_program("search.py", *own, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert history(tmp_path) == history(reference)
+    ours, theirs = (read_checkpoint(folder / "inherited.ckpt").parameters for folder in (tmp_path, reference))
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value.asnumpy(), theirs[name].asnumpy(), err_msg=name)
+
+
+def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file):
+    """From the largest network, which nothing but the cross-entropy could change, to the smallest legal one."""
+    costs = []
+    for weight in (0, 0.02, 100):
+        run = run_program("search.py", *flags, "--latency_weight", weight, "--checkpoint_path", tmp_path / str(weight))
+        assert run.returncode == 0, run.stderr
+        costs.append(load_architecture(tmp_path / str(weight) / "arch.json").provenance["cost"])
+    low, high = arithmetic_table(load_space(space_file), "macs").range()
+    assert costs[0] == pytest.approx(high) and costs[2] == pytest.approx(low)
+    assert costs[2] <= costs[1] <= costs[0]
+
+
+def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
+    run = run_program("search.py", *flags, "--sweep", "0.3,0.5", "--checkpoint_path", tmp_path / "sweep",
+                      "--epoch_size", 2, "--latency_free_epochs", 0.5)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "sweep" / "pareto.json").read_text())["networks"]
+    assert [row["target"] for row in rows] == [0.3, 0.5] and (tmp_path / "sweep" / "pareto.png").is_file()
+    assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
+    run = run_program("search.py", *flags, "--random", 4, "--target", 0.4, "--checkpoint_path", tmp_path / "random")
+    assert run.returncode == 0, run.stderr
+    table = arithmetic_table(load_space(space_file), "macs")
+    archs = [load_architecture(file) for file in sorted((tmp_path / "random").glob("*.json"))]
+    assert len({tuple(arch.provenance["decisions"]) for arch in archs}) == 4
+    assert all(abs(table.total(arch.provenance["decisions"]) / 0.4 - 1) <= 0.02 for arch in archs)
+
+
+@pytest.mark.parametrize("wrong, reason", [
+    (("--target", 9), "networks of space 'tiny' cost"),
+    (("--cost", "latency"), "latency_table is not given"),
+    (("--cost", "latency", "--latency_table", "pixel1"), "made for space 'imagenet', the space searched is 'tiny'"),
+    (("--cost", "latency", "--latency_table", "nokia"), "neither a file nor one of pixel1"),
+    (("--target_latency_ms", 9), "target_latency_ms is for --cost latency"),
+    (("--random", 3), "random networks need a target"),
+    (("--sweep", "a,b"), "should be numbers with commas"),
+    (("--space", "moon"), "space 'moon' is neither a file nor one of imagenet"),
+    (("--latency_free_epochs", 4), "together are more than the 4 of epoch_size"),
+])
+def test_mistakes_are_told_before_any_training(flags, run_program, tmp_path, wrong, reason):
+    run = run_program("search.py", *flags, "--checkpoint_path", tmp_path / "run", *wrong)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
+    assert reason in run.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,255 @@
+"""The supernet: equal to the network that its decisions describe, and its formulas to plain NumPy."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.checkpoint import load_parameters
+from src.indicators import missing_indicators, to_decisions, to_indicators
+from src.kernels import available
+from src.latency import LatencyTable, arithmetic_table, load_table
+from src.space import SearchSpace, load_space
+from src.spnasnet import SPNASNet
+from src.superkernel import SLOPE, Supernet, inherit
+
+LAYERS = [
+    "r1_k3_s11_e1_i8_o8_noskip",
+    {"stride": 1, "in_channels": 8, "out_channels": 8, "kernel_sizes": [3, 5], "expansions": [3, 6], "skippable": True},
+    {"stride": 2, "in_channels": 8, "out_channels": 12, "kernel_sizes": [3, 5, 7], "expansions": [2, 4, 6],
+     "skippable": False},
+    {"stride": 1, "in_channels": 12, "out_channels": 12, "kernel_sizes": [3, 5, 7], "expansions": [2, 4, 6],
+     "skippable": True},
+    {"stride": 1, "in_channels": 12, "out_channels": 12, "kernel_sizes": [3], "expansions": [3, 4], "skippable": True},
+]
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    """A small space with layers of all kinds."""
+    return SearchSpace.from_dict({
+        "format": "spnas-space", "version": 1, "name": "mixed", "image_size": 12, "stem_channels": 8, "stem_stride": 1,
+        "layers": LAYERS, "head_channels": 16, "bn_epsilon": 1e-5, "provenance": {}})
+
+
+@pytest.fixture(scope="module")
+def table(space) -> LatencyTable:
+    return arithmetic_table(space, "macs", 4)
+
+
+def randomise(network, space, random, decisions=None) -> None:
+    """Random weights, statistics and thresholds; thresholds that make some decisions, if given."""
+    for parameter in network.get_parameters():
+        if parameter.name.startswith("decisions."):
+            continue
+        values = random.uniform(0.5, 1.5, parameter.shape) if "variance" in parameter.name \
+            else random.normal(0, 0.5, parameter.shape)
+        parameter.set_data(Tensor(values.astype(np.float32)))
+    shape = network.decisions.thresholds.shape
+    if decisions is None:
+        thresholds = random.uniform(0, 12, shape)
+    else:
+        thresholds = np.where(to_indicators(space, decisions) > 0, -1e3, 1e3)
+    network.decisions.thresholds.set_data(Tensor(thresholds.astype(np.float32)))
+
+
+def weights_of(network) -> dict[str, np.ndarray]:
+    return {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+
+
+def derived_network(network, space, decisions, classes=4) -> SPNASNet:
+    arch = space.derive(decisions, "derived")
+    derived = SPNASNet(arch, classes).set_train(False)
+    weights = inherit(weights_of(network), space, decisions)
+    load_parameters(derived, {name: Parameter(Tensor(value), name=name) for name, value in weights.items()}, "supernet")
+    assert set(weights) == {parameter.name for parameter in derived.get_parameters()}
+    return derived
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+def test_supernet_equals_the_derived_network(space, table, mode, kernels):
+    """Random decisions and the extreme ones; without masks behind BN and ReLU, beta would leak."""
+    ms.set_context(mode=mode)
+    try:
+        network, random = Supernet(space, table, 4, kernels=kernels and available()).set_train(False), \
+            np.random.default_rng(int(kernels))
+        images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
+        fixed = [[layer.names[0] for layer in space.searched.values()], [layer.largest for layer in space.searched.values()],
+                 [layer.names[-1] for layer in space.searched.values()], None, None]
+        for wanted in fixed:
+            randomise(network, space, random, wanted)
+            _, cost, indicators, _ = network(images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32)))
+            decisions = to_decisions(space, indicators.asnumpy())
+            assert wanted is None or decisions == wanted
+            assert float(cost.asnumpy()) == pytest.approx(table.total(decisions), rel=1e-6)
+            expected = derived_network(network, space, decisions)(images).asnumpy()
+            difference = np.abs(network(images).asnumpy() - expected).max()
+            assert difference <= 1e-5 * np.abs(expected).max(), decisions
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def plain(space, table, weights, thresholds, hard=None):
+    """The formulas of the paper in float64: indicators, norms, masks and cost.
+
+    Args:
+        hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point where sigmoids
+            go through the indicators, which makes the straight-through gradient an ordinary one.
+    """
+    indicators, distances, masks, total = [], [], [], table.constant
+    for row, (name, layer) in enumerate(space.searched.items()):
+        w = weights[name].astype(np.float64)
+        columns = np.flatnonzero(missing_indicators(space)[row] < 0)
+        own = []
+
+        def decide(norm):
+            place = (row, columns[len(own)])
+            x = norm - thresholds[place]
+            own.append(float(x > 0) if hard is None else hard[0][place] + sigmoid(x) - sigmoid(hard[1][place]))
+            distances.append((place, x))
+            return own[-1]
+
+        side = layer.kernel_sizes[-1]
+        ring = np.maximum.outer(*[np.abs(np.arange(side) - side // 2)] * 2)
+        kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
+        kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
+        sizes = [1.0]
+        for smaller, size in zip(layer.kernel_sizes, layer.kernel_sizes[1:]):
+            outer = (ring > smaller // 2) & (ring <= size // 2)
+            present = present * decide(np.linalg.norm(w * outer))
+            sizes.append(present)
+            kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
+        bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
+        parts = [kernel[first:last] for first, last in zip(bounds, bounds[1:])]
+        channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
+        channel_mask[:bounds[1]] = 1
+        for index, part in enumerate(parts[1:], start=1):
+            present = present * decide(np.linalg.norm(part))
+            ratios.append(present)
+            channel_mask[bounds[index]:bounds[index + 1]] = present
+        presence = decide(np.linalg.norm(parts[0])) if layer.skippable else 1.0
+        cost = 0.0
+        for i, size in enumerate(layer.kernel_sizes):
+            for j, ratio in enumerate(layer.expansions):
+                chosen = (sizes[i] - (sizes + [0])[i + 1]) * (ratios[j] - (ratios + [0])[j + 1])
+                cost += chosen * table.layers[name][f"K{size}E{ratio}"]
+        total += presence * cost + (1 - presence) * table.skip_cost(name)
+        masks.append((kernel_mask, channel_mask, presence))
+        indicators += [((row, column), value) for column, value in zip(columns, own)]
+    return dict(indicators), dict(distances), masks, total
+
+
+def test_decisions_cost_and_gradients_equal_numpy(space, table):
+    random = np.random.default_rng(3)
+    network = Supernet(space, table, 4)
+    randomise(network, space, random)
+    cell, names = network.decisions, list(space.searched)
+    # Small weights and thresholds near the norms: far away the sigmoid has no gradient to compare.
+    for weight in cell.weights:
+        weight.set_data(Tensor(random.normal(0, 0.15, weight.shape).astype(np.float32)))
+    cell.thresholds.set_data(Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32)))
+    ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
+    factors = [(random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
+               for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)]
+    constants = [[Tensor(np.asarray(f, np.float32)) for f in factor] for factor in factors]
+
+    def objective(dropout):
+        masks, cost, indicators, norms = cell(dropout)
+        total = cost * 10
+        for (kernel, channel, presence), (a, b, c) in zip(masks, constants):
+            total = total + (kernel.reshape(a.shape) * a).sum() + (channel.reshape((-1,)) * b).sum() + (presence * c).sum()
+        return total, cost, indicators, norms
+
+    parameters = ms.ParameterTuple([cell.thresholds, *cell.weights])
+    (_, cost, indicators, norms), gradients = ops.value_and_grad(objective, None, parameters, has_aux=True)(ones)
+    weights = dict(zip(names, (w.asnumpy()[:, 0] for w in cell.weights)))  # (C, k, k)
+    thresholds = cell.thresholds.asnumpy().astype(np.float64)
+    hard, distances, _, total = plain(space, table, weights, thresholds)
+    assert float(cost.asnumpy()) == pytest.approx(total, rel=1e-5)
+    for place, value in hard.items():
+        assert indicators.asnumpy()[place] == value
+        assert norms.asnumpy()[place] - thresholds[place] == pytest.approx(distances[place], abs=1e-5)
+
+    def surrogate(weights, thresholds):
+        _, _, masks, cost = plain(space, table, weights, thresholds, (hard, distances))
+        return 10 * cost + sum((k * a).sum() + (ch * b).sum() + p * c for (k, ch, p), (a, b, c) in zip(masks, factors))
+
+    step = 1e-5
+    for place in hard:
+        ahead, behind = thresholds.copy(), thresholds.copy()
+        ahead[place] += step
+        behind[place] -= step
+        numeric = (surrogate(weights, ahead) - surrogate(weights, behind)) / (2 * step)
+        assert gradients[0].asnumpy()[place] == pytest.approx(numeric, rel=2e-3, abs=2e-4), place
+    for name, gradient in zip(names, gradients[1:]):
+        for _ in range(5):
+            place = tuple(random.integers(0, size) for size in weights[name].shape)
+            values = []
+            for sign in (1, -1):
+                changed = {**weights, name: weights[name].astype(np.float64)}
+                changed[name][place] += sign * step
+                values.append(surrogate(changed, thresholds))
+            assert gradient.asnumpy()[:, 0][place] == pytest.approx((values[0] - values[1]) / (2 * step), rel=2e-3, abs=2e-4)
+
+
+class Cost(nn.Cell):
+    """The cost alone."""
+
+    def __init__(self, decisions):
+        super().__init__()
+        self.decisions = decisions
+
+    def construct(self, factors):
+        return self.decisions(factors)[1]
+
+
+def test_even_slope_has_the_sign_of_the_formula_and_does_not_vanish():
+    space = load_space("imagenet_32")
+    table, ones = arithmetic_table(space, "macs", 10), None
+    gradients = []
+    for even in (False, True):
+        ms.set_seed(0)
+        cell = Supernet(space, table, 10, even_slope=even).decisions
+        ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
+        (gradient,) = ops.grad(Cost(cell), None, ms.ParameterTuple([cell.thresholds]))(ones)
+        gradients.append(gradient.asnumpy())
+    formula, even = gradients
+    free = missing_indicators(space) < 0
+    # At the start everything is on: raising a threshold lowers the cost, by what the choice costs.
+    assert (formula <= 0).all() and (even[free] < 0).all() and np.abs(formula).max() < 1e-3
+    first = table.layers["layer1"]
+    assert even[0, 0] == pytest.approx(-SLOPE * (first["K5E6"] - first["K3E6"]), rel=1e-2)
+
+
+def test_the_published_network_comes_out_of_the_supernet():
+    space = load_space("imagenet_32")
+    table, random = arithmetic_table(space, "macs", 10), np.random.default_rng(0)
+    from src.architecture import load_architecture
+
+    published = load_architecture("spnas_pixel1_32")
+    decisions = space.decisions_of(published)
+    network = Supernet(space, table, 10).set_train(False)
+    network.decisions.fixed.set_data(Tensor(to_indicators(space, decisions)))
+    images = Tensor(random.standard_normal((1, 3, 32, 32)).astype(np.float32))
+    derived = derived_network(network, space, decisions, classes=10)
+    assert len(derived.blocks) == len(published.blocks) == 21
+    difference = np.abs(network(images).asnumpy() - derived(images).asnumpy()).max()
+    assert difference <= 1e-5 * np.abs(derived(images).asnumpy()).max()
+
+
+def test_pixel1_model_is_exact_at_every_choice():
+    space = load_space("imagenet")
+    table = load_table("pixel1", space)
+    cell = Supernet(space, table, 10).decisions
+    largest = [layer.largest for layer in space.searched.values()]
+    for index, layer in enumerate(space.searched.values()):
+        for choice in layer.names:
+            decisions = [*largest[:index], choice, *largest[index + 1:]]
+            cost = cell.cost(Tensor(to_indicators(space, decisions))).asnumpy()
+            assert float(cost) == pytest.approx(table.total(decisions), rel=1e-6)
