@@ -80,10 +80,14 @@ class MBConv(nn.Cell):
         self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
         self.residual = block.residual
+        self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
+            self.depthwise.conv, DepthwiseConv2d)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y)
+        if self.fused:
+            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn)
+        else:
+            y = self.depthwise(x if self.expand is None else self.expand(x))
         if self.se is not None:
             y = self.se(y)
         y = self.project(y)

@@ -5,7 +5,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import KERNEL_SIZES, STRIDES, depthwise_operator, norm_operator
+from src.kernels.operators import KERNEL_SIZES, STRIDES, core_operator, depthwise_operator, norm_operator
 
 
 def available() -> bool:
@@ -29,6 +29,7 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         super().__init__(channels, channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
                          group=channels, **options)
         self.depthwise = depthwise_operator(stride)
+        self.train_core, self.infer_core = core_operator(stride, True), core_operator(stride, False)
 
     @staticmethod
     def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
@@ -39,6 +40,22 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         if self.applies(x, self.weight):
             return self.depthwise(x, self.weight)
         return super().construct(x)
+
+    def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU) -> Tensor:
+        """``next_norm(self(norm(x)))``, both with ReLU, as one operator for float32 that stores x and y only."""
+        if not self.applies(x, self.weight) or norm.training != next_norm.training:
+            return next_norm(self(norm(x)))
+        if norm.training:
+            y, _, _, mean, variance, _, _, next_mean, next_variance = self.train_core(
+                x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+                next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
+            y = ops.depend(y, ops.assign(norm.moving_mean, mean))
+            y = ops.depend(y, ops.assign(norm.moving_variance, variance))
+            y = ops.depend(y, ops.assign(next_norm.moving_mean, next_mean))
+            return ops.depend(y, ops.assign(next_norm.moving_variance, next_variance))
+        return self.infer_core(
+            x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+            next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
 
 
 class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):

@@ -23,6 +23,13 @@ def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
     return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
 
 
+def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
+    if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
+        raise ValueError(f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
+                         f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}")
+    return (x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+
 @functools.lru_cache(maxsize=None)
 def depthwise_operator(stride: int) -> ops.Custom:
     """What ``depthwise_conv2d`` calls, for cells to hold."""
@@ -30,10 +37,7 @@ def depthwise_operator(stride: int) -> ops.Custom:
         raise ValueError(f"stride {stride} is none of {STRIDES}")
 
     def forward_shape(x, weight):
-        if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
-            raise ValueError(f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
-                             f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}")
-        return (x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+        return _depthwise_shape(x, weight, stride)
 
     def backward_shape(x, weight, dy):
         return x, weight
@@ -88,3 +92,38 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
                 ops.zeros_like(options))
 
     return _custom(name, forward_shape, 1 + statistics, bprop)
+
+
+@functools.lru_cache(maxsize=None)
+def core_operator(stride: int, training: bool) -> ops.Custom:
+    """The core of an MBConv block: batch normalisation, ReLU, depthwise convolution, batch normalisation, ReLU.
+
+    Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance (C,) of the
+    first and of the second normalisation, and options (2,) as ``norm_operator`` does, for both. Returns y, then
+    what ``norm_operator`` returns of the first, and of the second normalisation.
+    """
+    name = f"MBConvCore{'Train' if training else 'Infer'}"
+    statistics = 4 if training else 2
+
+    def forward_shape(x, weight, gamma, *others):
+        y = _depthwise_shape(x, weight, stride)
+        if list(gamma) != [x[1]]:
+            raise ValueError(f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
+                             f"{tuple(gamma)}")
+        return (y,) + (gamma,) * (2 * statistics)
+
+    def backward_shape(x, weight, gamma, *others):
+        return (x, weight) + (gamma,) * 4
+
+    backward = _custom(f"{name}Backward{stride}", backward_shape, 6)
+
+    def bprop(x, weight, gamma, beta, moving_mean, moving_variance, next_gamma, next_beta, next_moving_mean,
+              next_moving_variance, options, out, dout):
+        dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta = backward(
+            x, weight, gamma, beta, out[1], out[2], next_gamma, next_beta, out[1 + statistics], out[2 + statistics],
+            dout[0])
+        return (dx, dweight, dgamma, dbeta, ops.zeros_like(moving_mean), ops.zeros_like(moving_variance),
+                next_dgamma, next_dbeta, ops.zeros_like(next_moving_mean), ops.zeros_like(next_moving_variance),
+                ops.zeros_like(options))
+
+    return _custom(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
