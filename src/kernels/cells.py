@@ -49,10 +49,9 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
             y, _, _, mean, variance, _, _, next_mean, next_variance = self.train_core(
                 x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
                 next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
-            y = ops.depend(y, ops.assign(norm.moving_mean, mean))
-            y = ops.depend(y, ops.assign(norm.moving_variance, variance))
-            y = ops.depend(y, ops.assign(next_norm.moving_mean, next_mean))
-            return ops.depend(y, ops.assign(next_norm.moving_variance, next_variance))
+            norm.move(mean, variance)
+            next_norm.move(next_mean, next_variance)
+            return y
         return self.infer_core(
             x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
@@ -69,6 +68,12 @@ class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
         self.with_relu = relu
         self.train_operator, self.infer_operator = norm_operator(relu, True), norm_operator(relu, False)
         self.options = Tensor([eps, momentum], ms.float32)
+        self.assign = ops.Assign()
+
+    def move(self, mean: Tensor, variance: Tensor) -> None:
+        """Set the moving statistics."""
+        self.assign(self.moving_mean, mean)
+        self.assign(self.moving_variance, variance)
 
     def construct(self, x: Tensor) -> Tensor:
         if not self.applies(x, self.gamma):
@@ -77,6 +82,6 @@ class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
         if self.training:
             y, _, _, mean, variance = self.train_operator(x, self.gamma, self.beta, self.moving_mean,
                                                           self.moving_variance, self.options)
-            y = ops.depend(y, ops.assign(self.moving_mean, mean))
-            return ops.depend(y, ops.assign(self.moving_variance, variance))
+            self.move(mean, variance)
+            return y
         return self.infer_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.options)[0]

@@ -11,6 +11,7 @@ from mindspore import Tensor, ops
 from src.kernels import build
 
 KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)
+_zeros_like = ops.ZerosLike()  # the function ops.zeros_like takes several times the memory to compile
 
 
 def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
@@ -88,8 +89,8 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
         dx, dgamma, dbeta = backward(x, gamma, beta, out[1], out[2], dout[0])
-        return (dx, dgamma, dbeta, ops.zeros_like(moving_mean), ops.zeros_like(moving_variance),
-                ops.zeros_like(options))
+        return (dx, dgamma, dbeta, _zeros_like(moving_mean), _zeros_like(moving_variance),
+                _zeros_like(options))
 
     return _custom(name, forward_shape, 1 + statistics, bprop)
 
@@ -122,8 +123,8 @@ def core_operator(stride: int, training: bool) -> ops.Custom:
         dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta = backward(
             x, weight, gamma, beta, out[1], out[2], next_gamma, next_beta, out[1 + statistics], out[2 + statistics],
             dout[0])
-        return (dx, dweight, dgamma, dbeta, ops.zeros_like(moving_mean), ops.zeros_like(moving_variance),
-                next_dgamma, next_dbeta, ops.zeros_like(next_moving_mean), ops.zeros_like(next_moving_variance),
-                ops.zeros_like(options))
+        return (dx, dweight, dgamma, dbeta, _zeros_like(moving_mean), _zeros_like(moving_variance),
+                next_dgamma, next_dbeta, _zeros_like(next_moving_mean), _zeros_like(next_moving_variance),
+                _zeros_like(options))
 
     return _custom(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
