@@ -46,12 +46,12 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         if not self.applies(x, self.weight) or norm.training != next_norm.training:
             return next_norm(self(norm(x)))
         if norm.training:
-            y, _, _, mean, variance, _, _, next_mean, next_variance = self.train_core(
+            outputs = self.train_core(
                 x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
                 next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
-            norm.move(mean, variance)
-            next_norm.move(next_mean, next_variance)
-            return y
+            norm.move(outputs[3], outputs[4])
+            next_norm.move(outputs[7], outputs[8])
+            return outputs[0]
         return self.infer_core(
             x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
@@ -80,8 +80,8 @@ class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
             y = super().construct(x)
             return ops.relu(y) if self.with_relu else y
         if self.training:
-            y, _, _, mean, variance = self.train_operator(x, self.gamma, self.beta, self.moving_mean,
-                                                          self.moving_variance, self.options)
-            self.move(mean, variance)
-            return y
+            outputs = self.train_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance,
+                                          self.options)
+            self.move(outputs[3], outputs[4])
+            return outputs[0]
         return self.infer_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.options)[0]
