@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
 
 from src.architecture import Architecture, Block
-from src.kernels import BatchNormReLU, DepthwiseConv2d, available
+from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available
 
 
 class ConvBN(nn.Cell):
@@ -34,6 +34,8 @@ class ConvBN(nn.Cell):
         kernels = kernels and not folded and available()
         if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
+        elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
+            self.conv = ImageConv2d(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
                                   padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)

@@ -5,10 +5,10 @@ parameters. They are compiled at first use (``src.kernels.build``) and never par
 otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
 """
 from src.errors import UserError
-from src.kernels.cells import BatchNormReLU, DepthwiseConv2d, available
+from src.kernels.cells import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available
 from src.kernels.operators import depthwise_conv2d
 
-__all__ = ["BatchNormReLU", "DepthwiseConv2d", "available", "depthwise_conv2d", "wanted"]
+__all__ = ["BatchNormReLU", "DepthwiseConv2d", "ImageConv2d", "available", "depthwise_conv2d", "wanted"]
 
 
 def wanted(setting: str) -> bool:

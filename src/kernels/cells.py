@@ -5,7 +5,8 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import KERNEL_SIZES, STRIDES, core_operator, depthwise_operator, norm_operator
+from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, STRIDES, core_operator, depthwise_operator,
+                                   image_operator, norm_operator)
 
 
 def available() -> bool:
@@ -55,6 +56,25 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         return self.infer_core(
             x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
+
+
+class ImageConv2d(nn.Conv2d, _Float32Cell):
+    """``nn.Conv2d`` of images, with padding ``kernel_size // 2``, through the operator for float32."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
+                         **options)
+        self.image_conv = image_operator(out_channels, kernel_size, stride)
+
+    @staticmethod
+    def supports(in_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether a convolution has few input channels and a size that the operator knows."""
+        return groups == 1 and in_channels <= MAX_IMAGE_CHANNELS and kernel_size in KERNEL_SIZES and stride in STRIDES
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.applies(x, self.weight):
+            return self.image_conv(x, self.weight)
+        return super().construct(x)
 
 
 class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):

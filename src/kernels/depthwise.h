@@ -185,8 +185,20 @@ class Depthwise {
   }
 
   // y (out_height, out_width) from packed input; `line` is scratch of output_size().
-  void forward(float *y, float *line, const float *phases, const float *weight) const {
-    correlate(line, phases, count, offset_, weight, taps);
+  //
+  // With several planes, packed input_size() apart and each with its own taps in `weight`, y is the sum over them.
+  void forward(float *y, float *line, const float *phases, const float *weight, int64_t planes = 1) const {
+    if (planes == 1) {
+      correlate(line, phases, count, offset_, weight, taps);
+    } else {
+      std::vector<int64_t> offset;
+      for (int64_t p = 0; p < planes; ++p) {
+        for (int t = 0; t < taps; ++t) {
+          offset.push_back(p * input_size() + offset_[t]);
+        }
+      }
+      correlate(line, phases, count, offset.data(), weight, static_cast<int>(offset.size()));
+    }
     for (int64_t i = 0; i < out_height; ++i) {
       copy_row(y + i * out_width, line + i * pitch, out_width);
     }

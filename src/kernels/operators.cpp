@@ -1,6 +1,7 @@
 // Entry points of the operators, as ops.Custom(func_type="aot") calls them.
 #include "batch_norm_operators.h"
 #include "depthwise_operators.h"
+#include "image_operators.h"
 #include "mbconv_operators.h"
 
 #define SPNAS_OPERATOR(name, ...)                                                                           \
@@ -32,3 +33,7 @@ SPNAS_OPERATOR(MBConvCoreTrainBackward1, core_backward<true>(call, 1))
 SPNAS_OPERATOR(MBConvCoreTrainBackward2, core_backward<true>(call, 2))
 SPNAS_OPERATOR(MBConvCoreInferBackward1, core_backward<false>(call, 1))
 SPNAS_OPERATOR(MBConvCoreInferBackward2, core_backward<false>(call, 2))
+SPNAS_OPERATOR(ImageForward1, image_forward(call, 1))
+SPNAS_OPERATOR(ImageForward2, image_forward(call, 2))
+SPNAS_OPERATOR(ImageBackward1, image_backward(call, 1))
+SPNAS_OPERATOR(ImageBackward2, image_backward(call, 2))

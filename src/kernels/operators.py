@@ -7,10 +7,11 @@ from __future__ import annotations
 import functools
 
 from mindspore import Tensor, ops
+from mindspore.ops.operations import nn_ops
 
 from src.kernels import build
 
-KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)
+KERNEL_SIZES, STRIDES, MAX_IMAGE_CHANNELS = (3, 5, 7), (1, 2), 4
 _zeros_like = ops.ZerosLike()  # the function ops.zeros_like takes several times the memory to compile
 
 
@@ -63,6 +64,33 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         (N, C, ceil(H / stride), ceil(W / stride)).
     """
     return depthwise_operator(stride)(x, weight)
+
+
+@functools.lru_cache(maxsize=None)
+def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Custom:
+    """Convolution of images, padded by ``kernel_size // 2``.
+
+    Takes x (N, C, H, W) with C at most MAX_IMAGE_CHANNELS, and weight (out_channels, C, kernel_size, kernel_size).
+    """
+    def forward_shape(x, weight):
+        if len(x) != 4 or x[1] > MAX_IMAGE_CHANNELS or list(weight) != [out_channels, x[1], kernel_size, kernel_size]:
+            raise ValueError(f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} and "
+                             f"weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} and "
+                             f"{tuple(weight)}")
+        return (x[0], out_channels, (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+    def backward_shape(x, weight, dy):
+        return weight
+
+    weight_gradient = _custom(f"ImageBackward{stride}", backward_shape, 1)
+    # Compilation removes it where nobody asks for the gradient of the images.
+    image_gradient = nn_ops.Conv2DBackpropInput(out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2,
+                                                stride=stride)
+
+    def bprop(x, weight, out, dout):
+        return image_gradient(dout, weight, ops.shape(x)), weight_gradient(x, weight, dout)
+
+    return _custom(f"ImageForward{stride}", forward_shape, 1, bprop)
 
 
 @functools.lru_cache(maxsize=None)
