@@ -11,12 +11,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from PIL import Image
 
 from src.architecture import Architecture, decode_block, load_architecture, shipped_architectures
+from src.config import TrainConfig
 from src.cost import conv_out
+from src.CrossEntropySmooth import CrossEntropySmooth
 from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build, depthwise_conv2d
 from src.kernels.operators import core_operator
 from src.spnasnet import SPNASNet
+from src.train_step import TrainStep, create_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
@@ -458,6 +462,28 @@ def test_network_is_as_near_to_float64_as_stock():
                                     if (norm := np.linalg.norm(value)) > 1e-9])
     stock, ours = (np.array(errors[network]) for network in pair)
     assert stock.max() < 1e-4 and ours.mean() <= 1.1 * stock.mean(), (stock.mean(), ours.mean())
+
+
+def test_loss_curve_on_digits_equals_stock(few_digits):
+    files = sorted((few_digits / "train").glob("*/*"))
+    images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files])
+    images = (images.transpose(0, 3, 1, 2) - 128) / 64
+    labels = np.array([int(file.parent.name) for file in files], np.int32)
+    order = np.random.default_rng(0).permutation(len(files))
+    config, keep = TrainConfig(), Tensor(np.ones(1, np.float32))
+    curves = []
+    for kernels in (False, True):
+        ms.set_seed(1)
+        network = SPNASNet(small_architecture(), 10, kernels=kernels)
+        optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
+        step = TrainStep(network, CrossEntropySmooth(0.1), optimizer, config, mixed_precision=False).set_train()
+        batches = [order[i % 3 * 40:][:40] for i in range(20)]
+        curves.append([float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches])
+    stock, ours = curves
+    assert stock[-1] < 0.95 * stock[0]
+    # Differences by rounding grow from step to step.
+    np.testing.assert_allclose(ours[:5], stock[:5], rtol=1e-4)
+    np.testing.assert_allclose(ours, stock, rtol=0.02)
 
 
 def test_graph_and_pynative_agree():
