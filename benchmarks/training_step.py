@@ -2,12 +2,14 @@
 
     python benchmarks/training_step.py                                    # MindSpore alone
     python benchmarks/training_step.py --torch_python PYTHON --rounds 10  # PYTHON has torch and timm
+    python benchmarks/training_step.py --torch_python PYTHON --arch spnas_pixel1_32 --batch_size 128
 
 Every contender is a process of its own, with its default number of threads. All prepare themselves with one
 step, which compiles; then one after the other takes one timed step a round, while the others wait. A step is
 forward, backward and update of SGD with momentum, on a fixed batch of noise, with label smoothing 0.1;
-PyTorch computes in channels-last. Ratios are medians of the ratios within a round. Peak memory is that of the
-whole process, compilation included.
+PyTorch computes in channels-last. The floor is the time that the step's multiply-adds would take in one large
+matrix product (``step_bounds.py``), measured in the same rounds. Ratios are medians of the ratios within a round.
+Peak memory is that of the whole process, compilation included.
 """
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm"}
-TORCH_ARCH = "spnas_pixel1"  # the architecture that timm has
-CLASSES, RATE = 1000, 0.05
+from benchmarks.step_bounds import CLASSES, SIDE, matrices, product_seconds, step_macs  # noqa: E402
+from src.architecture import load_architecture  # noqa: E402
+
+WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm",
+           "floor": "floor: matrix product"}
+TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
+RATE = 0.05
 
 
 class WorkerError(RuntimeError):
@@ -49,7 +55,6 @@ def create_mindspore_step(arch: str, batch_size: int, image_size: int, kernels: 
     import numpy as np
     from mindspore import Tensor
 
-    from src.architecture import load_architecture
     from src.config import TrainConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import wanted
@@ -70,14 +75,14 @@ def create_mindspore_step(arch: str, batch_size: int, image_size: int, kernels: 
     return lambda: float(step(*batch)[0].asnumpy())
 
 
-def create_torch_step(batch_size: int, image_size: int) -> Callable[[], float]:
+def create_torch_step(arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import torch
 
     from benchmarks.torch_reference import spnasnet_100
 
     torch.manual_seed(0)
-    network = spnasnet_100(CLASSES).train().to(memory_format=torch.channels_last)
+    network = spnasnet_100(CLASSES, lowered_strides=TORCH_ARCHS[arch]).train().to(memory_format=torch.channels_last)
     # As in src.train_step: weight decay on weights of convolutions and classifier only.
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -96,13 +101,21 @@ def create_torch_step(batch_size: int, image_size: int) -> Callable[[], float]:
     return step
 
 
+def create_floor_step(arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
+    """A function that returns the seconds of a step at the rate of a matrix product."""
+    operands, products = matrices(), step_macs(load_architecture(arch), batch_size, image_size) / SIDE ** 3
+    return lambda: products * product_seconds(*operands)
+
+
 def work(args: argparse.Namespace) -> None:
     """Answer ``ready``, then seconds for every line ``step``, then bytes of peak memory at the end of input."""
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if args.worker == "torch":
-        step = create_torch_step(args.batch_size, args.image_size)
+        step = create_torch_step(args.arch, args.batch_size, args.image_size)
+    elif args.worker == "floor":
+        step = create_floor_step(args.arch, args.batch_size, args.image_size)
     else:
         step = create_mindspore_step(args.arch, args.batch_size, args.image_size, args.worker == "mindspore")
     step()
@@ -110,7 +123,7 @@ def work(args: argparse.Namespace) -> None:
     for _ in iter(sys.stdin.readline, ""):
         start = time.perf_counter()
         loss = step()
-        seconds = time.perf_counter() - start
+        seconds = loss if args.worker == "floor" else time.perf_counter() - start
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss is {loss}")
         print(seconds, file=answers)
@@ -157,7 +170,8 @@ def measure(args: argparse.Namespace) -> None:
     pythons = {"mindspore": sys.executable, "stock": sys.executable}
     if args.torch_python:
         pythons["torch"] = args.torch_python
-    base = "torch" if args.torch_python else "stock"
+    pythons["floor"] = sys.executable
+    bases = [worker for worker in ("torch", "stock", "floor") if worker in pythons]
     with contextlib.ExitStack() as stack:
         contenders = {}
         for worker, python in pythons.items():
@@ -169,12 +183,14 @@ def measure(args: argparse.Namespace) -> None:
             for contender in contenders.values():
                 contender.step()
         print(f"{args.arch}, {args.image_size}x{args.image_size}, batch {args.batch_size}, {args.rounds} rounds")
-        print(f"{'contender':<26}{'median s':>9}{'min..max s':>16}{f'ratio to {base}':>17}{'peak GB':>9}")
+        ratios = "".join(f"{f'/ {base}':>9}" for base in bases)
+        print(f"{'contender':<26}{'median s':>9}{'min..max s':>16}{ratios}{'peak GB':>9}")
         for contender in contenders.values():
             seconds = contender.seconds
-            ratio = statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds))
+            ratios = "".join(f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>9.2f}"
+                             for base in bases)
             spread = f"{min(seconds):.3f}..{max(seconds):.3f}"
-            print(f"{WORKERS[contender.worker]:<26}{statistics.median(seconds):>9.3f}{spread:>16}{ratio:>17.2f}"
+            print(f"{WORKERS[contender.worker]:<26}{statistics.median(seconds):>9.3f}{spread:>16}{ratios}"
                   f"{contender.finish():>9.2f}", flush=True)
 
 
@@ -183,14 +199,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--arch", default=TORCH_ARCH, help="architecture by name")
+    parser.add_argument("--image_size", type=int, help="default: the architecture's")
+    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if args.torch_python and args.arch != TORCH_ARCH:
-        parser.error(f"timm has {TORCH_ARCH} only; leave out --torch_python")
+    if args.torch_python and args.arch not in TORCH_ARCHS:
+        parser.error(f"timm has {' and '.join(TORCH_ARCHS)} only; leave out --torch_python")
+    args.image_size = args.image_size or load_architecture(args.arch).image_size
     if args.worker:
         work(args)
         return 0
