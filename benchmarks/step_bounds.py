@@ -1,7 +1,7 @@
 """The two numbers that bound a training step: multiply-adds over the rate of a large matrix product, and bytes over
 the bandwidth of a large copy, both measured here, with all cores.
 
-    python benchmarks/step_bounds.py                                            # about 5 seconds
+    python benchmarks/step_bounds.py                                 # about 5 seconds
     python benchmarks/step_bounds.py --arch spnas_pixel1_32 --batch_size 128
 
 Multiply-adds are those of forward and, twice as many, of backward. Bytes are those of the tensors that the

@@ -3,6 +3,7 @@
     python benchmarks/training_step.py                                    # MindSpore alone
     python benchmarks/training_step.py --torch_python PYTHON --rounds 10  # PYTHON has torch and timm
     python benchmarks/training_step.py --torch_python PYTHON --arch spnas_pixel1_32 --batch_size 128
+    python benchmarks/training_step.py --other_python PYTHON              # PYTHON has another MindSpore
 
 Every contender is a process of its own, with its default number of threads. All prepare themselves with one
 step, which compiles; then one after the other takes one timed step a round, while the others wait. A step is
@@ -31,7 +32,7 @@ from benchmarks.step_bounds import CLASSES, SIDE, matrices, product_seconds, ste
 from src.architecture import load_architecture  # noqa: E402
 
 WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm",
-           "floor": "floor: matrix product"}
+           "other": "other, CPU operators", "floor": "floor: matrix product"}
 TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
 RATE = 0.05
 
@@ -117,7 +118,7 @@ def work(args: argparse.Namespace) -> None:
     elif args.worker == "floor":
         step = create_floor_step(args.arch, args.batch_size, args.image_size)
     else:
-        step = create_mindspore_step(args.arch, args.batch_size, args.image_size, args.worker == "mindspore")
+        step = create_mindspore_step(args.arch, args.batch_size, args.image_size, args.worker != "stock")
     step()
     print("ready", file=answers)
     for _ in iter(sys.stdin.readline, ""):
@@ -170,8 +171,10 @@ def measure(args: argparse.Namespace) -> None:
     pythons = {"mindspore": sys.executable, "stock": sys.executable}
     if args.torch_python:
         pythons["torch"] = args.torch_python
+    if args.other_python:
+        pythons["other"] = args.other_python
     pythons["floor"] = sys.executable
-    bases = [worker for worker in ("torch", "stock", "floor") if worker in pythons]
+    bases = [worker for worker in ("torch", "other", "stock", "floor") if worker in pythons]
     with contextlib.ExitStack() as stack:
         contenders = {}
         for worker, python in pythons.items():
@@ -197,6 +200,7 @@ def measure(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
+    parser.add_argument("--other_python", metavar="PYTHON", help="interpreter that has another version of MindSpore")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, help="default: the architecture's")
