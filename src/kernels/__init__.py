@@ -5,10 +5,11 @@ parameters. They are compiled at first use (``src.kernels.build``) and never par
 otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
 """
 from src.errors import UserError
-from src.kernels.cells import BatchNormReLU, DepthwiseConv2d, available
-from src.kernels.operators import depthwise_conv2d
+from src.kernels.cells import BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, available
+from src.kernels.operators import depthwise_conv2d, mbconv_operator
 
-__all__ = ["BatchNormReLU", "DepthwiseConv2d", "available", "depthwise_conv2d", "wanted"]
+__all__ = ["BatchNormReLU", "ConvReLU", "DepthwiseConv2d", "Float32Cell", "available", "depthwise_conv2d",
+           "mbconv_operator", "wanted"]
 
 
 def wanted(setting: str) -> bool:

@@ -154,6 +154,9 @@ class Depthwise {
   int64_t input_size() const { return stride * stride * phase_size() + kLanes; }
   int64_t output_size() const { return phase_size() + kLanes; }
 
+  // Where the taps of output 0 lie in the packed input.
+  const int64_t *offsets() const { return offset_; }
+
   // Copies a plane into `phases`, whose borders the caller has set to zero.
   void pack_input(float *phases, const float *x) const {
     for (int64_t y = 0; y < height; ++y, x += width) {

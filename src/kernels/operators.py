@@ -88,3 +88,33 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
                 ops.zeros_like(options))
 
     return _custom(name, forward_shape, 1 + statistics, bprop)
+
+
+@functools.lru_cache(maxsize=None)
+def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
+    """Convolution, padded by k // 2 on all sides, with bias and ReLU, for inference.
+
+    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W / stride)).
+    """
+    def forward_shape(x, weight, bias):
+        expected = [bias[0], x[1] if len(x) == 4 else "C", kernel_size, kernel_size]
+        if len(x) != 4 or list(weight) != expected:
+            raise ValueError(f"this convolution takes x (N, C, H, W) and weight {tuple(expected)}, not {tuple(x)} and "
+                             f"{tuple(weight)}")
+        return (x[0], bias[0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+    return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
+
+
+@functools.lru_cache(maxsize=None)
+def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
+    """An MBConv block without batch normalisation, for inference.
+
+    Takes x (N, C, H, W), then weight and bias of each of its convolutions: expansion (M, C, 1, 1), which a block
+    without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1). ReLU follows all but the last.
+    Returns (N, O, ceil(H / stride), ceil(W / stride)), to which ``residual`` adds x.
+    """
+    def forward_shape(x, *parameters):
+        return (x[0], parameters[-1][0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+    return _custom("MBConvResidual" if residual else f"MBConv{stride}", forward_shape, 1)
