@@ -30,3 +30,14 @@ def _import_timm():
 def spnasnet_100(num_classes: int = 1000) -> torch.nn.Module:
     """timm's network of the paper, with random weights, in evaluation mode."""
     return _import_timm().create_model("spnasnet_100", num_classes=num_classes).eval()
+
+
+def folded_spnasnet_100(num_classes: int = 1000) -> torch.nn.Module:
+    """The same with batch normalisation folded into the convolutions before it."""
+    network = spnasnet_100(num_classes)
+    layers = [(name, module) for name, module in network.named_modules()
+              if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+    for (conv_name, conv), (norm_name, norm) in zip(layers[::2], layers[1::2]):
+        network.set_submodule(conv_name, torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
+        network.set_submodule(norm_name, norm.act)  # timm's normalisation includes the activation
+    return network
