@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "call.h"
 #include "depthwise.h"
 
 namespace spnas {
@@ -72,7 +73,41 @@ struct Convolution {
     int64_t i = 0;
     i = tiles<Vec, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
     i = tiles<Quarter, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
-    tiles<float, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
+    for (; i < n; ++i) {
+      pixel<kCount>(row, y + i, y_pitch, x + i, x_pitch, residual == nullptr ? nullptr : residual + i);
+    }
+  }
+
+  // A single pixel: vectors along the inputs, which are gathered for it.
+  template <int kCount>
+  void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch, const float *residual) const {
+    const int64_t depth = channels * taps;
+    float *in = scratch(4, depth), *next = in;
+    for (int64_t c = 0; c < channels; ++c, x += x_pitch) {
+      for (int t = 0; t < taps; ++t) {
+        *next++ = x[offset[t]];
+      }
+    }
+    const float *w = weight + row * depth;
+    Vec sums[kCount] = {};
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      const Vec v = load(in + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < kCount; ++r) {
+        sums[r] += load(w + r * depth + k) * v;
+      }
+    }
+    for (int r = 0; r < kCount; ++r) {
+      float sum = bias[row + r] + (residual == nullptr ? 0 : residual[r * y_pitch]);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        sum += sums[r][lane];
+      }
+      for (int64_t rest = k; rest < depth; ++rest) {
+        sum += w[r * depth + rest] * in[rest];
+      }
+      y[r * y_pitch] = relu ? spnas::relu(sum) : sum;
+    }
   }
 
   // As many tiles of whole vectors V as fit between pixels i and n; returns where they end.

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
+#include <thread>
 
 #include "call.h"
 #include "convolution.h"
@@ -33,24 +35,49 @@ struct Part {
   int64_t sample, first, last, begin, end;
 };
 
-// Calls task(part) for all parts of a result, neighbouring groups of output channels one after the other.
-template <typename Task>
-Status parallel_parts(int64_t samples, int64_t rows, int64_t pixels, int64_t part_pixels, const Task &task) {
-  const int64_t groups = divide_up(rows, kRows), parts = divide_up(pixels, part_pixels);
-  return parallel(samples * parts * groups, 1, [&](int64_t i, int64_t) {
-    const int64_t first = i % groups * kRows, begin = i / groups % parts * part_pixels;
-    task(Part{i / groups / parts, first, std::min(rows, first + kRows), begin, std::min(pixels, begin + part_pixels)});
+// The parts of a result that are tasks, neighbouring groups of output channels one after the other.
+struct Parts {
+  int64_t samples, rows, pixels, part_pixels;
+
+  int64_t groups() const { return divide_up(rows, kRows); }
+  int64_t pieces() const { return divide_up(pixels, part_pixels); }
+  int64_t count() const { return samples * pieces() * groups(); }
+
+  Part operator[](int64_t i) const {
+    const int64_t first = i % groups() * kRows, begin = i / groups() % pieces() * part_pixels;
+    return {i / groups() / pieces(), first, std::min(rows, first + kRows), begin, std::min(pixels, begin + part_pixels)};
+  }
+};
+
+// Calls before(i) for all i < count and then, when all have ended, after(i) for all i < next.
+//
+// As one job, since waking the threads a second time would take as long as the work of a small layer. Tasks begin in
+// order: when the first of the second kind does, each of the first kind has a thread that works on it.
+template <typename Before, typename After>
+Status parallel_then(int64_t count, const Before &before, int64_t next, const After &after) {
+  std::atomic<int64_t> open{count};
+  return parallel(count + next, 1, [&](int64_t i, int64_t) {
+    if (i < count) {
+      struct Closing {
+        std::atomic<int64_t> &open;
+        ~Closing() { open.fetch_sub(1, std::memory_order_release); }  // also if before() throws
+      } closing{open};
+      before(i);
+      return;
+    }
+    while (open.load(std::memory_order_acquire) > 0) {
+      std::this_thread::yield();
+    }
+    after(i - count);
   });
 }
 
-// y (samples, rows, pixels) from x (samples, channels, pixels); `residual` is null or of y's shape.
-inline Status pointwise(const Convolution &conv, int64_t samples, int64_t rows, int64_t pixels, float *y,
-                        const float *x, const float *residual) {
-  return parallel_parts(samples, rows, pixels, kPartPixels, [&](const Part &part) {
-    const int64_t at = (part.sample * rows + part.first) * pixels + part.begin;
-    conv.run(part.first, part.last, part.end - part.begin, y + at, pixels,
-             x + part.sample * conv.channels * pixels + part.begin, pixels, residual ? residual + at : nullptr);
-  });
+// Part of y (samples, rows, pixels) from x (samples, channels, pixels); `residual` is null or of y's shape.
+inline void pointwise(const Convolution &conv, const Parts &parts, const Part &part, float *y, const float *x,
+                      const float *residual) {
+  const int64_t pixels = parts.pixels, at = (part.sample * parts.rows + part.first) * pixels + part.begin;
+  conv.run(part.first, part.last, part.end - part.begin, y + at, pixels,
+           x + part.sample * conv.channels * pixels + part.begin, pixels, residual ? residual + at : nullptr);
 }
 
 // x, weight, bias -> y = max(0, 1x1 convolution + bias)
@@ -67,7 +94,10 @@ inline Status pointwise_relu(const Call &call) {
     return kBadShape;
   }
   const Convolution conv{call.data(1), call.data(2), s.c, 1, kPointwise, true};
-  return pointwise(conv, s.n, rows, s.plane(), call.data(3), call.data(0), nullptr);
+  const Parts parts{s.n, rows, s.plane(), kPartPixels};
+  return parallel(parts.count(), 1, [&](int64_t i, int64_t) {
+    pointwise(conv, parts, parts[i], call.data(3), call.data(0), nullptr);
+  });
 }
 
 // x, weight, bias -> y = max(0, convolution + bias), padded by k / 2 on all sides
@@ -88,29 +118,25 @@ inline Status conv_relu(const Call &call, int stride) {
   const Convolution conv{call.data(1), call.data(2), s.c, layout.taps, layout.offsets(), true};
   const int64_t in_plane = s.plane(), size = layout.input_size(), width = layout.out_width, pitch = layout.pitch;
   const int64_t lines = std::max<int64_t>(1, kPartPixels / pitch);
+  const Parts parts{1, rows, layout.out_height, lines};
   float *packed = zeroed(3, s.c * size);
   for (int64_t n = 0; n < s.n; ++n) {
     const float *x = call.data(0) + n * s.c * in_plane;
     float *y = call.data(3) + n * rows * layout.out_height * width;
-    const Status status = parallel(s.c, 1, [&](int64_t c, int64_t) {
-      layout.pack_input(packed + c * size, x + c * in_plane);
-    });
-    if (status) {
-      return status;
-    }
-    const Status done = parallel_parts(1, rows, layout.out_height, lines, [&](const Part &part) {
+    const auto pack = [&](int64_t c) { layout.pack_input(packed + c * size, x + c * in_plane); };
+    const auto convolve = [&](int64_t i) {
+      const Part part = parts[i];
       const int64_t count = (part.end - part.begin - 1) * pitch + width;
       float *line = scratch(0, kRows * count);
-      conv.run(part.first, part.last, count, line, count, packed + part.begin * pitch, size,
-               nullptr);
+      conv.run(part.first, part.last, count, line, count, packed + part.begin * pitch, size, nullptr);
       for (int64_t row = part.first; row < part.last; ++row, line += count) {
         for (int64_t h = part.begin; h < part.end; ++h) {
           copy_row(y + (row * layout.out_height + h) * width, line + (h - part.begin) * pitch, width);
         }
       }
-    });
-    if (done) {
-      return done;
+    };
+    if (Status status = parallel_then(s.c, pack, parts.count(), convolve)) {
+      return status;
     }
   }
   return kOk;
@@ -148,7 +174,9 @@ inline Status mbconv(const Call &call, int stride, bool residual) {
   for (int64_t n = 0; n < s.n; n += together) {
     const int64_t samples = std::min(together, s.n - n);
     const float *x = call.data(0) + n * s.c * in_plane;
-    const Status status = parallel_parts(samples, mid, 1, 1, [&](const Part &part) {
+    const Parts groups{samples, mid, 1, 1}, parts{samples, rows, out_plane, kPartPixels};
+    const auto expand = [&](int64_t i) {
+      const Part part = groups[i];
       float *phases = zeroed(0, conv.input_size()), *line = scratch(1, conv.output_size());
       const float *input = x + part.sample * s.c * in_plane;
       const float *plane = input + part.first * in_plane;
@@ -163,14 +191,12 @@ inline Status mbconv(const Call &call, int stride, bool residual) {
         conv.forward(out, line, phases, weight + c * conv.taps);
         add_bias_relu(out, out_plane, bias[c]);
       }
-    });
-    if (status) {
+    };
+    const auto reduce = [&](int64_t i) {
+      pointwise(projection, parts, parts[i], call.data(y) + n * rows * out_plane, kept, residual ? x : nullptr);
+    };
+    if (Status status = parallel_then(groups.count(), expand, parts.count(), reduce)) {
       return status;
-    }
-    const Status done = pointwise(projection, samples, rows, out_plane, call.data(y) + n * rows * out_plane, kept,
-                                  residual ? x : nullptr);
-    if (done) {
-      return done;
     }
   }
   return kOk;
