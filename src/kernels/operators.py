@@ -97,11 +97,10 @@ def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
     Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W / stride)).
     """
     def forward_shape(x, weight, bias):
-        expected = [bias[0], x[1] if len(x) == 4 else "C", kernel_size, kernel_size]
-        if len(x) != 4 or list(weight) != expected:
-            raise ValueError(f"this convolution takes x (N, C, H, W) and weight {tuple(expected)}, not {tuple(x)} and "
-                             f"{tuple(weight)}")
-        return (x[0], bias[0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+        if len(x) != 4 or list(weight) != [weight[0], x[1], kernel_size, kernel_size] or list(bias) != [weight[0]]:
+            raise ValueError(f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and bias "
+                             f"(O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}")
+        return (x[0], weight[0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
 
     return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
 
@@ -114,7 +113,18 @@ def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
     without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1). ReLU follows all but the last.
     Returns (N, O, ceil(H / stride), ceil(W / stride)), to which ``residual`` adds x.
     """
+    def fits(x, weights, biases):
+        *expansion, depthwise, project = weights
+        mid, k, out = depthwise[0], depthwise[-1], project[0]
+        return (len(x) == 4 and k in KERNEL_SIZES and [*expansion] in ([], [[mid, x[1], 1, 1]])
+                and (expansion or mid == x[1]) and depthwise == [mid, 1, k, k] and project == [out, mid, 1, 1]
+                and biases == [[weight[0]] for weight in weights] and (not residual or x[1] == out))
+
     def forward_shape(x, *parameters):
-        return (x[0], parameters[-1][0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+        weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
+        if len(parameters) not in (4, 6) or not fits(x, weights, biases):
+            raise ValueError(f"an MBConv block {'with' if residual else 'without'} residual does not take these shapes: "
+                             f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}")
+        return (x[0], weights[-1][0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
 
     return _custom("MBConvResidual" if residual else f"MBConv{stride}", forward_shape, 1)
