@@ -54,7 +54,8 @@ bool run_all() {
             const Dims y2{n, outputs, (h + 1) / 2, (w + 1) / 2};
             ok &= run(PointwiseRelu, {x, {outputs, c, 1, 1}, bias, y});
             for (int64_t k : {3, 5, 7}) {
-              ok &= run(ConvRelu1, {x, {outputs, c, k, k}, bias, y}) && run(ConvRelu2, {x, {outputs, c, k, k}, bias, y2});
+              const Dims weight{outputs, c, k, k};
+              ok &= run(ConvRelu1, {x, weight, bias, y}) && run(ConvRelu2, {x, weight, bias, y2});
               const Dims expand{2 * c, c, 1, 1}, mid{2 * c}, depthwise{2 * c, 1, k, k};
               ok &= run(MBConv1, {x, expand, mid, depthwise, mid, project, bias, y});
               ok &= run(MBConv2, {x, expand, mid, depthwise, mid, project, bias, y2});

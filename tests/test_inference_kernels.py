@@ -15,23 +15,23 @@ from src.cost import conv_out
 from src.kernels import ConvReLU, available, build, mbconv_operator
 from src.spnasnet import FusedMBConv, MBConv, SPNASNet
 from tests.conftest import ROOT
-from tests.test_kernels import assert_near, mode, normal, run  # noqa: F401, mode is a fixture
+from tests.test_kernels import assert_near, normal, run
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
 CONVOLUTIONS = [  # (N, C, H, W, O, k, stride)
-    (1, 1, 1, 1, 1, 1, 1), (2, 5, 3, 3, 7, 1, 1), (1, 37, 7, 7, 9, 1, 1), (3, 4, 14, 14, 24, 1, 1), (1, 3, 1, 51, 8, 1, 1),
-    (1, 320, 7, 7, 64, 1, 1), (1, 3, 32, 32, 32, 3, 2), (2, 3, 33, 31, 17, 3, 2), (1, 3, 5, 4, 8, 7, 2), (1, 2, 1, 1, 3, 5, 1),
-    (1, 3, 64, 300, 8, 3, 1), (2, 3, 16, 16, 12, 5, 1),
+    (1, 1, 1, 1, 1, 1, 1), (2, 5, 3, 3, 7, 1, 1), (1, 37, 7, 7, 9, 1, 1), (3, 4, 14, 14, 24, 1, 1),
+    (1, 3, 1, 51, 8, 1, 1), (1, 320, 7, 7, 64, 1, 1), (1, 3, 32, 32, 32, 3, 2), (2, 3, 33, 31, 17, 3, 2),
+    (1, 3, 5, 4, 8, 7, 2), (1, 2, 1, 1, 3, 5, 1), (1, 3, 64, 300, 8, 3, 1), (2, 3, 16, 16, 12, 5, 1),
 ]
 BLOCKS = [  # (N, C, H, W, M, O, k, stride), M == C without expansion
-    (1, 1, 1, 1, 1, 1, 3, 1), (1, 32, 12, 12, 32, 16, 3, 1), (2, 16, 17, 15, 48, 24, 3, 2), (1, 24, 28, 28, 72, 24, 3, 1),
-    (3, 5, 7, 7, 30, 5, 5, 1), (1, 7, 4, 9, 21, 11, 7, 2), (1, 96, 14, 14, 576, 192, 5, 2), (2, 20, 1, 33, 20, 9, 5, 1),
-    (40, 8, 56, 56, 16, 8, 3, 1),  # more samples than are taken together
+    (1, 1, 1, 1, 1, 1, 3, 1), (1, 32, 12, 12, 32, 16, 3, 1), (2, 16, 17, 15, 48, 24, 3, 2),
+    (1, 24, 28, 28, 72, 24, 3, 1), (3, 5, 7, 7, 30, 5, 5, 1), (1, 7, 4, 9, 21, 11, 7, 2), (1, 96, 14, 14, 576, 192, 5, 2),
+    (2, 20, 1, 33, 20, 9, 5, 1), (40, 8, 56, 56, 16, 8, 3, 1),  # more samples than are taken together
 ]
 
 
-def conv64(x, weight, bias, stride=1, groups=1):
+def conv64(x, weight, bias, stride=1, depthwise=False):
     """A convolution padded by k // 2, with bias, in float64."""
     x, weight = x.astype(np.float64), weight.astype(np.float64)
     k, (h, w) = weight.shape[-1], x.shape[2:]
@@ -41,8 +41,8 @@ def conv64(x, weight, bias, stride=1, groups=1):
     for ky in range(k):
         for kx in range(k):
             window = padded[:, :, ky:ky + stride * (ho - 1) + 1:stride, kx:kx + stride * (wo - 1) + 1:stride]
-            tap = weight[:, :, ky, kx]
-            y += window * tap[:, 0, None, None] if groups > 1 else np.einsum("nchw,oc->nohw", window, tap, optimize=True)
+            tap = weight[:, :, ky:ky + 1, kx:kx + 1]
+            y += window * tap[:, 0] if depthwise else np.einsum("nchw,oc->nohw", window, tap[..., 0, 0], optimize=True)
     return y + bias.astype(np.float64)[:, None, None]
 
 
@@ -58,7 +58,7 @@ def block_parameters(shape) -> list[np.ndarray]:
 def block64(x, parameters, stride, residual):
     *expansion, depthwise, depthwise_bias, project, project_bias = parameters
     hidden = np.maximum(conv64(x, *expansion), 0) if expansion else x
-    hidden = np.maximum(conv64(hidden, depthwise, depthwise_bias, stride, groups=len(depthwise)), 0)
+    hidden = np.maximum(conv64(hidden, depthwise, depthwise_bias, stride, depthwise=True), 0)
     return conv64(hidden, project, project_bias) + (x if residual else 0)
 
 
@@ -151,7 +151,7 @@ def small_pair() -> tuple[nn.Cell, nn.Cell]:
     return stock, ours
 
 
-def test_network_equals_stock(mode):  # noqa: F811
+def test_network_equals_stock(mode):
     stock, ours = small_pair()
     kinds = [type(block) for block in ours.blocks]
     assert kinds == [FusedMBConv] * 3 + [MBConv, FusedMBConv]  # squeeze-and-excitation is not fused
@@ -161,12 +161,12 @@ def test_network_equals_stock(mode):  # noqa: F811
         assert_near(ours(x).asnumpy(), stock(x).asnumpy(), 1e-5)
 
 
-def test_other_types_use_stock_operators(mode):  # noqa: F811
+def test_other_types_use_stock_operators(mode):
     y = small_pair()[1].to_float(ms.float16)(Tensor(normal(1, 2, 3, 32, 32))).asnumpy()
     assert y.dtype == np.float16 and np.isfinite(y).all()
 
 
-def test_wrong_shapes_are_named(mode):  # noqa: F811
+def test_wrong_shapes_are_named(mode):
     x = Tensor(normal(1, 1, 3, 8, 8))
     parameters = [Parameter(array, name=str(i)) for i, array in enumerate(block_parameters((1, 3, 8, 8, 6, 4, 3, 1)))]
     assert mbconv_operator(1, False)(x, *parameters).shape == (1, 4, 8, 8)

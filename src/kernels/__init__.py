@@ -1,4 +1,5 @@
-"""CPU operators for what MindSpore runs slowly: depthwise convolution, and batch normalisation with ReLU.
+"""CPU operators for what MindSpore runs slowly: depthwise convolution, batch normalisation with ReLU, and the layers
+of the folded network, whole MBConv blocks among them.
 
 Optional: ``available()`` says whether they can be used here; everything works without them, with the same
 parameters. They are compiled at first use (``src.kernels.build``) and never part of an exported model, which would

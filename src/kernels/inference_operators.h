@@ -18,8 +18,8 @@ namespace spnas {
 // Pixels of a task: their inputs stay in the first cache levels from one group of output channels to the next.
 constexpr int64_t kPartPixels = 192;
 
-// Floats of a block that are kept between its two halves.
-constexpr int64_t kKept = 1 << 20;
+// Floats that a block keeps between its two halves, unless one sample needs more: about a second-level cache.
+constexpr int64_t kKept = 1 << 18;
 
 constexpr int64_t kPointwise[] = {0};  // offset of the only tap
 
@@ -44,8 +44,9 @@ struct Parts {
   int64_t count() const { return samples * pieces() * groups(); }
 
   Part operator[](int64_t i) const {
+    const int64_t sample = i / groups() / pieces();
     const int64_t first = i % groups() * kRows, begin = i / groups() % pieces() * part_pixels;
-    return {i / groups() / pieces(), first, std::min(rows, first + kRows), begin, std::min(pixels, begin + part_pixels)};
+    return {sample, first, std::min(rows, first + kRows), begin, std::min(pixels, begin + part_pixels)};
   }
 };
 

@@ -98,8 +98,8 @@ def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
     """
     def forward_shape(x, weight, bias):
         if len(x) != 4 or list(weight) != [weight[0], x[1], kernel_size, kernel_size] or list(bias) != [weight[0]]:
-            raise ValueError(f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and bias "
-                             f"(O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}")
+            raise ValueError(f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and "
+                             f"bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}")
         return (x[0], weight[0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
 
     return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
@@ -123,7 +123,7 @@ def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
     def forward_shape(x, *parameters):
         weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
         if len(parameters) not in (4, 6) or not fits(x, weights, biases):
-            raise ValueError(f"an MBConv block {'with' if residual else 'without'} residual does not take these shapes: "
+            raise ValueError(f"an MBConv block {'with' if residual else 'without'} residual does not take the shapes "
                              f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}")
         return (x[0], weights[-1][0], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
 
