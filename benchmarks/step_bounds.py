@@ -21,10 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.architecture import Architecture, Block, load_architecture  # noqa: E402
-from src.cost import conv_out, layer_costs  # noqa: E402
+from benchmarks.contenders import CLASSES
+from src.architecture import Architecture, Block, load_architecture
+from src.cost import conv_out, layer_costs
 
-CLASSES = 1000
 SIDE, COPIED = 2048, 1 << 26  # of the matrices; floats of the copy, far more than caches hold
 
 
@@ -72,16 +72,16 @@ def step_bytes(arch: Architecture, batch_size: int, image_size: int) -> int:
 
 
 def product_seconds(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> float:
-    """Seconds of a matrix product of SIDE^3 multiply-adds."""
+    """Seconds of a matrix product."""
     start = time.perf_counter()
     np.matmul(a, b, out=out)
     return time.perf_counter() - start
 
 
-def matrices() -> list[np.ndarray]:
-    """Two matrices and room for their product."""
+def matrices(columns: int = SIDE) -> list[np.ndarray]:
+    """Two matrices, whose product has SIDE^2 * columns multiply-adds, and room for it."""
     rng = np.random.default_rng(0)
-    return [rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(3)]
+    return [rng.standard_normal((SIDE, width), np.float32) for width in (SIDE, columns, columns)]
 
 
 def copy_seconds() -> float:

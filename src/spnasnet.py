@@ -12,7 +12,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
 
 from src.architecture import Architecture, Block
-from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available
+from src.kernels import (BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, available,
+                         mbconv_operator)
 
 
 class ConvBN(nn.Cell):
@@ -31,8 +32,12 @@ class ConvBN(nn.Cell):
                  folded: bool = False) -> None:
         super().__init__()
         sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
-        kernels = kernels and not folded and available()
-        if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
+        kernels = kernels and available()
+        fused = kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups)
+        kernels = kernels and not folded
+        if fused:
+            self.conv = ConvReLU(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
+        elif kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
         elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
             self.conv = ImageConv2d(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
@@ -45,7 +50,7 @@ class ConvBN(nn.Cell):
             self.bn = BatchNormReLU(out_channels, eps=epsilon, momentum=momentum, relu=relu)
         else:
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
-        self.relu = nn.ReLU() if relu and not kernels else None
+        self.relu = nn.ReLU() if relu and not kernels and not fused else None
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -96,6 +101,24 @@ class MBConv(nn.Cell):
         return x + y if self.residual else y
 
 
+class FusedMBConv(MBConv, Float32Cell):
+    """``MBConv`` without batch normalisation and squeeze-and-excitation, as one CPU operator for float32."""
+
+    def __init__(self, block: Block, **bn) -> None:
+        super().__init__(block, **bn)
+        self.operator = mbconv_operator(block.stride, block.residual)
+
+    def construct(self, x: Tensor) -> Tensor:
+        depthwise, project = self.depthwise.conv, self.project.conv
+        if not self.applies(x, project.weight):
+            return super().construct(x)
+        if self.expand is None:
+            return self.operator(x, depthwise.weight, depthwise.bias, project.weight, project.bias)
+        expand = self.expand.conv
+        return self.operator(x, expand.weight, expand.bias, depthwise.weight, depthwise.bias, project.weight,
+                             project.bias)
+
+
 class SPNASNet(nn.Cell):
     """Classifier of an architecture.
 
@@ -112,7 +135,9 @@ class SPNASNet(nn.Cell):
         super().__init__()
         bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels, "folded": folded}
         self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
-        self.blocks = nn.SequentialCell([MBConv(block, **bn) for block in arch.blocks])
+        fused = folded and kernels and available()
+        self.blocks = nn.SequentialCell([FusedMBConv(block, **bn) if fused and not block.se_channels else
+                                         MBConv(block, **bn) for block in arch.blocks])
         self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)
         bound = 1 / math.sqrt(arch.head_channels)
         self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=Uniform(bound), bias_init="zeros")

@@ -71,6 +71,19 @@ bool run_all() {
             ok &= run(ImageBackward1, {image, kernels, x, kernels});
             ok &= run(ImageBackward2, {image, kernels, y2, kernels});
           }
+          for (int64_t outputs : {1, 8, 21}) {
+            const Dims bias{outputs}, project{outputs, 2 * c, 1, 1}, y{n, outputs, h, w};
+            const Dims y2{n, outputs, (h + 1) / 2, (w + 1) / 2};
+            ok &= run(PointwiseRelu, {x, {outputs, c, 1, 1}, bias, y});
+            for (int64_t k : {3, 5, 7}) {
+              const Dims weight{outputs, c, k, k};
+              ok &= run(ConvRelu1, {x, weight, bias, y}) && run(ConvRelu2, {x, weight, bias, y2});
+              const Dims expand{2 * c, c, 1, 1}, mid{2 * c}, depthwise{2 * c, 1, k, k};
+              ok &= run(MBConv1, {x, expand, mid, depthwise, mid, project, bias, y});
+              ok &= run(MBConv2, {x, expand, mid, depthwise, mid, project, bias, y2});
+              ok &= run(MBConvResidual, {x, {c, 1, k, k}, channel, {c, c, 1, 1}, channel, x});
+            }
+          }
           for (Operator op : {NormTrain, NormReluTrain}) {
             ok &= run(op, {x, channel, channel, channel, channel, options, x, channel, channel, channel, channel});
           }

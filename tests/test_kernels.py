@@ -333,14 +333,6 @@ def test_sanitizers_find_nothing(sanitizer, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))
-def mode(request):
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield request.param
-    ms.set_context(mode=before)
-
-
 class Gradients(nn.Cell):
     """Weighted sum of a network's output, and its gradients for input and weights."""
 

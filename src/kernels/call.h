@@ -95,6 +95,14 @@ inline Status check_channels(const Call &call, int x, std::initializer_list<int>
   return kOk;
 }
 
+// Kernel sizes that the convolutions know.
+inline bool is_kernel(int64_t k) { return k == 3 || k == 5 || k == 7; }
+
+// Whether parameter y is what a convolution with this stride, padded by k / 2 on all sides, makes of x.
+inline bool is_output(const Call &call, int y, const Shape &x, int64_t channels, int stride) {
+  return call.is_shape(y, {x.n, channels, (x.h - 1) / stride + 1, (x.w - 1) / stride + 1});
+}
+
 // Channels of a task: small planes go together, since memory is read best in long runs.
 constexpr int64_t kRun = 1024, kMaxGroup = 32;
 

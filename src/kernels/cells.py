@@ -5,8 +5,8 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, STRIDES, core_operator, depthwise_operator,
-                                   image_operator, norm_operator)
+from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, STRIDES, conv_relu_operator, core_operator,
+                                   depthwise_operator, image_operator, norm_operator)
 
 
 def available() -> bool:
@@ -14,7 +14,7 @@ def available() -> bool:
     return ms.get_context("device_target") == "CPU" and build.library() is not None
 
 
-class _Float32Cell(nn.Cell):
+class Float32Cell(nn.Cell):
     """A cell that knows whether its operator applies: to float32, unless ``to_float`` asks for another type."""
 
     fp16 = bf16 = False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
@@ -23,7 +23,7 @@ class _Float32Cell(nn.Cell):
         return x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
 
 
-class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
+class DepthwiseConv2d(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` with one group a channel, through the operator for float32."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, **options) -> None:
@@ -58,7 +58,7 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
 
 
-class ImageConv2d(nn.Conv2d, _Float32Cell):
+class ImageConv2d(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` of images, with padding ``kernel_size // 2``, through the operator for float32."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
@@ -77,7 +77,26 @@ class ImageConv2d(nn.Conv2d, _Float32Cell):
         return super().construct(x)
 
 
-class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
+class ConvReLU(nn.Conv2d, Float32Cell):
+    """``nn.Conv2d`` with bias, and ReLU, through the operator for float32; for inference."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
+                         has_bias=True, **options)
+        self.conv_relu = conv_relu_operator(kernel_size, stride)
+
+    @staticmethod
+    def supports(kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether the operator knows a convolution."""
+        return groups == 1 and (kernel_size in KERNEL_SIZES and stride in STRIDES or kernel_size == stride == 1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.applies(x, self.weight):
+            return self.conv_relu(x, self.weight, self.bias)
+        return ops.relu(super().construct(x))
+
+
+class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
     """``nn.BatchNorm2d`` and, if ``relu``, ReLU, as one operator for float32.
 
     It stores nothing but its input and two numbers a channel for the backward pass.

@@ -18,7 +18,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 namespace spnas {
 
@@ -154,6 +153,9 @@ class Depthwise {
   int64_t input_size() const { return stride * stride * phase_size() + kLanes; }
   int64_t output_size() const { return phase_size() + kLanes; }
 
+  // Where the taps of output 0 lie in the packed input.
+  const int64_t *offsets() const { return offset_; }
+
   // Copies a plane into `phases`, whose borders the caller has set to zero.
   void pack_input(float *phases, const float *x) const {
     for (int64_t y = 0; y < height; ++y, x += width) {
@@ -185,20 +187,8 @@ class Depthwise {
   }
 
   // y (out_height, out_width) from packed input; `line` is scratch of output_size().
-  //
-  // With several planes, packed input_size() apart and each with its own taps in `weight`, y is the sum over them.
-  void forward(float *y, float *line, const float *phases, const float *weight, int64_t planes = 1) const {
-    if (planes == 1) {
-      correlate(line, phases, count, offset_, weight, taps);
-    } else {
-      std::vector<int64_t> offset;
-      for (int64_t p = 0; p < planes; ++p) {
-        for (int t = 0; t < taps; ++t) {
-          offset.push_back(p * input_size() + offset_[t]);
-        }
-      }
-      correlate(line, phases, count, offset.data(), weight, static_cast<int>(offset.size()));
-    }
+  void forward(float *y, float *line, const float *phases, const float *weight) const {
+    correlate(line, phases, count, offset_, weight, taps);
     for (int64_t i = 0; i < out_height; ++i) {
       copy_row(y + i * out_width, line + i * pitch, out_width);
     }

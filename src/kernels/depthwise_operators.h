@@ -16,10 +16,7 @@ inline Status check_depthwise(const Call &call, int x, int weight, int y, int st
   }
   const Shape s(call, x);
   const int64_t k = call.shapes[weight][2];
-  const bool known = k == 3 || k == 5 || k == 7;
-  const bool fits = call.is_shape(weight, {s.c, 1, k, k}) &&
-                    call.is_shape(y, {s.n, s.c, (s.h - 1) / stride + 1, (s.w - 1) / stride + 1});
-  return known && fits ? kOk : kBadShape;
+  return is_kernel(k) && call.is_shape(weight, {s.c, 1, k, k}) && is_output(call, y, s, s.c, stride) ? kOk : kBadShape;
 }
 
 inline Depthwise make_depthwise(const Call &call, int x, int weight, int stride) {

@@ -1,19 +1,19 @@
-// Convolution of images, the stem of a network: x (N, C, H, W) with few channels C, weight (O, C, k, k),
-// y (N, O, ceil(H / stride), ceil(W / stride)). An output plane is the sum over C depthwise convolutions, so the
-// line of depthwise.h only gets C times the taps. The gradient of the images is left to MindSpore: training does
-// not need it.
+// Convolution of images, the stem of a network, for training: x (N, C, H, W) with few channels C, weight
+// (O, C, k, k), y (N, O, ceil(H / stride), ceil(W / stride)). Backward takes it for O * C depthwise convolutions. The
+// gradient of the images is left to MindSpore: training does not need it.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "call.h"
+#include "convolution.h"
+#include "convolution_tasks.h"
 #include "depthwise_operators.h"
 
 namespace spnas {
 
-constexpr int64_t kMaxImageChannels = 4, kOutputGroup = 16;
+constexpr int64_t kMaxImageChannels = 4;
 
 inline Status check_image(const Call &call, int x, int weight, int y, int stride) {
   if (call.ndims[x] != 4 || call.ndims[weight] != 4 || !Shape(call, x).valid() || !Shape(call, weight).valid()) {
@@ -21,18 +21,9 @@ inline Status check_image(const Call &call, int x, int weight, int y, int stride
   }
   const Shape s(call, x);
   const int64_t outputs = call.shapes[weight][0], k = call.shapes[weight][2];
-  const bool known = (k == 3 || k == 5 || k == 7) && s.c <= kMaxImageChannels;
-  const bool fits = call.is_shape(weight, {outputs, s.c, k, k}) &&
-                    call.is_shape(y, {s.n, outputs, (s.h - 1) / stride + 1, (s.w - 1) / stride + 1});
+  const bool known = is_kernel(k) && s.c <= kMaxImageChannels;
+  const bool fits = call.is_shape(weight, {outputs, s.c, k, k}) && is_output(call, y, s, outputs, stride);
   return known && fits ? kOk : kBadShape;
-}
-
-// The packed planes of one image, conv.input_size() apart, in scratch whose borders are zero.
-inline float *pack_image(const Depthwise &conv, float *phases, const float *x, int64_t channels) {
-  for (int64_t c = 0; c < channels; ++c) {
-    conv.pack_input(phases + c * conv.input_size(), x + c * conv.height * conv.width);
-  }
-  return phases;
 }
 
 // x, weight -> y
@@ -43,20 +34,10 @@ inline Status image_forward(const Call &call, int stride) {
   if (Status status = check_image(call, 0, 1, 2, stride)) {
     return status;
   }
-  const Shape s(call, 0), out(call, 2);
-  const Depthwise conv = make_depthwise(call, 0, 1, stride);
-  const float *x = call.data(0), *weight = call.data(1);
-  float *y = call.data(2);
-  const int64_t groups = (out.c + kOutputGroup - 1) / kOutputGroup;
-  return parallel(s.n * groups, 1, [&](int64_t task, int64_t) {
-    const int64_t n = task / groups, first = task % groups * kOutputGroup;
-    const int64_t last = std::min(out.c, first + kOutputGroup);
-    float *phases = zeroed(0, s.c * conv.input_size()), *line = scratch(1, conv.output_size());
-    pack_image(conv, phases, x + n * s.c * s.plane(), s.c);
-    for (int64_t o = first; o < last; ++o) {
-      conv.forward(y + (n * out.c + o) * out.plane(), line, phases, weight + o * s.c * conv.taps, s.c);
-    }
-  });
+  const Shape s(call, 0);
+  const Depthwise layout = make_depthwise(call, 0, 1, stride);
+  const Convolution conv{call.data(1), nullptr, s.c, layout.taps, layout.offsets(), false};
+  return convolve(conv, layout, s.n, call.shapes[1][0], call.data(2), call.data(0));
 }
 
 // x, weight, dy -> dweight
@@ -77,7 +58,9 @@ inline Status image_backward(const Call &call, int stride) {
   std::vector<float> gradients(s.n * size);  // of each sample
   const Status status = parallel(s.n, 1, [&](int64_t n, int64_t) {
     float *phases = zeroed(0, s.c * conv.input_size()), *line = zeroed(1, conv.output_size());
-    pack_image(conv, phases, x + n * s.c * s.plane(), s.c);
+    for (int64_t c = 0; c < s.c; ++c) {
+      conv.pack_input(phases + c * conv.input_size(), x + (n * s.c + c) * s.plane());
+    }
     KernelGradient sums(conv, out.c * s.c);
     for (int64_t o = 0; o < out.c; ++o) {
       conv.pack_output(line, dy + (n * out.c + o) * out.plane());

@@ -2,6 +2,7 @@
 #include "batch_norm_operators.h"
 #include "depthwise_operators.h"
 #include "image_operators.h"
+#include "inference_operators.h"
 #include "mbconv_operators.h"
 
 #define SPNAS_OPERATOR(name, ...)                                                                           \
@@ -37,3 +38,9 @@ SPNAS_OPERATOR(ImageForward1, image_forward(call, 1))
 SPNAS_OPERATOR(ImageForward2, image_forward(call, 2))
 SPNAS_OPERATOR(ImageBackward1, image_backward(call, 1))
 SPNAS_OPERATOR(ImageBackward2, image_backward(call, 2))
+SPNAS_OPERATOR(PointwiseRelu, pointwise_relu(call))
+SPNAS_OPERATOR(ConvRelu1, conv_relu(call, 1))
+SPNAS_OPERATOR(ConvRelu2, conv_relu(call, 2))
+SPNAS_OPERATOR(MBConv1, mbconv(call, 1, false))
+SPNAS_OPERATOR(MBConv2, mbconv(call, 2, false))
+SPNAS_OPERATOR(MBConvResidual, mbconv(call, 1, true))

@@ -25,11 +25,15 @@ def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
     return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
 
 
+def _output_shape(x, channels: int, stride: int) -> tuple[int, int, int, int]:
+    return (x[0], channels, (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+
+
 def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
     if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
         raise ValueError(f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
                          f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}")
-    return (x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+    return _output_shape(x, x[1], stride)
 
 
 @functools.lru_cache(maxsize=None)
@@ -77,7 +81,7 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
             raise ValueError(f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} and "
                              f"weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} and "
                              f"{tuple(weight)}")
-        return (x[0], out_channels, (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+        return _output_shape(x, out_channels, stride)
 
     def backward_shape(x, weight, dy):
         return weight
@@ -156,3 +160,43 @@ def core_operator(stride: int, training: bool) -> ops.Custom:
                 _zeros_like(options))
 
     return _custom(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
+
+
+@functools.lru_cache(maxsize=None)
+def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
+    """Convolution, padded by k // 2 on all sides, with bias and ReLU, for inference.
+
+    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W / stride)).
+    """
+    def forward_shape(x, weight, bias):
+        if len(x) != 4 or list(weight) != [weight[0], x[1], kernel_size, kernel_size] or list(bias) != [weight[0]]:
+            raise ValueError(f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and "
+                             f"bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}")
+        return _output_shape(x, weight[0], stride)
+
+    return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
+
+
+@functools.lru_cache(maxsize=None)
+def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
+    """An MBConv block without batch normalisation, for inference.
+
+    Takes x (N, C, H, W), then weight and bias of each of its convolutions: expansion (M, C, 1, 1), which a block
+    without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1). ReLU follows all but the last.
+    Returns (N, O, ceil(H / stride), ceil(W / stride)), to which ``residual`` adds x.
+    """
+    def fits(x, weights, biases):
+        *expansion, depthwise, project = weights
+        mid, k, out = depthwise[0], depthwise[-1], project[0]
+        return (len(x) == 4 and k in KERNEL_SIZES and [*expansion] in ([], [[mid, x[1], 1, 1]])
+                and (expansion or mid == x[1]) and depthwise == [mid, 1, k, k] and project == [out, mid, 1, 1]
+                and biases == [[weight[0]] for weight in weights] and (not residual or x[1] == out))
+
+    def forward_shape(x, *parameters):
+        weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
+        if len(parameters) not in (4, 6) or not fits(x, weights, biases):
+            raise ValueError(f"an MBConv block {'with' if residual else 'without'} residual does not take the shapes "
+                             f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}")
+        return _output_shape(x, weights[-1][0], stride)
+
+    return _custom("MBConvResidual" if residual else f"MBConv{stride}", forward_shape, 1)
