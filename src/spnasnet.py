@@ -16,6 +16,14 @@ from src.kernels import (BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, 
                          mbconv_operator)
 
 
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` that can convolve with another weight too."""
+
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution with another weight than its own, without bias."""
+        return self.conv2d(x, weight)
+
+
 class ConvBN(nn.Cell):
     """Convolution with symmetric padding, batch normalisation and optionally ReLU.
 
@@ -42,8 +50,8 @@ class ConvBN(nn.Cell):
         elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
             self.conv = ImageConv2d(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
-                                  padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
+            self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
+                               padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
         if folded:
             self.bn = None
         elif kernels:
@@ -52,8 +60,9 @@ class ConvBN(nn.Cell):
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
         self.relu = nn.ReLU() if relu and not kernels and not fused else None
 
-    def construct(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
+    def construct(self, x: Tensor, weight: Optional[Tensor] = None) -> Tensor:
+        """``weight`` takes the place of the convolution's own; not for folded layers, nor for the stem."""
+        x = self.conv(x) if weight is None else self.conv.filter(x, weight)
         if self.bn is not None:
             x = self.bn(x)
         return x if self.relu is None else self.relu(x)
@@ -90,14 +99,23 @@ class MBConv(nn.Cell):
         self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
             self.depthwise.conv, DepthwiseConv2d)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None) -> Tensor:
+        """The output without the residual.
+
+        Args:
+            kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
+            projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
+        """
         if self.fused:
-            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn)
+            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
         else:
-            y = self.depthwise(x if self.expand is None else self.expand(x))
+            y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
             y = self.se(y)
-        y = self.project(y)
+        return self.project(y, projection)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
         return x + y if self.residual else y
 
 
@@ -148,7 +166,11 @@ class SPNASNet(nn.Cell):
         Args:
             dropout: factors of the pooled features, (N, head_channels): 0 where a feature is dropped.
         """
-        x = ops.mean(self.head(self.blocks(self.stem(x))), (2, 3))
+        return self.classify(self.blocks(self.stem(x)), dropout)
+
+    def classify(self, x: Tensor, dropout: Optional[Tensor] = None) -> Tensor:
+        """Logits from the output of the last block: (N, C, H, W) -> (N, num_classes)."""
+        x = ops.mean(self.head(x), (2, 3))
         if dropout is not None:
             x = x * dropout.astype(x.dtype)
         return self.classifier(x)

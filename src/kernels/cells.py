@@ -1,6 +1,8 @@
 """Drop-in replacements for MindSpore's cells; parameter names and values are the same."""
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -37,24 +39,34 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         """Whether a convolution is depthwise and of a size that the operator knows."""
         return groups == in_channels == out_channels and kernel_size in KERNEL_SIZES and stride in STRIDES
 
-    def construct(self, x: Tensor) -> Tensor:
-        if self.applies(x, self.weight):
-            return self.depthwise(x, self.weight)
-        return super().construct(x)
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution with another weight than its own."""
+        if self.applies(x, weight):
+            return self.depthwise(x, weight)
+        return self.conv2d(x, weight)
 
-    def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU) -> Tensor:
-        """``next_norm(self(norm(x)))``, both with ReLU, as one operator for float32 that stores x and y only."""
-        if not self.applies(x, self.weight) or norm.training != next_norm.training:
-            return next_norm(self(norm(x)))
+    def construct(self, x: Tensor) -> Tensor:
+        return self.filter(x, self.weight)
+
+    def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU,
+                weight: Optional[Tensor] = None) -> Tensor:
+        """``next_norm(self(norm(x)))``, both with ReLU, as one operator for float32 that stores x and y only.
+
+        Args:
+            weight: in place of its own.
+        """
+        weight = self.weight if weight is None else weight
+        if not self.applies(x, weight) or norm.training != next_norm.training:
+            return next_norm(self.filter(norm(x), weight))
         if norm.training:
             outputs = self.train_core(
-                x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+                x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
                 next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
             norm.move(outputs[3], outputs[4])
             next_norm.move(outputs[7], outputs[8])
             return outputs[0]
         return self.infer_core(
-            x, self.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+            x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
 
 
