@@ -12,14 +12,15 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
 
 from src.architecture import Architecture, Block
-from src.kernels import BatchNormReLU, DepthwiseConv2d, available
+from src.kernels import (BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, available,
+                         mbconv_operator)
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` that can also use another weight than its own."""
+    """``nn.Conv2d`` that can convolve with another weight too."""
 
     def filter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolution with ``weight``, without bias."""
+        """Convolution with another weight than its own, without bias."""
         return self.conv2d(x, weight)
 
 
@@ -39,9 +40,15 @@ class ConvBN(nn.Cell):
                  folded: bool = False) -> None:
         super().__init__()
         sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
-        kernels = kernels and not folded and available()
-        if kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
+        kernels = kernels and available()
+        fused = kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups)
+        kernels = kernels and not folded
+        if fused:
+            self.conv = ConvReLU(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
+        elif kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
+        elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
+            self.conv = ImageConv2d(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
         else:
             self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
                                padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
@@ -51,10 +58,10 @@ class ConvBN(nn.Cell):
             self.bn = BatchNormReLU(out_channels, eps=epsilon, momentum=momentum, relu=relu)
         else:
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
-        self.relu = nn.ReLU() if relu and not kernels else None
+        self.relu = nn.ReLU() if relu and not kernels and not fused else None
 
     def construct(self, x: Tensor, weight: Optional[Tensor] = None) -> Tensor:
-        """Filter with the layer's own weight, or with another of the same shape."""
+        """``weight`` takes the place of the convolution's own; not for folded layers, nor for the stem."""
         x = self.conv(x) if weight is None else self.conv.filter(x, weight)
         if self.bn is not None:
             x = self.bn(x)
@@ -89,11 +96,20 @@ class MBConv(nn.Cell):
         self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
         self.residual = block.residual
+        self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
+            self.depthwise.conv, DepthwiseConv2d)
 
     def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None) -> Tensor:
-        """Output without the residual; with other weights of depthwise convolution and projection if given."""
-        y = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y, kernel)
+        """The output without the residual.
+
+        Args:
+            kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
+            projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
+        """
+        if self.fused:
+            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
+        else:
+            y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
             y = self.se(y)
         return self.project(y, projection)
@@ -101,6 +117,24 @@ class MBConv(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         y = self.branch(x)
         return x + y if self.residual else y
+
+
+class FusedMBConv(MBConv, Float32Cell):
+    """``MBConv`` without batch normalisation and squeeze-and-excitation, as one CPU operator for float32."""
+
+    def __init__(self, block: Block, **bn) -> None:
+        super().__init__(block, **bn)
+        self.operator = mbconv_operator(block.stride, block.residual)
+
+    def construct(self, x: Tensor) -> Tensor:
+        depthwise, project = self.depthwise.conv, self.project.conv
+        if not self.applies(x, project.weight):
+            return super().construct(x)
+        if self.expand is None:
+            return self.operator(x, depthwise.weight, depthwise.bias, project.weight, project.bias)
+        expand = self.expand.conv
+        return self.operator(x, expand.weight, expand.bias, depthwise.weight, depthwise.bias, project.weight,
+                             project.bias)
 
 
 class SPNASNet(nn.Cell):
@@ -119,7 +153,9 @@ class SPNASNet(nn.Cell):
         super().__init__()
         bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels, "folded": folded}
         self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
-        self.blocks = nn.SequentialCell([MBConv(block, **bn) for block in arch.blocks])
+        fused = folded and kernels and available()
+        self.blocks = nn.SequentialCell([FusedMBConv(block, **bn) if fused and not block.se_channels else
+                                         MBConv(block, **bn) for block in arch.blocks])
         self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)
         bound = 1 / math.sqrt(arch.head_channels)
         self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=Uniform(bound), bias_init="zeros")
@@ -132,8 +168,8 @@ class SPNASNet(nn.Cell):
         """
         return self.classify(self.blocks(self.stem(x)), dropout)
 
-    def classify(self, x: Tensor, dropout: Optional[Tensor]) -> Tensor:
-        """Logits from the last block's output."""
+    def classify(self, x: Tensor, dropout: Optional[Tensor] = None) -> Tensor:
+        """Logits from the output of the last block: (N, C, H, W) -> (N, num_classes)."""
         x = ops.mean(self.head(x), (2, 3))
         if dropout is not None:
             x = x * dropout.astype(x.dtype)

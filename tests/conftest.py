@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 
 from src.sources import prepare_digits
@@ -32,6 +33,15 @@ def few_digits(digits, tmp_path_factory) -> Path:
             for file in sorted(images.iterdir())[:count]:
                 shutil.copy(file, folder / split / images.name)
     return folder
+
+
+@pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))
+def mode(request):
+    """Runs a test in both modes of MindSpore."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=request.param)
+    yield request.param
+    ms.set_context(mode=before)
 
 
 @pytest.fixture

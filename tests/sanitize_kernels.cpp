@@ -36,6 +36,20 @@ bool run(Operator op, const std::vector<Dims> &dims) {
             nullptr) == 0;
 }
 
+// The core of an MBConv block, forward, with `statistics` outputs for each normalisation, and backward.
+bool run_core(Operator forward, Operator backward, const Dims &x, const Dims &weight, const Dims &y, int statistics) {
+  const Dims channel{x[1]}, options{2};
+  std::vector<Dims> inputs{x, weight}, outputs{y}, gradients{y, x, weight};
+  inputs.insert(inputs.end(), 8, channel);
+  outputs.insert(outputs.end(), 2 * statistics, channel);
+  gradients.insert(gradients.end(), 4, channel);
+  std::vector<Dims> forward_dims = inputs, backward_dims = inputs;
+  forward_dims.push_back(options);
+  forward_dims.insert(forward_dims.end(), outputs.begin(), outputs.end());
+  backward_dims.insert(backward_dims.end(), gradients.begin(), gradients.end());
+  return run(forward, forward_dims) && run(backward, backward_dims);
+}
+
 bool run_all() {
   bool ok = true;
   for (int64_t n : {1, 3}) {
@@ -48,6 +62,27 @@ bool run_all() {
             ok &= run(DepthwiseForward1, {x, weight, x}) && run(DepthwiseForward2, {x, weight, y2});
             ok &= run(DepthwiseBackward1, {x, weight, x, x, weight});
             ok &= run(DepthwiseBackward2, {x, weight, y2, x, weight});
+            ok &= run_core(MBConvCoreTrain1, MBConvCoreTrainBackward1, x, weight, x, 4);
+            ok &= run_core(MBConvCoreTrain2, MBConvCoreTrainBackward2, x, weight, y2, 4);
+            ok &= run_core(MBConvCoreInfer1, MBConvCoreInferBackward1, x, weight, x, 2);
+            ok &= run_core(MBConvCoreInfer2, MBConvCoreInferBackward2, x, weight, y2, 2);
+            const Dims image{n, 3, h, w}, kernels{c, 3, k, k};
+            ok &= run(ImageForward1, {image, kernels, x}) && run(ImageForward2, {image, kernels, y2});
+            ok &= run(ImageBackward1, {image, kernels, x, kernels});
+            ok &= run(ImageBackward2, {image, kernels, y2, kernels});
+          }
+          for (int64_t outputs : {1, 8, 21}) {
+            const Dims bias{outputs}, project{outputs, 2 * c, 1, 1}, y{n, outputs, h, w};
+            const Dims y2{n, outputs, (h + 1) / 2, (w + 1) / 2};
+            ok &= run(PointwiseRelu, {x, {outputs, c, 1, 1}, bias, y});
+            for (int64_t k : {3, 5, 7}) {
+              const Dims weight{outputs, c, k, k};
+              ok &= run(ConvRelu1, {x, weight, bias, y}) && run(ConvRelu2, {x, weight, bias, y2});
+              const Dims expand{2 * c, c, 1, 1}, mid{2 * c}, depthwise{2 * c, 1, k, k};
+              ok &= run(MBConv1, {x, expand, mid, depthwise, mid, project, bias, y});
+              ok &= run(MBConv2, {x, expand, mid, depthwise, mid, project, bias, y2});
+              ok &= run(MBConvResidual, {x, {c, 1, k, k}, channel, {c, c, 1, 1}, channel, x});
+            }
           }
           for (Operator op : {NormTrain, NormReluTrain}) {
             ok &= run(op, {x, channel, channel, channel, channel, options, x, channel, channel, channel, channel});

@@ -11,11 +11,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from PIL import Image
 
 from src.architecture import Architecture, decode_block, load_architecture, shipped_architectures
+from src.config import TrainConfig
 from src.cost import conv_out
-from src.kernels import BatchNormReLU, DepthwiseConv2d, available, build, depthwise_conv2d
+from src.CrossEntropySmooth import CrossEntropySmooth
+from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build, depthwise_conv2d
+from src.kernels.operators import core_operator
 from src.spnasnet import SPNASNet
+from src.train_step import TrainStep, create_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
@@ -59,6 +64,16 @@ def depthwise64(x, weight, stride, dy):
     return y, dpadded[:, :, pad:pad + x.shape[2], pad:pad + x.shape[3]], dweight
 
 
+def dense64(x, weight, stride, dy):
+    """y, dx and dweight of a convolution with one group, channel by channel of its input."""
+    y, dx, dweight = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(weight.shape)
+    for o in range(len(weight)):
+        repeated = np.repeat(dy[:, o:o + 1], x.shape[1], 1)
+        products, dx_o, dweight_o = depthwise64(x, weight[o:o + 1].swapaxes(0, 1), stride, repeated)
+        y[:, o], dx, dweight[o] = products.sum(1), dx + dx_o, dweight_o[:, 0]
+    return y, dx, dweight
+
+
 def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
     """y, dx, dgamma, dbeta, mean, variance; with ``statistics`` (mean, variance) in inference mode."""
     x, gamma, beta, dy = (a.astype(np.float64) for a in (x, gamma, beta, dy))
@@ -76,6 +91,18 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
     if statistics is None:
         dx = dx - g.mean((0, 2, 3), keepdims=True) - normal * (g * normal).mean((0, 2, 3), keepdims=True)
     return (np.maximum(y, 0) if relu else y), dx * channel(gamma) / deviation, dgamma, dbeta, mean, variance
+
+
+def core64(x, weight, stride, norms, dy, statistics=(None, None)):
+    """BN + ReLU -> depthwise -> BN + ReLU: y, dx, dweight, both dgamma and dbeta, both means and variances, z."""
+    (gamma, beta), (next_gamma, next_beta) = norms
+    h, _, _, _, mean, variance = norm64(x, gamma, beta, np.zeros(x.shape), True, statistics=statistics[0])
+    z = depthwise64(h, weight, stride, dy)[0]
+    y, dz, next_dgamma, next_dbeta, next_mean, next_variance = norm64(z, next_gamma, next_beta, dy, True,
+                                                                      statistics=statistics[1])
+    _, dh, dweight = depthwise64(h, weight, stride, dz)
+    _, dx, dgamma, dbeta, _, _ = norm64(x, gamma, beta, dh, True, statistics=statistics[0])
+    return y, (dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta), (mean, variance, next_mean, next_variance), z
 
 
 def run(name: str, inputs: list, output_shapes: list, types=None, library=None) -> list:
@@ -146,6 +173,58 @@ def test_norm_equals_float64(shape, relu):
         assert_near(a, e, 1e-5)
 
 
+@pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_core_equals_float64(shape, training):
+    n, c, h, w, k, stride = shape
+    x, weight = 3 * normal(1, n, c, h, w) + 5, normal(2, c, 1, k, k)
+    dy = normal(3, n, c, conv_out(h, stride), conv_out(w, stride))
+    # With beta near 2 most of h is active, so that a channel of z is not constant, which would enlarge rounding.
+    norms = (normal(4, c), normal(5, c) + 2), (normal(6, c), normal(7, c))
+    moving = [(normal(8 + i, c) + 5 * (1 - i), np.abs(normal(10 + i, c)) + 0.5) for i in range(2)]
+    statistics = (None, None) if training else moving
+
+    def before_relu(x):
+        return norm64(x, *norms[0], np.zeros(x.shape), False, statistics=statistics[0])[0]
+
+    # No value where rounding decides whether a ReLU is active.
+    while not training and (near := np.abs(before_relu(x)) < 1e-4).any():
+        x[near] += 0.01
+    z = core64(x, weight, stride, norms, dy, statistics)[3]
+    dy[np.abs(norm64(z, *norms[1], dy, False, statistics=statistics[1])[0]) < 1e-4] = 0
+    y, expected, (mean, variance, next_mean, next_variance), _ = core64(x, weight, stride, norms, dy, statistics)
+
+    inputs = [x, weight, *norms[0], *moving[0], *norms[1], *moving[1], np.array([1e-5, 0.9], np.float32)]
+    mode, each = ("Train", 4) if training else ("Infer", 2)
+    out = run(f"MBConvCore{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
+    count, next_count = n * h * w, dy[:, 0].size
+    # The deviation of few values may be near zero, which enlarges rounding.
+    tolerance = 1e-5 if next_count > 4 else 1e-3
+    assert_near(out[0], y, tolerance)
+    if training:
+        for old, value, new in ((moving[0][0], mean, out[3]), (moving[1][0], next_mean, out[7]),
+                                (moving[0][1], variance * count / max(1, count - 1), out[4]),
+                                (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8])):
+            assert_near(new, 0.9 * old + 0.1 * value, 1e-5)
+    if next_count > 4 or not training:
+        actual = run(f"MBConvCore{mode}Backward{stride}",
+                     [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each:3 + each], dy],
+                     [x.shape, weight.shape] + [(c,)] * 4)
+        for a, e in zip(actual, expected):
+            assert_near(a, e, 2e-5)
+
+
+@pytest.mark.parametrize("outputs", (1, 21))
+@pytest.mark.parametrize("shape", [shape for shape in ODD_SHAPES if shape[1] <= 4] + [(2, 3, 32, 32, 3, 2)], ids=str)
+def test_image_convolution_equals_float64(shape, outputs):
+    n, c, h, w, k, stride = shape
+    x, weight = normal(1, n, c, h, w), normal(2, outputs, c, k, k)
+    dy = normal(3, n, outputs, conv_out(h, stride), conv_out(w, stride))
+    y, _, dweight = dense64(x, weight, stride, dy)
+    assert_near(run(f"ImageForward{stride}", [x, weight], [dy.shape])[0], y)
+    assert_near(run(f"ImageBackward{stride}", [x, weight, dy], [weight.shape])[0], dweight)
+
+
 def test_norm_of_values_far_from_zero():
     x = normal(1, 4, 3, 9, 9) + np.array([1e3, -300, 0], np.float32)[:, None, None]
     one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
@@ -169,7 +248,19 @@ def test_wrong_types_and_shapes_are_refused():
                           ([x.astype(np.float16), weight], (2, 3, 4, 4)), ([x], (2, 3, 4, 4))):
         with pytest.raises(ValueError, match="returned"):
             run("DepthwiseForward2", inputs, [shape])
+    image = normal(2, 5, 3, 3, 3)
+    run("ImageForward1", [x, image], [(2, 5, 8, 8)])
+    for inputs, shape in (([x, image], (2, 4, 8, 8)), ([x, normal(2, 5, 2, 3, 3)], (2, 5, 8, 8)),
+                          ([normal(1, 2, 5, 8, 8), normal(2, 5, 5, 3, 3)], (2, 5, 8, 8))):
+        with pytest.raises(ValueError, match="returned"):
+            run("ImageForward1", inputs, [shape])
     small = [normal(i, 3) for i in range(4)]
+    options = np.array([1e-5, 0.9], np.float32)
+    run("MBConvCoreInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
+    for inputs in ([x, weight, *small, *small, small[0]], [x, weight, *small, *small[:3], normal(1, 4), options],
+                   [x.astype(np.float64), weight, *small, *small, options]):
+        with pytest.raises(ValueError, match="returned"):
+            run("MBConvCoreInfer1", inputs, [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
         run("NormTrain", [x, *small, normal(1, 3)], [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
@@ -194,7 +285,8 @@ def test_without_a_compiler_one_line_is_logged(monkeypatch, caplog, tmp_path):
         assert build.library() is None and build.library() is None
         assert len(caplog.records) == 1 and "no C++ compiler" in caplog.text
         network = SPNASNet(small_architecture(), 4, kernels=True)
-        assert not any(isinstance(cell, (DepthwiseConv2d, BatchNormReLU)) for cell in network.cells_and_names())
+        ours = (DepthwiseConv2d, BatchNormReLU, ImageConv2d)
+        assert not any(isinstance(cell, ours) for _, cell in network.cells_and_names())
     finally:
         build.library.cache_clear()
 
@@ -210,6 +302,12 @@ out = run("NormReluTrain", norm, [x.shape] + [(37,)] * 4)
 out += run("DepthwiseForward2", [x, weight], [dy.shape])
 out += run("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape])
 out += run("NormReluTrainBackward", [x, *small[:2], out[1], out[2], x], [x.shape, (37,), (37,)])
+core = run("MBConvCoreTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
+out += core + run("MBConvCoreTrainBackward2", [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy],
+                  [x.shape, weight.shape] + [(37,)] * 4)
+images, kernels, dimages = normal(4, 5, 3, 9, 9), normal(5, 20, 3, 3, 3), normal(6, 5, 20, 9, 9)
+out += run("ImageForward1", [images, kernels], [dimages.shape])
+out += run("ImageBackward1", [images, kernels, dimages], [kernels.shape])
 print(hashlib.sha256(b"".join(a.tobytes() for a in out)).hexdigest())
 """
 
@@ -233,14 +331,6 @@ def test_sanitizers_find_nothing(sanitizer, tmp_path):
     assert built.returncode == 0, built.stderr
     result = subprocess.run([str(program)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))
-def mode(request):
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield request.param
-    ms.set_context(mode=before)
 
 
 class Gradients(nn.Cell):
@@ -277,7 +367,7 @@ def small_architecture() -> Architecture:
 def small_pair() -> tuple[nn.Cell, nn.Cell]:
     """The same small network with MindSpore's operators and with ours, of equal weights."""
     stock, ours = (SPNASNet(small_architecture(), 4, kernels=kernels) for kernels in (False, True))
-    assert any(isinstance(cell, DepthwiseConv2d) for _, cell in ours.cells_and_names())
+    assert isinstance(ours.stem.conv, ImageConv2d) and all(block.fused for block in ours.blocks)
     assert list(parameters(stock)) == list(parameters(ours))
     for network in (stock, ours):
         for i, p in enumerate(network.get_parameters()):
@@ -299,6 +389,93 @@ def test_network_equals_stock(mode, training):
     for name, value in parameters(ours).items():  # moving statistics have moved once, others not
         np.testing.assert_allclose(value, moved[name], rtol=1e-5, atol=1e-6, err_msg=name)
         assert np.array_equal(value, before[name]) != (training and "moving" in name), name
+
+
+class Reference:
+    """The network of an architecture and its gradients in float64, after ``gradients`` above.
+
+    Each layer computes its output, hands it to the ``rest`` of the network, and gets its gradient back.
+    """
+
+    def __init__(self, arch: Architecture, values: dict[str, np.ndarray], factor: np.ndarray) -> None:
+        self.arch, self.values, self.factor, self.results = arch, values, factor, {}
+
+    def layer(self, name: str, x, stride: int, conv, relu: bool, rest):
+        weight, gamma, beta = (self.values[f"{name}.{part}"] for part in ("conv.weight", "bn.gamma", "bn.beta"))
+        size = [conv_out(side, stride) for side in x.shape[2:]]
+        z = conv(x, weight, stride, np.zeros((len(x), len(weight), *size)))[0]
+        dy = rest(norm64(z, gamma, beta, np.zeros(z.shape), relu)[0])
+        _, dz, dgamma, dbeta, _, _ = norm64(z, gamma, beta, dy, relu)
+        _, dx, dweight = conv(x, weight, stride, dz)
+        self.results.update({f"{name}.conv.weight": dweight, f"{name}.bn.gamma": dgamma, f"{name}.bn.beta": dbeta})
+        return dx
+
+    def block(self, index: int, x):
+        if index == len(self.arch.blocks):
+            return self.layer("head", x, 1, dense64, True, self.classifier)
+        block, name, after = self.arch.blocks[index], f"blocks.{index}", []
+
+        def rest(y):
+            after.append(self.block(index + 1, x + y if block.residual else y))
+            return after[0]
+
+        def project(h):
+            return self.layer(f"{name}.project", h, 1, dense64, False, rest)
+
+        def depthwise(h):
+            return self.layer(f"{name}.depthwise", h, block.stride, depthwise64, True, project)
+
+        dx = self.layer(f"{name}.expand", x, 1, dense64, True, depthwise)
+        return dx + after[0] if block.residual else dx
+
+    def classifier(self, x):
+        weight, pooled = self.values["classifier.weight"], x.mean((2, 3))
+        self.results.update({"classifier.weight": self.factor.T @ pooled, "classifier.bias": self.factor.sum(0)})
+        self.results["value"] = ((pooled @ weight.T + self.values["classifier.bias"]) * self.factor).sum()
+        return np.broadcast_to((self.factor @ weight)[:, :, None, None] / x[0, 0].size, x.shape)
+
+    def run(self, x) -> dict[str, np.ndarray]:
+        dx = self.layer("stem", x, self.arch.stem_stride, dense64, True, lambda y: self.block(0, y))
+        return {**self.results, "x": dx}
+
+
+def test_network_is_as_near_to_float64_as_stock():
+    pair = small_pair()
+    errors = {network: [] for network in pair}
+    for seed in range(3):
+        x, factor = normal(seed, 4, 3, 32, 32), normal(seed + 9, 4, 4)
+        values = {name: value.astype(np.float64) for name, value in parameters(pair[0]).items()}
+        expected = Reference(small_architecture(), values, factor.astype(np.float64)).run(x.astype(np.float64))
+        for network in pair:
+            actual = gradients(network.set_train(), x, factor)
+            assert actual.keys() == expected.keys()
+            # A shift of what is normalised next has a gradient of zero, which tells nothing of rounding.
+            errors[network].append([np.linalg.norm(actual[name] - value) / norm for name, value in expected.items()
+                                    if (norm := np.linalg.norm(value)) > 1e-9])
+    stock, ours = (np.array(errors[network]) for network in pair)
+    assert stock.max() < 1e-4 and ours.mean() <= 1.1 * stock.mean(), (stock.mean(), ours.mean())
+
+
+def test_loss_curve_on_digits_equals_stock(few_digits):
+    files = sorted((few_digits / "train").glob("*/*"))
+    images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files])
+    images = (images.transpose(0, 3, 1, 2) - 128) / 64
+    labels = np.array([int(file.parent.name) for file in files], np.int32)
+    order = np.random.default_rng(0).permutation(len(files))
+    config, keep = TrainConfig(), Tensor(np.ones(1, np.float32))
+    curves = []
+    for kernels in (False, True):
+        ms.set_seed(1)
+        network = SPNASNet(small_architecture(), 10, kernels=kernels)
+        optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
+        step = TrainStep(network, CrossEntropySmooth(0.1), optimizer, config, mixed_precision=False).set_train()
+        batches = [order[i % 3 * 40:][:40] for i in range(20)]
+        curves.append([float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches])
+    stock, ours = curves
+    assert stock[-1] < 0.95 * stock[0]
+    # Differences by rounding grow from step to step.
+    np.testing.assert_allclose(ours[:5], stock[:5], rtol=1e-4)
+    np.testing.assert_allclose(ours, stock, rtol=0.02)
 
 
 def test_graph_and_pynative_agree():
@@ -336,6 +513,54 @@ def test_masked_kernel_gets_its_gradient(mode):
     assert_near(dweight.asnumpy(), expected)
 
 
+def test_masked_kernel_of_a_core_gets_its_gradient(mode):
+    weight, mask = Parameter(normal(1, 3, 1, 5, 5), name="weight"), np.pad(np.ones((3, 3), np.float32), 1)
+    x, dy, norm = 2 + normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9), (normal(4, 3), normal(5, 3) + 2)
+    statistics, options = [Tensor(np.ones(3, np.float32))] * 2, Tensor([1e-5, 0.9], ms.float32)
+    inputs, core = [*map(Tensor, norm), *statistics], core_operator(1, True)
+
+    def forward(x, weight):
+        return (core(x, weight * Tensor(mask), *inputs, *inputs, options)[0] * Tensor(dy)).sum()
+
+    dx, dweight = ms.grad(forward, (0, 1))(Tensor(x), weight)
+    expected = core64(x, weight.asnumpy() * mask, 1, (norm, norm), dy)[1]
+    assert_near(dx.asnumpy(), expected[0], 1e-5)
+    assert_near(dweight.asnumpy(), expected[1] * mask, 1e-5)
+
+
+class Core(nn.Cell):
+    """BN + ReLU -> depthwise -> BN + ReLU."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.norm, self.conv = BatchNormReLU(channels), DepthwiseConv2d(channels, kernel_size, stride)
+        self.next_norm = BatchNormReLU(channels)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv.between(x, self.norm, self.next_norm)
+
+
+@pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9, 3, 1), (2, 6, 14, 15, 5, 2), (1, 1, 9, 7, 7, 2)], ids=str)
+def test_core_equals_separate_stock_cells(mode, shape, training):
+    n, c, h, w, k, stride = shape
+    stock = nn.SequentialCell(nn.BatchNorm2d(c), nn.ReLU(),
+                              nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c),
+                              nn.BatchNorm2d(c), nn.ReLU())
+    ours = Core(c, k, stride)
+    for i, pair in enumerate(zip(ours.get_parameters(), stock.get_parameters())):
+        value = normal(i, *pair[0].shape)
+        for parameter in pair:
+            parameter.set_data(Tensor(np.abs(value) + 0.5 if value.ndim == 1 else value))
+    x, factor = normal(1, n, c, h, w), normal(2, n, c, conv_out(h, stride), conv_out(w, stride))
+    expected = gradients(stock.set_train(training), x, factor)
+    actual = gradients(ours.set_train(training), x, factor)
+    for a, e in zip(actual.values(), expected.values()):
+        assert_near(a, e, 2e-5)
+    for a, e in zip(parameters(ours).values(), parameters(stock).values()):
+        assert_near(a, e, 1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 14, 14, 3, 1), (2, 6, 14, 15, 5, 2), (2, 3, 7, 7, 7, 1), (1, 1, 9, 7, 3, 2)],
                          ids=str)
 def test_depthwise_cell_equals_stock(mode, shape):
@@ -344,6 +569,16 @@ def test_depthwise_cell_equals_stock(mode, shape):
     ours = DepthwiseConv2d(c, k, stride)
     ours.weight.set_data(stock.weight)
     x, factor = normal(1, n, c, h, w), normal(2, n, c, conv_out(h, stride), conv_out(w, stride))
+    expected = gradients(stock, x, factor)
+    for name, value in gradients(ours, x, factor).items():
+        assert_near(value, expected[name], 1e-5)
+
+
+def test_gradient_of_images(mode):
+    stock, ours = (cell(3, 8, 3, 2, pad_mode="pad", padding=1) if cell is nn.Conv2d else cell(3, 8, 3, 2)
+                   for cell in (nn.Conv2d, ImageConv2d))
+    ours.weight.set_data(stock.weight)
+    x, factor = normal(1, 2, 3, 9, 11), normal(2, 2, 8, 5, 6)
     expected = gradients(stock, x, factor)
     for name, value in gradients(ours, x, factor).items():
         assert_near(value, expected[name], 1e-5)

@@ -1,14 +1,16 @@
-"""CPU operators for what MindSpore runs slowly: depthwise convolution, and batch normalisation with ReLU.
+"""CPU operators for what MindSpore runs slowly: depthwise convolution, batch normalisation with ReLU, and the layers
+of the folded network, whole MBConv blocks among them.
 
 Optional: ``available()`` says whether they can be used here; everything works without them, with the same
 parameters. They are compiled at first use (``src.kernels.build``) and never part of an exported model, which would
 otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
 """
 from src.errors import UserError
-from src.kernels.cells import BatchNormReLU, DepthwiseConv2d, available
-from src.kernels.operators import depthwise_conv2d
+from src.kernels.cells import BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, available
+from src.kernels.operators import depthwise_conv2d, mbconv_operator
 
-__all__ = ["BatchNormReLU", "DepthwiseConv2d", "available", "depthwise_conv2d", "wanted"]
+__all__ = ["BatchNormReLU", "ConvReLU", "DepthwiseConv2d", "Float32Cell", "ImageConv2d", "available",
+           "depthwise_conv2d", "mbconv_operator", "wanted"]
 
 
 def wanted(setting: str) -> bool:

@@ -55,6 +55,12 @@ inline Moments moments(const Sums &sums, float shift, double count, float epsilo
           static_cast<float>(1 / std::sqrt(variance + epsilon))};
 }
 
+// How the batch's statistics change a channel's gradient: mean of g and mean of g * (x - mean) / variance, with g
+// as below. Zero where the statistics are constants.
+struct Correction {
+  float mean_gradient = 0, slope = 0;
+};
+
 // The affine map of a channel in forward direction.
 struct Normalise {
   float mean, scale, beta;
@@ -64,9 +70,9 @@ struct Normalise {
 
   float operator()(float x) const { return (x - mean) * scale + beta; }
 
-  // kRelu: comparison written so that NaN passes.
+  // y may be x. kRelu: comparison written so that NaN passes.
   template <bool kRelu>
-  void apply(float *__restrict y, const float *__restrict x, int64_t size) const {
+  void apply(float *y, const float *x, int64_t size) const {
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       const float v = (*this)(x[i]);
@@ -94,10 +100,10 @@ struct Normalise {
     sums.second += second;
   }
 
-  // dx = scale * (g - mean of g - (x - mean) * slope), slope = mean of g * (x - mean) / variance.
+  // dx = scale * (g - mean of g - (x - mean) * slope). dx may be dy or x.
   template <bool kRelu>
-  void gradient(float *__restrict dx, const float *__restrict dy, const float *__restrict x, int64_t size,
-                float mean_gradient, float slope) const {
+  void gradient(float *dx, const float *dy, const float *x, int64_t size, const Correction &correction) const {
+    const float mean_gradient = correction.mean_gradient, slope = correction.slope;
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {
       const float g = active<kRelu>(x[i], dy[i]);

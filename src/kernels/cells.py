@@ -1,11 +1,14 @@
 """Drop-in replacements for MindSpore's cells; parameter names and values are the same."""
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import KERNEL_SIZES, STRIDES, depthwise_operator, norm_operator
+from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, STRIDES, conv_relu_operator, core_operator,
+                                   depthwise_operator, image_operator, norm_operator)
 
 
 def available() -> bool:
@@ -13,7 +16,7 @@ def available() -> bool:
     return ms.get_context("device_target") == "CPU" and build.library() is not None
 
 
-class _Float32Cell(nn.Cell):
+class Float32Cell(nn.Cell):
     """A cell that knows whether its operator applies: to float32, unless ``to_float`` asks for another type."""
 
     fp16 = bf16 = False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
@@ -22,13 +25,14 @@ class _Float32Cell(nn.Cell):
         return x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
 
 
-class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
+class DepthwiseConv2d(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` with one group a channel, through the operator for float32."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, **options) -> None:
         super().__init__(channels, channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
                          group=channels, **options)
         self.depthwise = depthwise_operator(stride)
+        self.train_core, self.infer_core = core_operator(stride, True), core_operator(stride, False)
 
     @staticmethod
     def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
@@ -36,14 +40,75 @@ class DepthwiseConv2d(nn.Conv2d, _Float32Cell):
         return groups == in_channels == out_channels and kernel_size in KERNEL_SIZES and stride in STRIDES
 
     def filter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolution with another weight than the cell's own."""
-        return self.depthwise(x, weight) if self.applies(x, weight) else self.conv2d(x, weight)
+        """Convolution with another weight than its own."""
+        if self.applies(x, weight):
+            return self.depthwise(x, weight)
+        return self.conv2d(x, weight)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.filter(x, self.weight)
 
+    def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU,
+                weight: Optional[Tensor] = None) -> Tensor:
+        """``next_norm(self(norm(x)))``, both with ReLU, as one operator for float32 that stores x and y only.
 
-class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
+        Args:
+            weight: in place of its own.
+        """
+        weight = self.weight if weight is None else weight
+        if not self.applies(x, weight) or norm.training != next_norm.training:
+            return next_norm(self.filter(norm(x), weight))
+        if norm.training:
+            outputs = self.train_core(
+                x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+                next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
+            norm.move(outputs[3], outputs[4])
+            next_norm.move(outputs[7], outputs[8])
+            return outputs[0]
+        return self.infer_core(
+            x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
+            next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
+
+
+class ImageConv2d(nn.Conv2d, Float32Cell):
+    """``nn.Conv2d`` of images, with padding ``kernel_size // 2``, through the operator for float32."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
+                         **options)
+        self.image_conv = image_operator(out_channels, kernel_size, stride)
+
+    @staticmethod
+    def supports(in_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether a convolution has few input channels and a size that the operator knows."""
+        return groups == 1 and in_channels <= MAX_IMAGE_CHANNELS and kernel_size in KERNEL_SIZES and stride in STRIDES
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.applies(x, self.weight):
+            return self.image_conv(x, self.weight)
+        return super().construct(x)
+
+
+class ConvReLU(nn.Conv2d, Float32Cell):
+    """``nn.Conv2d`` with bias, and ReLU, through the operator for float32; for inference."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
+                         has_bias=True, **options)
+        self.conv_relu = conv_relu_operator(kernel_size, stride)
+
+    @staticmethod
+    def supports(kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether the operator knows a convolution."""
+        return groups == 1 and (kernel_size in KERNEL_SIZES and stride in STRIDES or kernel_size == stride == 1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.applies(x, self.weight):
+            return self.conv_relu(x, self.weight, self.bias)
+        return ops.relu(super().construct(x))
+
+
+class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
     """``nn.BatchNorm2d`` and, if ``relu``, ReLU, as one operator for float32.
 
     It stores nothing but its input and two numbers a channel for the backward pass.
@@ -54,14 +119,20 @@ class BatchNormReLU(nn.BatchNorm2d, _Float32Cell):
         self.with_relu = relu
         self.train_operator, self.infer_operator = norm_operator(relu, True), norm_operator(relu, False)
         self.options = Tensor([eps, momentum], ms.float32)
+        self.assign = ops.Assign()
+
+    def move(self, mean: Tensor, variance: Tensor) -> None:
+        """Set the moving statistics."""
+        self.assign(self.moving_mean, mean)
+        self.assign(self.moving_variance, variance)
 
     def construct(self, x: Tensor) -> Tensor:
         if not self.applies(x, self.gamma):
             y = super().construct(x)
             return ops.relu(y) if self.with_relu else y
         if self.training:
-            y, _, _, mean, variance = self.train_operator(x, self.gamma, self.beta, self.moving_mean,
-                                                          self.moving_variance, self.options)
-            y = ops.depend(y, ops.assign(self.moving_mean, mean))
-            return ops.depend(y, ops.assign(self.moving_variance, variance))
+            outputs = self.train_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance,
+                                          self.options)
+            self.move(outputs[3], outputs[4])
+            return outputs[0]
         return self.infer_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.options)[0]

@@ -18,7 +18,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 namespace spnas {
 
@@ -153,6 +152,9 @@ class Depthwise {
   // Scratch sizes in floats: all phases of the padded input; one line of outputs, padded.
   int64_t input_size() const { return stride * stride * phase_size() + kLanes; }
   int64_t output_size() const { return phase_size() + kLanes; }
+
+  // Where the taps of output 0 lie in the packed input.
+  const int64_t *offsets() const { return offset_; }
 
   // Copies a plane into `phases`, whose borders the caller has set to zero.
   void pack_input(float *phases, const float *x) const {

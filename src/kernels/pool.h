@@ -24,7 +24,8 @@ class Pool {
     return *pool;
   }
 
-  // Runs task(0) ... task(count - 1), in any order and on any thread, and returns whether none of them threw.
+  // Runs task(0) ... task(count - 1), on any thread, and returns whether none of them threw. Tasks begin in this
+  // order and may end in any.
   //
   // A task's result must not depend on its thread. The caller works too and waits only for threads that have
   // begun to work: a thread that the system has not scheduled yet (or that a fork has lost) holds nobody up.

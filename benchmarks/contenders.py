@@ -1,0 +1,128 @@
+"""Contenders of a benchmark: each a process of its own that does a piece of work whenever it is its turn.
+
+All prepare themselves with one piece of work, which compiles; then one after the other is timed in every round,
+while the others wait, so that all meet the same machine. Ratios are medians of the ratios within a round. Peak
+memory is that of the whole process, compilation included.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Mapping, Sequence
+
+TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
+CLASSES = 1000
+
+
+class WorkerError(RuntimeError):
+    """A contender that ended before its time."""
+
+
+def noise(batch_size: int, image_size: int):
+    """Images (N, 3, H, W) of float32 and labels (N,) of int64."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch_size, 3, image_size, image_size)).astype(np.float32)
+    return images, rng.integers(0, CLASSES, batch_size)
+
+
+def work(create: Callable[[], Callable[[], float]]) -> None:
+    """Be a contender: answer ``ready``, then seconds for every line, then bytes of peak memory at the end of input.
+
+    Args:
+        create: makes the function to time, which returns a number that must be finite.
+    """
+    # What libraries print must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    step = create()
+    step()
+    print("ready", file=answers)
+    for _ in iter(sys.stdin.readline, ""):
+        start = time.perf_counter()
+        value = step()
+        seconds = time.perf_counter() - start
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the result is {value}")
+        print(seconds, file=answers)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=answers)
+
+
+class Contender:
+    """A worker process, seen from the parent."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name, self.seconds = name, []
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def answer(self) -> str:
+        """The next line of the worker."""
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise WorkerError(f"{self.name}: ended with exit code {self.process.wait()}")
+        return line
+
+    def step(self) -> None:
+        """Have the work done and timed once."""
+        try:
+            self.process.stdin.write("step\n")
+        except BrokenPipeError:
+            pass  # reading the answer tells the exit code
+        self.seconds.append(float(self.answer()))
+
+    def finish(self) -> float:
+        """End the worker; returns its peak memory in GB."""
+        self.process.stdin.close()
+        return int(self.answer()) / 1e9
+
+    def kill(self) -> None:
+        """End the worker whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+
+def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bases: Sequence[str], rounds: int) -> None:
+    """Run all contenders and print a table.
+
+    Args:
+        commands: how to start each contender.
+        names: of contenders, for the table.
+        bases: contenders that the others are divided by, each in a column of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        contenders = {}
+        for key, command in commands.items():
+            contenders[key] = Contender(names[key], command)
+            stack.callback(contenders[key].kill)
+        for contender in contenders.values():
+            contender.answer()
+        for _ in range(rounds):
+            for contender in contenders.values():
+                contender.step()
+        ratios = "".join(f"{f'/ {base}':>9}" for base in bases)
+        print(f"{'contender':<26}{'median ms':>10}{'min..max ms':>18}{ratios}{'peak GB':>9}")
+        for contender in contenders.values():
+            seconds = contender.seconds
+            ratios = "".join(f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>9.2f}"
+                             for base in bases)
+            spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
+            print(f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
+                  f"{contender.finish():>9.2f}", flush=True)
+
+
+def run(measure: Callable[[], None]) -> int:
+    """Exit code of a benchmark; one line says why a contender failed."""
+    try:
+        measure()
+    except (WorkerError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 1
+    return 0
