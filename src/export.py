@@ -79,6 +79,7 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
     path = Path(file_name[:-len(suffix)] if file_name.endswith(suffix) else file_name)
     path = path.with_name(path.name + suffix)
     make_folder(path.parent)
+    _claim_description(path)
     network = checkpoint.network(folded=fold)
     size = checkpoint.preprocessing
     shape = (batch_size, 3, size.height, size.width)
@@ -106,6 +107,17 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
         shutil.rmtree(scratch, ignore_errors=True)
     write_text(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return path
+
+
+def _claim_description(path: Path) -> None:
+    """Raise UserError if the description beside ``path`` is that of another model, which would lose it."""
+    try:
+        other = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["model"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other != path.name and (path.parent / other).is_file():
+        raise UserError(f"{path.with_suffix('.json')}: describes {other}, and {path.name} would take it over; "
+                        "choose another --file_name")
 
 
 def _describe(checkpoint: Checkpoint, shape: tuple[int, ...], model: dict[str, Any],

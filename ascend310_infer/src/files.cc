@@ -34,12 +34,12 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
       if (Hidden(entry.path())) {
         continue;
       }
-      if (!entry.is_directory()) {
+      if (!entry.is_directory(error)) {  // an unreadable link counts as a file, so that it is named
         files.push_back(entry.path().filename().string());
         continue;
       }
       for (const auto &file : fs::directory_iterator(entry.path())) {
-        if (!Hidden(file.path()) && !file.is_directory()) {
+        if (!Hidden(file.path()) && !file.is_directory(error)) {
           files.push_back((entry.path().filename() / file.path().filename()).string());
         }
       }
