@@ -30,10 +30,9 @@ class _Primitive:
     attributes: tuple[str, ...] = ()
 
 
-# Each of these has been compared in MindSpore Lite 2.0.0. (SiLU is missing: Lite computes something else.)
+# Each of these has been compared in MindSpore Lite 2.0.0, which computes others, SiLU and HSigmoid, wrongly.
 _PRIMITIVES = {
-    **dict.fromkeys(("AdaptiveAvgPool2D", "Flatten", "HSigmoid", "HSwish", "MaxPool", "ReLU", "ReLU6", "Sigmoid"),
-                    _Primitive(1)),
+    **dict.fromkeys(("AdaptiveAvgPool2D", "Flatten", "HSwish", "MaxPool", "ReLU", "ReLU6", "Sigmoid"), _Primitive(1)),
     **dict.fromkeys(("Add", "Conv2D", "Div", "ExpandDims", "Mul", "Reshape", "Sub", "Transpose", "TupleGetItem"),
                     _Primitive(2)),
     "AvgPool": _Primitive(1, ("kernel_size", "strides", "pad_mode", "format")),

@@ -2,12 +2,14 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <memory>
 #include <mutex>
+#include <opencv2/core.hpp>
 #include <system_error>
 #include <thread>
 
@@ -94,6 +96,7 @@ int Run(const Flags &flags) {
     }
   }
 
+  cv::setNumThreads(1);  // images are at work in parallel already
   const Preprocessor preprocess(metadata.preprocessing);
   PipelineOptions options;
   options.batch_size = static_cast<size_t>(batch_size);

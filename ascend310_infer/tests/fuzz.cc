@@ -1,10 +1,11 @@
 // Decodes and prepares mutated images, and parses mutated descriptions: to be built with sanitizers, which stop it.
 // Usage: fuzz RUNS SEED IMAGE_OR_JSON...; whatever is not refused must be usable.
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -65,7 +66,8 @@ bool Try(const std::string &bytes, bool description) {
     values.std = {1, 1, 1};
     values.max_pixels = kMaxPixels;
     std::vector<float> tensor(static_cast<size_t>(values.TensorSize()));
-    spnas::Preprocessor(values)(spnas::DecodeImage(bytes, kMaxPixels), tensor.data());
+    const spnas::Preprocessor preprocess(values);
+    preprocess(spnas::DecodeImage(bytes, kMaxPixels), tensor.data());
     for (const float value : tensor) {
       if (!(value >= 0 && value <= 255)) {
         std::fprintf(stderr, "a pixel became %f\n", static_cast<double>(value));
