@@ -46,8 +46,8 @@ if [ -z "${LITE_HOME:-}" ]; then
         # Its C++ libraries need no Python, whatever the tag says.
         "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
             --python-version 3.7 --implementation cp --platform manylinux1_x86_64 --dest "$scratch" \
-            "mindspore-lite==$version" || fail "mindspore-lite $version cannot be fetched; set LITE_HOME to an unpacked \
-MindSpore Lite package"
+            "mindspore-lite==$version" ||
+            fail "mindspore-lite $version cannot be fetched; set LITE_HOME to an unpacked MindSpore Lite package"
         "$python" -m zipfile -e "$scratch"/*.whl "$scratch"
         # In one step, so that the folder is whole or not there; another build may have been faster.
         mv -T "$scratch/mindspore_lite" "$LITE_HOME" 2> /dev/null || [ -d "$LITE_HOME" ]

@@ -21,7 +21,8 @@ def accuracy(answers, classes):
             continue
         label = answer["file"].rpartition("/")[0]
         if label not in classes:
-            raise ValueError(f"{answer['file']}: '{label}' is no class of the model; expected one folder of images a class")
+            raise ValueError(f"{answer['file']}: '{label}' is no class of the model; "
+                             "expected one folder of images a class")
         top5 = [candidate["class"] for candidate in answer["top5"]]
         total += 1
         hits[0] += label == top5[0]

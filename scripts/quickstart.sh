@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up everything, train the published network on the embedded digits, evaluate it, export it and run the C++ application.
+# Set up everything, train the published network on the embedded digits, evaluate and export it, classify in C++.
 # About three minutes on 2 CPU cores after installation. Usage: bash scripts/quickstart.sh [RUN_FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -94,8 +94,8 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
                 file.write_bytes(to_version_1(file.read_bytes()))
             version = read_mindir(file.read_bytes()).mind_ir_version
             if version != mindir_version:
-                raise UserError(f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version {version}; "
-                                f"choose 1 or {version}")
+                raise UserError(f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version "
+                                f"{version}; choose 1 or {version}")
         check = _check(file, checkpoint, network, batch_size)
         model = {"file": path.name, "format": file_format, "mindir_version": version, "folded": fold,
                  "bytes": file.stat().st_size, "sha256": _sha256(file)}
@@ -154,6 +154,8 @@ def _check(file: Path, checkpoint: Checkpoint, network: nn.Cell, batch_size: int
         return None
     difference = _compare(_logits(predict, images), exported, FILE_TOLERANCE, f"{file.name}, computed by {runtime},",
                           "no model was written")
+    log.info("%s: checked in %s on %d images (%s): logits differ by at most %.1e of the largest", file.name, runtime,
+             len(images) * batch_size, data, difference)
     return Check(runtime, data, len(images) * batch_size, difference)
 
 

@@ -79,8 +79,8 @@ def application():
                              text=True, check=True).stdout.strip()
     if missing:
         pytest.skip(f"the C++ application needs {missing}")
-    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True, check=False,
-                           env=ENVIRONMENT)
+    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True,
+                           check=False, env=ENVIRONMENT)
     assert build.returncode == 0, build.stderr
     assert "warning" not in (ROOT / "ascend310_infer/out/build.log").read_text()
     return ROOT / "ascend310_infer/out/main"
@@ -316,8 +316,8 @@ def test_every_image_is_answered_or_named(classify, models, checkpoint, few_digi
     process, answers = classify(models["v1"], folder)
     assert process.returncode == 1
     assert "6 of 12 files not answered" in process.stderr
-    reasons = {"empty.jpg": "empty", "text.jpg": "neither JPEG", "notes.txt": "neither JPEG", "cut.jpg": "Premature end",
-               "giant.png": "60000x60000 pixels", "loop.jpg": "cannot be read"}
+    reasons = {"empty.jpg": "empty", "text.jpg": "neither JPEG", "notes.txt": "neither JPEG",
+               "cut.jpg": "Premature end", "giant.png": "60000x60000 pixels", "loop.jpg": "cannot be read"}
     for name, reason in reasons.items():
         assert reason in answers[f"bad/{name}"]["error"]
         assert f"bad/{name}: {answers[f'bad/{name}']['error']}" in process.stderr

@@ -83,7 +83,9 @@ void CheckClaimedSize(const std::string &bytes, bool png, int64_t max_pixels) {
   CheckSize(magnitude(number(png ? 16 : 18)), magnitude(number(png ? 20 : 22)), max_pixels);
 }
 
-bool StartsWith(const std::string &bytes, const std::string &magic) { return bytes.compare(0, magic.size(), magic) == 0; }
+bool StartsWith(const std::string &bytes, const std::string &magic) {
+  return bytes.compare(0, magic.size(), magic) == 0;
+}
 
 }  // namespace
 

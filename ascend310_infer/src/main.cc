@@ -42,7 +42,8 @@ struct Flags {
 };
 
 void Define(CLI::App *app, Flags *flags) {
-  app->add_option("--mindir_path", flags->mindir_path, "model of export.py; its description lies beside it")->required();
+  app->add_option("--mindir_path", flags->mindir_path, "model of export.py; its description lies beside it")
+      ->required();
   app->add_option("--dataset_path", flags->dataset_path, "folder of images, or of class folders")->required();
   app->add_option("--device", flags->device, "Ascend310 or CPU")->check(CLI::IsMember({"Ascend310", "CPU"}));
   app->add_option("--device_id", flags->device_id, "number of the Ascend device")->check(CLI::Range(0, 1023));

@@ -92,7 +92,8 @@ Report::Report(const fs::path &folder, std::vector<std::string> classes)
 
 void Report::Add(const std::string &file, const Answer &answer) {
   std::string error = answer.error;
-  if (error.empty() && !std::all_of(answer.logits.begin(), answer.logits.end(), [](float x) { return std::isfinite(x); })) {
+  const auto finite = [](float logit) { return std::isfinite(logit); };
+  if (error.empty() && !std::all_of(answer.logits.begin(), answer.logits.end(), finite)) {
     error = "the model's answer is not finite";
   }
   if (answer.inference_ms > 0) {

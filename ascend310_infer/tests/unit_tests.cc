@@ -1,13 +1,10 @@
 // Unit tests of all that needs no model; what is compared with Python is in tests/test_export.py.
 #include <gtest/gtest.h>
 
-#include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <mutex>
 #include <opencv2/imgcodecs.hpp>
-#include <set>
-#include <thread>
 
 #include "error.h"
 #include "files.h"
@@ -69,7 +66,8 @@ cv::Mat Gradient(int rows, int cols) {
   cv::Mat image(rows, cols, CV_8UC3);
   for (int y = 0; y < rows; ++y) {
     for (int x = 0; x < cols; ++x) {
-      image.at<cv::Vec3b>(y, x) = cv::Vec3b(static_cast<uint8_t>(y * 255 / rows), static_cast<uint8_t>(x * 255 / cols), 90);
+      image.at<cv::Vec3b>(y, x) =
+          cv::Vec3b(static_cast<uint8_t>(y * 255 / rows), static_cast<uint8_t>(x * 255 / cols), 90);
     }
   }
   return image;
