@@ -93,6 +93,11 @@ class DeviceConfig(BaseModel):
 
     device_target: Literal["Ascend", "CPU"] = _key("CPU", "device to run on")
     device_id: int = _key(0, "number of the Ascend device", ge=0)
+
+
+class ComputeConfig(DeviceConfig):
+    """Keys of every program that runs a network on images."""
+
     num_parallel_workers: int = _key(2, "threads of the data pipeline; fewer where there are fewer cores", ge=1)
     cpu_kernels: Literal["auto", "on", "off"] = _key(
         "auto", "the project's CPU operators: where they can be had, always (an error without), or never")
@@ -105,7 +110,7 @@ class DeviceConfig(BaseModel):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-class RunConfig(DeviceConfig):
+class RunConfig(ComputeConfig):
     """Keys of every program that trains something."""
 
     # What is trained on.
@@ -221,7 +226,7 @@ class SearchConfig(RunConfig):
     bn_momentum: float = _key(0.99, "weight of the old value in moving statistics", ge=0, lt=1)
 
 
-class EvalConfig(DeviceConfig):
+class EvalConfig(ComputeConfig):
     """Keys of ``eval.py``; what is not given comes from the checkpoint."""
 
     checkpoint_path: str = _key("./ckpt_0", "checkpoint, or folder of checkpoints")
@@ -231,6 +236,18 @@ class EvalConfig(DeviceConfig):
     val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
     batch_size: int = _key(64, "images a step", ge=1)
     output: Optional[str] = _key(None, "JSON file of the results; eval.json beside the checkpoints where omitted")
+
+
+class ExportConfig(DeviceConfig):
+    """Keys of ``export.py``; everything about the network comes from the checkpoint."""
+
+    ckpt_file: str = _key("./ckpt_0/best.ckpt", "checkpoint to export")
+    file_format: Literal["MINDIR", "AIR", "ONNX"] = _key("MINDIR", "format of the model; AIR needs an Ascend device")
+    file_name: str = _key("spnas", "path of the model without its ending; its description is written beside it",
+                          min_length=1)
+    batch_size: int = _key(1, "images of the model's input", ge=1)
+    mindir_version: Literal[1, 3] = _key(1, "MindIR's format version: 1 for MindSpore Lite 2.0.0, or MindSpore's own")
+    no_fold: bool = _key(False, "keep batch normalisation instead of folding it into the convolutions")
 
 
 Config = TypeVar("Config", bound=DeviceConfig)

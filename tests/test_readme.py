@@ -11,14 +11,15 @@ import sys
 import pytest
 
 from src.architecture import load_architecture, shipped_architectures
-from src.config import EvalConfig, SearchConfig, TrainConfig, parse_config
+from src.config import EvalConfig, ExportConfig, SearchConfig, TrainConfig, parse_config
 from src.cost import network_cost
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
 
 
-CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig}
+CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig,
+           "export.py": ExportConfig}
 
 
 def commands(text: str) -> list[str]:
@@ -63,19 +64,26 @@ def test_flags_of_all_commands_are_known():
             parse_config(CONFIGS[words[1]], words[2:], "")
 
 
-def test_training_and_evaluation_commands_run(tmp_path):
+def cpp_can_be_built() -> bool:
+    build = ["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"]
+    return not subprocess.run(build, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_commands_from_training_to_inference_run(tmp_path):
     """As written, in an empty folder; training is cut short by two more flags."""
     chosen = [command for command in commands(ENGLISH) if "runs/digits" in command]
-    assert len(chosen) == 3
+    assert len(chosen) == 6
+    chosen = chosen if cpp_can_be_built() else chosen[:4]
     # Without .venv the shell scripts take the python of PATH, as they do for those who brought their own.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     for command in chosen:
         words = shlex.split(command)
-        words = [sys.executable if word == "python" else word for word in words]
-        words = [str(ROOT / word) if word.endswith((".py", ".sh")) else word for word in words]
+        settings = dict(word.split("=") for word in words if re.match(r"[A-Z_]+=", word))
+        words = [sys.executable if word == "python" else word for word in words[len(settings):]]
+        words = [str(ROOT / word) if word.endswith((".py", ".sh", "/main")) else word for word in words]
         if "train.py" in command:
             words += ["--epoch_size", "1", "--arch", "spnas_smallest"]
-        subprocess.run(words, cwd=tmp_path, check=True, timeout=300, env={**os.environ, "PATH": path})
+        subprocess.run(words, cwd=tmp_path, check=True, timeout=300, env={**os.environ, **settings, "PATH": path})
     assert (tmp_path / "runs/digits/ckpt_0/curves.png").is_file()
 
 
@@ -86,3 +94,6 @@ def test_quickstart_runs(tmp_path):
     (row,) = json.loads((tmp_path / "run/ckpt_0/eval.json").read_text())["results"]
     assert row["images"] == 360
     assert row["top1"] > 90
+    if cpp_can_be_built():
+        line = f"Total data: 360, top1 accuracy: {row['top1'] / 100:.5f}, top5 accuracy: {row['top5'] / 100:.5f}.\n"
+        assert (tmp_path / "run/acc.log").read_text() == line

@@ -1,0 +1,122 @@
+"""The C++ application against a Python program with ONNX Runtime and OpenCV, JPEG to answer, measured in turn.
+
+    python export.py --ckpt_file CKPT --file_name runs/model
+    python export.py --ckpt_file CKPT --file_name runs/model_onnx --file_format ONNX
+    bash ascend310_infer/build.sh
+    python benchmarks/inference.py runs/model.mindir runs/model_onnx.onnx FOLDER_OF_IMAGES
+
+Needs, in any Python and for this benchmark only: pip install onnxruntime opencv-python-headless. Prints medians over
+rounds and the ratio of medians. Latency: one image after another, all cores on each. Throughput: all cores on many
+images; of the Python program the better of one thread a core and of one image at a time.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+APPLICATION = Path(__file__).resolve().parents[1] / "ascend310_infer/out/main"
+
+
+class PythonProgram:
+    """What one writes with ONNX Runtime and OpenCV; the same preprocessing as the application's."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        values = json.loads(Path(model).with_suffix(".json").read_text())["preprocessing"]
+        self._size, self._resize = (values["height"], values["width"]), values["resize"]
+        self._mean, self._scale = np.float32(values["mean"]), 1 / np.float32(values["std"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def classify(self, file: str) -> int:
+        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        height, width = image.shape[:2]
+        scale = self._resize / min(height, width)
+        image = cv2.resize(image, (max(self._resize, int(width * scale)), max(self._resize, int(height * scale))))
+        top, left = ((a - b) // 2 for a, b in zip(image.shape, self._size))
+        crop = image[top:top + self._size[0], left:left + self._size[1], ::-1]
+        tensor = ((crop - self._mean) * self._scale).transpose(2, 0, 1)[None]
+        return int(self._session.run(None, {"x": np.ascontiguousarray(tensor)})[0].argmax())
+
+
+def run_application(model: str, images: str, *flags: object) -> tuple[float, float]:
+    """Median milliseconds from JPEG to answer, and images a second, as the application reports them."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(APPLICATION), "--mindir_path", os.path.abspath(model), "--dataset_path", os.path.abspath(images),
+                   "--device", "CPU", *map(str, flags)]
+        text = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    return (float(re.search(r"JPEG to answer: .*p50 ([\d.]+) ms", text)[1]),
+            float(re.search(r"throughput: ([\d.]+) images/s", text)[1]))
+
+
+def python_latency_ms(program: PythonProgram, files: list[str]) -> float:
+    times = []
+    for file in files:
+        start = time.perf_counter()
+        program.classify(file)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def python_throughput(program: PythonProgram, files: list[str], threads: int) -> float:
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        answers = list(pool.map(program.classify, files))
+        return len(answers) / (time.perf_counter() - start)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mindir")
+    parser.add_argument("onnx")
+    parser.add_argument("images", help="folder of images or of class folders")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    if not APPLICATION.exists():
+        print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
+        return 2
+    files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
+    cv2.setNumThreads(1)  # images are small, and the cores have other images
+    whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
+    contenders = {
+        "latency, ms": {
+            "C++, MindSpore Lite": lambda: run_application(
+                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads)[0],
+            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files)},
+        "throughput, images/s": {
+            "C++, MindSpore Lite": lambda: run_application(args.mindir, args.images, "--threads", args.threads)[1],
+            "Python, ONNX Runtime": lambda: python_throughput(single, files, args.threads),
+            "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1)}}
+    print(f"{len(files)} images, {args.threads} threads, {args.rounds} rounds, ONNX Runtime "
+          f"{onnxruntime.__version__}, OpenCV {cv2.__version__}")
+    for program in (whole, single):
+        python_latency_ms(program, files[:5])  # warm-up
+    for measure, runs in contenders.items():
+        values = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                values[name].append(run())
+        ours = statistics.median(values["C++, MindSpore Lite"])
+        for name, found in values.items():
+            median = statistics.median(found)
+            print(f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
+                  f"C++ is {ours / median:.2f} of it", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Export a checkpoint as a model for inference: MindIR, ONNX or, on Ascend, AIR.
+
+    python export.py --ckpt_file runs/digits/ckpt_0/best.ckpt --file_name runs/digits/spnas
+
+takes about 15 seconds on 2 CPU cores and writes ``spnas.mindir`` and its description ``spnas.json``, after the model
+has been loaded again and compared with the network on real images.
+"""
+import logging
+
+from src.config import ExportConfig, parse_config
+from src.utils import run_main, setup_device
+
+log = logging.getLogger(__name__)
+
+
+def main(argv=None):
+    config = parse_config(ExportConfig, argv, __doc__)
+    from src.checkpoint import read_checkpoint  # after the flags are checked, as importing MindSpore takes seconds
+    from src.export import export
+
+    setup_device(config.device_target, config.device_id)
+    checkpoint = read_checkpoint(config.ckpt_file)
+    path = export(checkpoint, file_name=config.file_name, file_format=config.file_format, batch_size=config.batch_size,
+                  mindir_version=config.mindir_version, fold=not config.no_fold, device_target=config.device_target)
+    log.info("%s: exported; %s describes it", path, path.with_suffix(".json"))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,351 @@
+"""Export and C++ inference: every format gives the network's logits, and the application gives Python's answers."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+from PIL import Image
+
+from src.architecture import Architecture, Block
+from src.checkpoint import Meta, read_checkpoint, write_checkpoint
+from src.dataset import Loader
+from src.errors import Fault, UserError
+from src.evaluation import label_ranks
+from src.export import export
+from src.mindir import read_mindir, to_version_1
+from src.preprocessing import Preprocessing
+from src.sources import ImageFolder
+from src.spnasnet import SPNASNet
+from tests.conftest import ROOT
+
+ARCH = Architecture(name="small", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, blocks=(
+    Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 12), Block(3, 1, 6, 12, 12, se_ratio=0.25)))
+PREPROCESSING = Preprocessing(28, 24, 30, (120.0, 127.5, 110.0), (60.0, 64.0, 70.0))
+KINDS = {"v1": {}, "v1_unfolded": {"fold": False, "batch_size": 3}, "v3": {"mindir_version": 3},
+         "v3_unfolded": {"mindir_version": 3, "fold": False}, "onnx": {"file_format": "ONNX"},
+         "onnx_unfolded": {"file_format": "ONNX", "fold": False}}
+
+
+# MindSpore sets the level of the runtime's own log for child processes.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {"PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(few_digits, tmp_path_factory):
+    """A small network with squeeze-and-excitation: random weights, and a classifier that fits some digits."""
+    network, random = SPNASNet(ARCH, 10), np.random.default_rng(0)
+    for parameter in network.get_parameters():
+        if ".bn." in parameter.name:
+            values = random.uniform(0.5, 1.5, parameter.shape) - parameter.name.endswith(("mean", "beta"))
+        elif parameter.name.endswith("bias"):
+            values = random.uniform(-0.1, 0.1, parameter.shape)
+        else:
+            values = random.standard_normal(parameter.shape) * np.sqrt(2 / np.prod(parameter.shape[1:]))
+        parameter.set_data(Tensor(values.astype(np.float32)))
+    network.set_train(False)
+    train = Loader(ImageFolder(few_digits / "train"), PREPROCESSING, batch_size=120, training=False)
+    ((images, labels),) = train.epoch()
+    features = ops.mean(network.head(network.blocks(network.stem(Tensor(images)))), (2, 3)).asnumpy()
+    fitted, *_ = np.linalg.lstsq(np.c_[features, np.ones(120)], 10 * np.eye(10)[labels], rcond=0.01)
+    network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
+    network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))
+    path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
+    write_checkpoint(path, network, Meta(ARCH.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {}))
+    return read_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
+def models(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    paths = {kind: export(checkpoint, file_name=str(folder / kind), **options) for kind, options in KINDS.items()}
+    assert not list(folder.glob(".*"))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def application():
+    """The C++ application, built as a user builds it."""
+    missing = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"], capture_output=True,
+                             text=True, check=True).stdout.strip()
+    if missing:
+        pytest.skip(f"the C++ application needs {missing}")
+    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True,
+                           check=False, env=ENVIRONMENT)
+    assert build.returncode == 0, build.stderr
+    assert "warning" not in (ROOT / "ascend310_infer/out/build.log").read_text()
+    return ROOT / "ascend310_infer/out/main"
+
+
+@pytest.fixture
+def classify(application, tmp_path):
+    """Runs the application in an empty folder; returns the process and its answers by file."""
+
+    def run(model, images, *flags):
+        process = subprocess.run([str(application), "--mindir_path", str(model), "--dataset_path", str(images),
+                                  "--device", "CPU", "--threads", "2", *flags], cwd=tmp_path, env=ENVIRONMENT,
+                                 capture_output=True, text=True, timeout=120, check=False)
+        answers = tmp_path / "result_Files/top5.jsonl"
+        lines = answers.read_text().splitlines() if answers.exists() else []
+        return process, {line["file"]: line for line in map(json.loads, lines)}
+
+    return run
+
+
+def python_logits(checkpoint, folder) -> dict[str, np.ndarray]:
+    """Logits by file name, through the evaluation pipeline and the unfolded network."""
+    source = ImageFolder(folder)
+    loader = Loader(source, checkpoint.preprocessing, batch_size=len(source), training=False)
+    ((images, _),) = loader.epoch()
+    logits = checkpoint.network()(Tensor(images)).asnumpy()
+    return {os.path.relpath(source.name(index), folder): row for index, row in enumerate(logits)}
+
+
+def logits_of(folder: Path, file: str) -> np.ndarray:
+    return np.fromfile(folder / "result_Files" / f"{file}_0.bin", np.float32)
+
+
+def assert_close(got, expected, tolerance=1e-4):
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_description_says_what_the_model_is(models, checkpoint, kind):
+    path, options = models[kind], KINDS[kind]
+    text = json.loads(path.with_suffix(".json").read_text())
+    assert text["model"]["file"] == path.name
+    assert text["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert text["model"]["folded"] is options.get("fold", True)
+    assert text["input"]["shape"] == [options.get("batch_size", 1), 3, 28, 24]
+    assert Preprocessing(**{key: text["preprocessing"][key] for key in PREPROCESSING.to_dict()}).to_dict() == \
+        {**PREPROCESSING.to_dict(), "mean": [120.0, 127.5, 110.0], "std": [60.0, 64.0, 70.0]}
+    assert Architecture.from_dict(text["architecture"]) == checkpoint.arch
+    assert text["classes"] == checkpoint.meta.classes
+    assert text["checked"]["runtime"].startswith("ONNX Runtime" if path.suffix == ".onnx" else "MindSpore")
+    assert text["checked"]["images"] >= 16
+    assert text["checked"]["largest_difference"] < 1e-5
+    if path.suffix == ".mindir":
+        model = read_mindir(path.read_bytes())
+        assert model.mind_ir_version == text["model"]["mindir_version"] == options.get("mindir_version", 1)
+        assert any("BatchNorm" in node.op_type for node in model.graph.node) is not text["model"]["folded"]
+
+
+def test_all_formats_agree(models, checkpoint, few_digits):
+    import onnxruntime
+
+    loader = Loader(ImageFolder(few_digits / "val"), checkpoint.preprocessing, batch_size=50, training=False)
+    ((images, _),) = loader.epoch()
+    images = images[::8][:6]
+    expected = checkpoint.network()(Tensor(images)).asnumpy()
+    assert len(set(expected.argmax(1))) > 1
+    for kind, path in models.items():
+        if path.suffix == ".onnx":
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            predict = lambda batch, session=session: session.run(None, {"x": batch})[0]
+        else:
+            graph = nn.GraphCell(ms.load(str(path)))
+            predict = lambda batch, graph=graph: graph(Tensor(batch)).asnumpy()
+        size = KINDS[kind].get("batch_size", 1)
+        assert_close(np.concatenate([predict(images[i:i + size]) for i in range(0, 6, size)]), expected, 1e-5)
+
+
+def test_a_mismatch_leaves_no_file(checkpoint, tmp_path, monkeypatch):
+    def wrong(data):
+        model = read_mindir(to_version_1(data))
+        weight = next(p for p in model.graph.parameter if p.name.endswith("classifier.weight"))
+        values = np.frombuffer(weight.raw_data, np.float32) * np.float32(1.01)
+        weight.raw_data = values.tobytes()
+        return model.SerializeToString()
+
+    monkeypatch.setattr("src.export.to_version_1", wrong)
+    with pytest.raises(Fault, match="changes the logits by"):
+        export(checkpoint, file_name=str(tmp_path / "net"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_description_is_not_taken_from_another_model(checkpoint, models):
+    with pytest.raises(UserError, match="describes v1.mindir"):
+        export(checkpoint, file_name=str(models["v1"].with_suffix("")), file_format="ONNX")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--file_format", "AIR"], "file_format AIR: is written on an Ascend device only"),
+    (["--file_format", "ONYX"], "file_format is 'ONYX'"),
+    (["--mindir_version", "2"], "mindir_version is 2"),
+    (["--ckpt_file", "missing.ckpt"], "missing.ckpt: no such checkpoint"),
+])
+def test_mistakes_are_named(run_program, checkpoint, tmp_path, flags, message):
+    process = run_program("export.py", "--ckpt_file", checkpoint.path, "--file_name", "net", *flags)
+    assert process.returncode == 2
+    assert process.stderr.startswith("export.py: error: ") and message in process.stderr
+    assert not list(tmp_path.glob("net*"))
+
+
+class Shuffled(nn.Cell):
+    """What one-shot networks of ShuffleNet blocks use, and other primitives that the conversion knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, has_bias=True)
+        self.bn = nn.BatchNorm2d(16)
+        self.average, self.largest = nn.AvgPool2d(4, 2), nn.MaxPool2d(3, 2, pad_mode="same")
+        self.wide = nn.AvgPool2d(3, 1, pad_mode="same")
+        self.hswish = nn.HSwish()
+        self.classifier = nn.Dense(16, 10)
+
+    def construct(self, x):
+        x = ops.relu6(self.bn(self.stem(x)))
+        n, c, h, w = x.shape
+        x = ops.reshape(ops.transpose(ops.reshape(x, (n, 2, c // 2, h, w)), (0, 2, 1, 3, 4)), (n, c, h, w))
+        left, right = ops.chunk(x, 2, 1)
+        x = ops.concat((self.hswish(left) - right, right), 1)
+        x = ops.concat((ops.relu(x[:, 8:]), x[:, :8] / 2), 1)
+        x = self.average(self.largest(self.wide(x)))
+        gate = ops.sigmoid(ops.mean(x, (2, 3), True))
+        return self.classifier(ops.softmax(ops.mean(x * gate, (2, 3)), 1))
+
+
+def test_conversion_knows_the_primitives_of_other_networks(classify, models, few_digits, tmp_path):
+    network = Shuffled().set_train(False)
+    file = tmp_path / "shuffled.mindir"
+    ms.export(network, Tensor(np.zeros((1, 3, 28, 24), np.float32)), file_name=str(file), file_format="MINDIR")
+    data = to_version_1(file.read_bytes())
+    file.chmod(0o644)
+    file.write_bytes(data)
+    text = json.loads(models["v1"].with_suffix(".json").read_text())
+    text["model"] |= {"file": file.name, "sha256": hashlib.sha256(data).hexdigest()}
+    file.with_suffix(".json").write_text(json.dumps(text))
+    process, answers = classify(file, few_digits / "val")
+    assert process.returncode == 0, process.stderr
+    loader = Loader(ImageFolder(few_digits / "val"), PREPROCESSING, batch_size=1, training=False)
+    for (image, _), name in zip(loader.epoch(), answers):
+        assert_close(logits_of(tmp_path, name), network(Tensor(image)).asnumpy()[0])
+
+
+def test_conversion_names_a_primitive_that_it_does_not_know(tmp_path):
+    class Unknown(nn.Cell):
+        def construct(self, x):
+            return ops.silu(x)
+
+    ms.export(Unknown(), Tensor(np.zeros((1, 3), np.float32)), file_name=str(tmp_path / "net"), file_format="MINDIR")
+    with pytest.raises(UserError, match="the primitive 'SiLU' .* is not known"):
+        to_version_1((tmp_path / "net.mindir").read_bytes())
+    with pytest.raises(UserError, match="not a MindIR file"):
+        to_version_1(b"\xff" * 40)
+
+
+def test_unit_tests_of_the_application(application):
+    assert (application.parent / "unit_tests").exists(), "GoogleTest (libgtest-dev) is missing"
+    run = subprocess.run([str(application.parent / "unit_tests"), "--gtest_brief=1"], capture_output=True, text=True,
+                         check=False)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("kind, flags", [("v1", []), ("v1", ["--runtime_threads", "2"]), ("v1_unfolded", []),
+                                         ("v1", ["--batch_size", "4"])])
+def test_application_gives_pythons_logits(classify, models, checkpoint, few_digits, tmp_path, kind, flags):
+    expected = python_logits(checkpoint, few_digits / "val")
+    process, answers = classify(models[kind], few_digits / "val", *flags)
+    assert process.returncode == 0, process.stderr
+    assert list(answers) == list(expected) and len(answers) == 50
+    for file, logits in expected.items():
+        assert_close(logits_of(tmp_path, file), logits)
+        assert [c["index"] for c in answers[file]["top5"]] == np.argsort(-logits, kind="stable")[:5].tolist()
+        probabilities = np.exp(logits - logits.max())
+        assert answers[file]["top5"][0]["probability"] == pytest.approx(1 / probabilities.sum(), rel=1e-3)
+    batch = int(flags[-1]) if "--batch_size" in flags else KINDS[kind].get("batch_size", 1)
+    times = (tmp_path / "time_Result/test_perform_static.txt").read_text()
+    assert re.match(rf"NN inference cost average time: \d+\.\d+ ms of infer_count {-(-50 // batch)}\n", times)
+    assert all(word in times for word in ("p50", "p90", "p99", "warm-up"))
+
+
+def test_script_gives_the_accuracy_of_evaluation(application, models, checkpoint, few_digits, tmp_path):
+    def run(*arguments, **environment):
+        return subprocess.run(["bash", str(ROOT / "scripts/run_infer_310.sh"), *map(str, arguments)], cwd=tmp_path,
+                              env={**ENVIRONMENT, **environment}, capture_output=True,
+                              text=True, check=False)
+
+    process = run(models["v1"], few_digits / "val", 0, DEVICE_TARGET="CPU", BATCH_SIZE="2", THREADS="1")
+    assert process.returncode == 0, process.stderr
+    logits = python_logits(checkpoint, few_digits / "val")
+    ranks = label_ranks(np.stack(list(logits.values())), np.array([int(file[0]) for file in logits]))
+    line = f"Total data: 50, top1 accuracy: {(ranks < 1).mean():.5f}, top5 accuracy: {(ranks < 5).mean():.5f}.\n"
+    assert (tmp_path / "acc.log").read_text() == line
+    assert line in process.stdout and "images/s" in process.stdout
+
+    flat = few_digits / "val" / "3"  # no class folders, so no accuracy
+    process = run(models["v1"], flat, DEVICE_TARGET="CPU")
+    assert process.returncode == 1 and "expected one folder of images a class" in process.stderr
+    assert not (tmp_path / "acc.log").exists()
+    for arguments, reason in (([models["v1"]], "usage"), ([tmp_path / "no.mindir", flat], "no such model"),
+                              ([models["v1"], tmp_path / "no"], "no such folder"),
+                              ([models["v1"], flat, 0], "device Ascend310 0: not there")):
+        process = run(*arguments)
+        assert process.returncode == 2 and reason in process.stderr
+
+
+def test_every_image_is_answered_or_named(classify, models, checkpoint, few_digits, tmp_path):
+    folder, pixels = tmp_path / "images", Image.open(next((few_digits / "val/7").iterdir())).resize((90, 61))
+    good, bad = folder / "good", folder / "bad"
+    good.mkdir(parents=True)
+    bad.mkdir()
+    pixels.convert("L").save(good / "gray.jpg")
+    pixels.convert("CMYK").save(good / "cmyk.jpg", quality=95)
+    pixels.save(good / "progressive.jpg", progressive=True)
+    pixels.resize((9, 5)).save(good / "tiny.png")
+    pixels.save(good / "picture.bmp")
+    turned = pixels.getexif()
+    turned[0x0112] = 6  # the orientation is ignored, as in evaluation
+    pixels.save(good / "turned.jpg", exif=turned)
+    (bad / "empty.jpg").touch()
+    (bad / "text.jpg").write_text("no image")
+    (bad / "notes.txt").write_text("no image")
+    (bad / "cut.jpg").write_bytes((good / "progressive.jpg").read_bytes()[:-200])
+    header = (good / "tiny.png").read_bytes()
+    (bad / "giant.png").write_bytes(header[:16] + (60000).to_bytes(4, "big") * 2 + header[24:])
+    (bad / "loop.jpg").symlink_to("loop.jpg")
+    process, answers = classify(models["v1"], folder)
+    assert process.returncode == 1
+    assert "6 of 12 files not answered" in process.stderr
+    reasons = {"empty.jpg": "empty", "text.jpg": "neither JPEG", "notes.txt": "neither JPEG",
+               "cut.jpg": "Premature end", "giant.png": "60000x60000 pixels", "loop.jpg": "cannot be read"}
+    for name, reason in reasons.items():
+        assert reason in answers[f"bad/{name}"]["error"]
+        assert f"bad/{name}: {answers[f'bad/{name}']['error']}" in process.stderr
+    shutil.rmtree(bad)
+    for file, logits in python_logits(checkpoint, folder).items():
+        assert_close(logits_of(tmp_path, file), logits)
+
+
+def test_models_that_cannot_be_used_are_named(classify, models, few_digits, tmp_path):
+    def mistake(model, *flags):
+        process, answers = classify(model, few_digits / "val", *flags)
+        assert process.returncode == 2 and not answers
+        assert len(process.stderr.splitlines()) == 1, process.stderr
+        return process.stderr
+
+    assert "no such model" in mistake(tmp_path / "missing.mindir")
+    assert "MindIR of format version 3, this runtime reads 1" in mistake(models["v3"])
+    assert "'model.format' is \"ONNX\", should be \"MINDIR\"" in mistake(models["onnx"])
+    assert "--threads" in mistake(models["v1"], "--threads", "0")
+    lonely = shutil.copy(models["v1"], tmp_path / "lonely.mindir")
+    assert "lonely.json: cannot be read" in mistake(lonely)
+    shutil.copy(models["v1"].with_suffix(".json"), tmp_path / "lonely.json")
+    data = bytearray(lonely.read_bytes())
+    data[len(data) // 2] ^= 1
+    lonely.write_bytes(data)
+    assert "its checksum differs" in mistake(lonely)
+    foreign = json.loads((tmp_path / "lonely.json").read_text())
+    foreign["model"]["sha256"] = hashlib.sha256(b"foreign").hexdigest()
+    lonely.write_bytes(b"foreign")
+    (tmp_path / "lonely.json").write_text(json.dumps(foreign))
+    assert "the runtime cannot load it" in mistake(lonely)
