@@ -68,6 +68,9 @@ class Decisions(nn.Cell):
         self.costs = Tensor(costs)
         self.skip_costs = Tensor(np.array([[table.skip_cost(name)] for name in layers], np.float32))
         self.constant = float(table.constant)
+        # Primitives: the functions of the same names compile to many times as many nodes, here for every layer.
+        self.product, self.product_transposed = ops.MatMul(), ops.MatMul(transpose_b=True)
+        self.rows = ops.Split(0, len(layers))
         self.first = Tensor(np.ones((len(layers), 1), np.float32))
         self.rest = Tensor(np.zeros((len(layers), 1), np.float32))
 
@@ -87,7 +90,7 @@ class Decisions(nn.Cell):
         energy = ()  # of each channel part in each ring
         for weight, rings, channels in zip(self.weights, self.rings, self.channels):
             squares = ops.square(weight).reshape((weight.shape[0], -1))
-            energy += (ops.matmul(ops.matmul(channels, squares), rings.T),)
+            energy += (self.product_transposed(self.product(channels, squares), rings),)
         energy = ops.stack(energy)  # (L, P, S)
         d, last = self.sizes - 1, self.thresholds.shape[1]
         ring_norm = _norm(energy.sum(1)[:, 1:])
@@ -124,16 +127,16 @@ class Decisions(nn.Cell):
             factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep probability.
 
         Returns:
-            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1,), with dropout; without
+            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1, 1), with dropout; without
             it cost (), indicators (L, D) and the norms that decide them (L, D).
         """
         indicators, norms = self.indicators()
         rings, parts, presence = self.split(indicators * factors)
-        masks = ()
+        rings, parts, presence, masks = self.rows(rings), self.rows(parts), self.rows(presence), ()
         for i, weight in enumerate(self.weights):
             side = weight.shape[-1]
-            masks += ((ops.matmul(rings[i:i + 1], self.rings[i]).reshape((1, 1, side, side)),
-                       ops.matmul(parts[i:i + 1], self.channels[i]).reshape((1, -1, 1, 1)), presence[i]),)
+            masks += ((self.product(rings[i], self.rings[i]).reshape((1, 1, side, side)),
+                       self.product(parts[i], self.channels[i]).reshape((1, -1, 1, 1)), presence[i]),)
         return masks, self.cost(indicators), indicators, norms
 
 

@@ -15,7 +15,8 @@ from src.errors import EXIT_FAULT, Fault, UserError
 
 log = logging.getLogger(__name__)
 
-# Convolutions of these releases run in oneDNN's reference kernels on CPU, about six times slower.
+# On CPU these releases run the stem and, without the project's operators, all depthwise convolutions in oneDNN's
+# reference kernels: a step takes about six times as long.
 SLOW_CPU_VERSIONS = ("2.9.", "2.10.")
 
 
@@ -80,7 +81,8 @@ def setup_device(device_target: str, device_id: int) -> tuple[int, int]:
         raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
                         f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
-        log.warning("MindSpore %s computes convolutions about six times slower on CPU than 2.8.0", ms.__version__)
+        log.warning("MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
+                    "used", ms.__version__)
     if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
         return 0, 1
     communication.init()
