@@ -76,7 +76,8 @@ _image_keys = {name: {key: value for key, value in preset.items() if key in (
 _small_search = {"space": "imagenet_32", "cost": "macs", "optimizer": "momentum", "lr_scheduler": "one_cycle",
                  "drop_rate": 0.0, "bn_momentum": 0.9, "indicator_keep_prob": 0.8}
 SEARCH_PRESETS = {**_image_keys, "cifar10": {**_image_keys["cifar10"], **_small_search, "lr_init": 0.1, "epoch_size": 20},
-                  "digits": {**_image_keys["digits"], **_small_search, "batch_size": 32, "lr_init": 0.05, "epoch_size": 4}}
+                  "digits": {**_image_keys["digits"], **_small_search, "batch_size": 32, "lr_init": 0.05, "epoch_size": 3,
+                             "indicator_keep_prob": 1.0}}  # so few steps leave no room for dropout
 
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
 Triple = tuple[float, float, float]

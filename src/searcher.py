@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.architecture import Architecture
 from src.checkpoint import Meta, load_parameters, write_checkpoint
@@ -22,7 +21,7 @@ from src.indicators import FREE, settle, to_decisions
 from src.latency import LatencyTable, arithmetic_table, load_table
 from src.space import SearchSpace, load_space
 from src.spnasnet import SPNASNet
-from src.superkernel import SLOPE, Supernet, inherit
+from src.superkernel import Supernet, inherit
 from src.train_step import TrainStep, create_optimizer
 from src.trainer import Trainer
 from src.utils import environment, read_jsonl, write_text
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
 INHERITED = "inherited.ckpt"
+TYPICAL_GRADIENT = 0.3  # of a decision that costs some percent, at the paper's lambda
 
 
 def open_table(config: SearchConfig, space: SearchSpace) -> LatencyTable:
@@ -64,15 +64,26 @@ class SearchStep(TrainStep):
     Args:
         target: cost at which to end.
         gain: growth of the weight's logarithm in a step.
+        threshold_rate: learning rate of bounded thresholds, which take plain gradient steps with momentum; 0 where
+            they follow the paper's formula, in the optimizer with the weights.
     """
 
     NEAR = 0.05
 
     def __init__(self, network: nn.Cell, loss_fn: nn.Cell, optimizer: nn.Optimizer, config: SearchConfig, *,
-                 decisions: nn.Cell, target: Optional[float], gain: float, **options: Any) -> None:
+                 decisions: nn.Cell, target: Optional[float], gain: float, threshold_rate: float,
+                 **options: Any) -> None:
         super().__init__(network, loss_fn, optimizer, config, **options)
-        self.target, self.gain, self.bounded = target, gain, config.threshold_rule == "bounded"
+        self.target, self.gain = target, gain
         self.thresholds, self.scales = decisions.thresholds, decisions.scales
+        self.threshold_rate, self.momentum = threshold_rate, config.momentum
+        if threshold_rate:
+            self.velocity = self.thresholds.clone(init="zeros")
+            self.velocity.name = "threshold_velocity"
+            self.gradient = ops.value_and_grad(self.forward, None, ParameterTuple([*self.weights, self.thresholds]),
+                                               has_aux=True)
+            self.reduce_thresholds = nn.DistributedGradReducer([self.thresholds], True, options["device_num"]) \
+                if options["device_num"] > 1 else None
         self.latency_weight = Parameter(Tensor(config.latency_weight, ms.float32), name="latency_weight",
                                         requires_grad=False)
 
@@ -105,16 +116,30 @@ class SearchStep(TrainStep):
         """
         (_, loss, correct, cross_entropy, cost, indicators, norms), gradients = self.gradient(
             images, labels, dropout, factors, ramp)
-        loss = ops.depend(loss, self.learn(gradients))
+        loss = ops.depend(loss, self.learn(gradients[:len(self.weights)]))
         weight = self.latency_weight * 1.0
         if self.target:
             far = (ops.abs(ops.log(cost / self.target)) > self.NEAR).astype("float32") * (ramp == 1).astype("float32")
             loss = ops.depend(loss, ops.assign(self.latency_weight, ops.depend(weight, loss) * (1 + self.gain * far)))
-        if self.bounded:
-            relative = norms / self.scales
-            kept = ops.maximum(ops.minimum(ops.depend(self.thresholds, loss), relative + 1), relative - 1)
-            loss = ops.depend(loss, ops.assign(self.thresholds, kept))
+        if self.threshold_rate:
+            loss = ops.depend(loss, self.move_thresholds(gradients[-1], norms / self.scales))
         return loss, correct, cross_entropy, cost, indicators, weight
+
+
+    def move_thresholds(self, gradient: Tensor, relative: Tensor) -> Tensor:
+        """A gradient step of the thresholds, which stay within 1 of the norms; both in units of the starting norms.
+
+        RMSProp's steps, nearly independent of the gradient's size, would let all thresholds travel alike and cross
+        their norms at once.
+        """
+        if self.reduce_thresholds is not None:
+            gradient = self.reduce_thresholds((gradient,))[0]
+        if self.loss_scale is not None:
+            gradient = gradient / self.loss_scale.scale
+        gradient = ops.select(ops.isfinite(gradient), gradient, ops.zeros_like(gradient))
+        velocity = ops.assign(self.velocity, self.momentum * self.velocity + gradient)
+        moved = self.thresholds - self.threshold_rate * velocity
+        return ops.assign(self.thresholds, ops.maximum(ops.minimum(moved, relative + 1), relative - 1))
 
 
 class DecisionState(nn.Cell):
@@ -181,25 +206,19 @@ class Searcher(Trainer):
         # Compiled first in every run, resumed or not: MindSpore's cache knows graphs by their order.
         self.state = DecisionState(network)
         norms = self.state()[1]
-        threshold_rates = None
+        by_itself, rate = [], 0.0
         if config.threshold_rule == "bounded":
             if not self.resumed:
                 self.decisions.scales.set_data(norms.copy())
-            threshold_rates = np.full(len(self.rates), config.threshold_lr or self._threshold_rate(), np.float32)
-        optimizer = create_optimizer(network, config, self.rates, threshold_rates)
+            by_itself = [self.decisions.thresholds]
+            # A threshold of typical gradient crosses its norm within a ramp.
+            rate = config.threshold_lr or (1 - config.momentum) / (TYPICAL_GRADIENT * self.ramp_batches)
+        optimizer = create_optimizer(network, config, self.rates, by_itself)
         mixed = self._mixed(network)
         self.decisions.to_float(ms.float32)
         return SearchStep(mixed, CrossEntropySmooth(config.label_smooth_factor), optimizer, config,
-                          decisions=self.decisions, target=self.target, gain=0.5 / self.ramp_batches,
+                          decisions=self.decisions, target=self.target, gain=0.5 / self.ramp_batches, threshold_rate=rate,
                           mixed_precision=self.amp_level != "O0", device_num=self.device_num)
-
-    def _threshold_rate(self) -> float:
-        """Rate at which a threshold of typical gradient crosses its norm within a ramp."""
-        config, typical = self.config, 0.3 * SLOPE
-        step = typical / (1 - config.momentum)  # by momentum, of a constant gradient
-        if config.optimizer == "rmsprop":
-            step /= math.sqrt(typical ** 2 + config.rmsprop_epsilon)
-        return 1 / (step * max(1, self.ramp_batches / config.accumulate_steps))
 
     def _step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
         done = epoch * self.batches_per_epoch + batch - 1

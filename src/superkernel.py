@@ -27,11 +27,6 @@ from src.latency import LatencyTable
 from src.space import SKIP, SearchedLayer, SearchSpace
 from src.spnasnet import MBConv, SPNASNet
 
-# Small, so that RMSProp, whose epsilon stands under the root, takes steps in proportion to the gradient: in sign alone
-# all thresholds would travel alike, and cross their norms in the same step.
-SLOPE = 0.01
-
-
 class Decisions(nn.Cell):
     """Thresholds of all searched layers, and what follows from them; always in float32.
 
@@ -40,7 +35,7 @@ class Decisions(nn.Cell):
     that a layer lacks is fixed: 0 for sizes and expansions, 1 for presence.
 
     A threshold t is ``thresholds`` times ``scales``. The gradient that sigmoid(|.| - t) gives a threshold vanishes where a
-    norm is far from it, and norms start at 10 to 40. With ``even_slope`` thresholds get the gradient of -SLOPE * t
+    norm is far from it, and norms start at 10 to 40. With ``even_slope`` thresholds get the gradient of a line of slope -1
     in its place, which has the same sign; weights keep that of the sigmoid.
 
     Args:
@@ -81,7 +76,7 @@ class Decisions(nn.Cell):
         hard = ops.select(fixed >= 0, fixed, (norm > t).astype(ms.float32))
         soft = ops.sigmoid(norm - (ops.stop_gradient(t) if self.even_slope else t))
         if self.even_slope:
-            soft = soft - SLOPE * threshold
+            soft = soft - threshold
         soft = ops.select(fixed >= 0, ops.zeros_like(soft), soft)  # what is fixed has no gradient
         return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))  # the sum is exactly ``hard``
 

@@ -1,7 +1,7 @@
 """One training step as a single compiled graph."""
 from __future__ import annotations
 
-from typing import Union
+from typing import Sequence, Union
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -15,17 +15,13 @@ def averaged(name: str) -> bool:
     return not name.startswith("decisions.")
 
 
-def decay_groups(network: nn.Cell, weight_decay: float, threshold_rates=None) -> list[dict]:
+def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[dict]:
     """Optimizer groups: weight decay on weights of convolutions and classifier, none on all else."""
-    weights = [p for p in network.trainable_params() if p.name.endswith(".weight")]
-    thresholds = [p for p in network.trainable_params() if p.name == "decisions.thresholds"]
-    others = [p for p in network.trainable_params() if not p.name.endswith(".weight")]
+    weights = [p for p in parameters if p.name.endswith(".weight")]
+    others = [p for p in parameters if not p.name.endswith(".weight")]
     # MindSpore takes float weight decay only, and order_params keeps the network's order in the state.
-    groups = [{"params": weights, "weight_decay": float(weight_decay)}]
-    if thresholds and threshold_rates is not None:
-        groups.append({"params": thresholds, "weight_decay": 0.0, "lr": Tensor(threshold_rates)})
-        others = [p for p in others if p is not thresholds[0]]
-    return [*groups, {"params": others, "weight_decay": 0.0}, {"order_params": network.trainable_params()}]
+    return [{"params": weights, "weight_decay": float(weight_decay)}, {"params": others, "weight_decay": 0.0},
+            {"order_params": parameters}]
 
 
 _rmsprop = ops.MultitypeFuncGraph("rmsprop")
@@ -54,24 +50,21 @@ class RMSProp(nn.Optimizer):
     def construct(self, gradients: tuple) -> Tensor:
         """Update all parameters."""
         gradients = self.decay_weight(gradients)
-        rates = self.get_lr()
+        rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        options = (self.decay, self.momentum, self.epsilon)
-        if self.is_group_lr:
-            return self.map_(ops.partial(_rmsprop, *options), rates, self.parameters, self.mean_square, self.moment,
-                             gradients)
-        return self.map_(ops.partial(_rmsprop, *options, rates), self.parameters, self.mean_square, self.moment,
-                         gradients)
+        update = ops.partial(_rmsprop, self.decay, self.momentum, self.epsilon, rate)
+        return self.map_(update, self.parameters, self.mean_square, self.moment, gradients)
 
 
-def create_optimizer(network: nn.Cell, config: RunConfig, rates, threshold_rates=None) -> nn.Optimizer:
+def create_optimizer(network: nn.Cell, config: RunConfig, rates, without: Sequence[Parameter] = ()) -> nn.Optimizer:
     """The configured optimizer.
 
     Args:
         rates: learning rate of each optimizer step, (total steps,) of float32.
-        threshold_rates: those of a supernet's thresholds, where they differ.
+        without: parameters that something else trains.
     """
-    groups = decay_groups(network, config.weight_decay, threshold_rates)
+    left_out = {parameter.name for parameter in without}
+    groups = decay_groups([p for p in network.trainable_params() if p.name not in left_out], config.weight_decay)
     if config.optimizer == "rmsprop":
         return RMSProp(groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon)
     return nn.Momentum(groups, Tensor(rates), config.momentum)
