@@ -89,6 +89,9 @@ def main(argv=None) -> int:
     if not APPLICATION.exists():
         print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
         return 2
+    for file in (args.mindir, args.onnx, Path(args.onnx).with_suffix(".json"), args.images):
+        if not Path(file).exists():
+            parser.error(f"{file}: no such file or folder")
     files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
     cv2.setNumThreads(1)  # images are small, and the cores have other images
     whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
