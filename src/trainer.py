@@ -72,6 +72,9 @@ class Trainer:
         self.config = config
         self.amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
         self.kernels = kernels.wanted(config.cpu_kernels if self.amp_level == "O0" else "off")
+        if self.amp_level != "O0" and kernels.wanted(config.cpu_kernels):
+            log.warning("amp_level %s: the CPU operators compute in float32 only; MindSpore's own are used, and a training "
+                        "step takes two to four times as long", self.amp_level)
         self.arch = self._architecture()
         self._check_image_size()
         if config.data_path is None:
