@@ -114,17 +114,17 @@ class SearchStep(TrainStep):
         Returns:
             Loss, number of correct predictions, cross-entropy, cost, indicators (L, D), latency weight.
         """
-        (_, loss, correct, cross_entropy, cost, indicators, norms), gradients = self.gradient(
+        (scaled, loss, correct, cross_entropy, cost, indicators, norms), gradients = self.gradient(
             images, labels, dropout, factors, ramp)
+        scale = scaled / loss
         loss = ops.depend(loss, self.learn(gradients[:len(self.weights)]))
         weight = self.latency_weight * 1.0
         if self.target:
             far = (ops.abs(ops.log(cost / self.target)) > self.NEAR).astype("float32") * (ramp == 1).astype("float32")
             loss = ops.depend(loss, ops.assign(self.latency_weight, ops.depend(weight, loss) * (1 + self.gain * far)))
         if self.threshold_rate:
-            loss = ops.depend(loss, self.move_thresholds(gradients[-1], norms / self.scales))
+            loss = ops.depend(loss, self.move_thresholds(gradients[-1] / scale, norms / self.scales))
         return loss, correct, cross_entropy, cost, indicators, weight
-
 
     def move_thresholds(self, gradient: Tensor, relative: Tensor) -> Tensor:
         """A gradient step of the thresholds, which stay within 1 of the norms; both in units of the starting norms.
@@ -134,8 +134,6 @@ class SearchStep(TrainStep):
         """
         if self.reduce_thresholds is not None:
             gradient = self.reduce_thresholds((gradient,))[0]
-        if self.loss_scale is not None:
-            gradient = gradient / self.loss_scale.scale
         gradient = ops.select(ops.isfinite(gradient), gradient, ops.zeros_like(gradient))
         velocity = ops.assign(self.velocity, self.momentum * self.velocity + gradient)
         moved = self.thresholds - self.threshold_rate * velocity

@@ -37,8 +37,7 @@ def _rmsprop_tensor(decay, momentum, epsilon, rate, parameter, mean_square, mome
 class RMSProp(nn.Optimizer):
     """RMSProp with momentum as in the released code (TensorFlow): epsilon under the root, mean square from 1.
 
-    MindSpore's own has an approximate root on CPU, right to 2e-4, and exact where a thread's share ends: what it
-    computes depends on how the machine divides the work.
+    MindSpore's own takes the processor's approximate root on CPU, right to 2e-4.
     """
 
     def __init__(self, params, rates: Tensor, decay: float, momentum: float, epsilon: float) -> None:
