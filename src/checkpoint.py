@@ -15,7 +15,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
@@ -94,8 +94,7 @@ class Checkpoint:
             arrays = fold_batch_norm({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()},
                                      self.arch.bn_epsilon)
             network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels, folded=True)
-            load_parameters(network, {name: Parameter(Tensor(value), name=name) for name, value in arrays.items()},
-                            self.path)
+            load_parameters(network, to_parameters(arrays), self.path)
         return network.set_train(False)
 
 
@@ -107,6 +106,11 @@ def _framework_silent() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def to_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, Parameter]:
+    """Arrays as parameters of their names."""
+    return {name: Parameter(Tensor(value), name=name) for name, value in arrays.items()}
 
 
 def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path) -> None:
@@ -194,7 +198,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path}: version {meta.version}, this program reads {VERSION}")
     if len(entries) != meta.parameters:
         raise UserError(f"{path}: holds {len(entries)} of {meta.parameters} parameters; it is damaged")
-    return Checkpoint(path, meta, {name: Parameter(Tensor(value), name=name) for name, value in entries.items()})
+    return Checkpoint(path, meta, to_parameters(entries))
 
 
 class CheckpointFolder:

@@ -1,4 +1,4 @@
-"""Pictures of searches and networks."""
+"""Pictures of runs, searches and networks."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,6 +22,24 @@ def save(figure: Figure, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
     figure.savefig(scratch, dpi=120, format=path.suffix[1:])
     scratch.replace(path)
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and validation loss, and both accuracies, over epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind, label in (("train", "training"), ("val", "validation")):
+        chosen = [line for line in lines if line["kind"] == kind]
+        epochs = [line["progress"] for line in chosen]
+        style = {"marker": "o", "markersize": 3} if kind == "val" else {"linewidth": 1}
+        left.plot(epochs, [line["loss"] for line in chosen], label=label, **style)
+        right.plot(epochs, [line["top1"] for line in chosen], label=label, **style)
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="top-1 (%)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    save(figure, path)
 
 
 def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, path: Path) -> None:

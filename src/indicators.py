@@ -15,6 +15,12 @@ from src.space import SKIP, SearchedLayer, SearchSpace, choice_name
 FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
 
+def room(space: SearchSpace) -> tuple[int, int]:
+    """Most kernel sizes and most expansions that any layer has."""
+    layers = space.searched.values()
+    return max(len(layer.kernel_sizes) for layer in layers), max(len(layer.expansions) for layer in layers)
+
+
 def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
     """Which taps of the largest kernel each size adds to the size before, (rows, k * k) of 0 and 1."""
     side = layer.kernel_sizes[-1]
@@ -40,8 +46,7 @@ def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
 def missing_indicators(space: SearchSpace) -> np.ndarray:
     """Values (L, D) of the indicators that layers lack, and FREE for those that they have."""
     layers = list(space.searched.values())
-    sizes = max(len(layer.kernel_sizes) for layer in layers)
-    parts = max(len(layer.expansions) for layer in layers)
+    sizes, parts = room(space)
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
     for row, layer in zip(values, layers):
         row[:len(layer.kernel_sizes) - 1] = FREE
@@ -52,10 +57,9 @@ def missing_indicators(space: SearchSpace) -> np.ndarray:
 
 def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
     """Choices that indicators (L, D) of 0 and 1 stand for, one a searched layer."""
-    layers = list(space.searched.values())
-    sizes = max(len(layer.kernel_sizes) for layer in layers) - 1
+    sizes = room(space)[0] - 1
     decisions = []
-    for layer, row in zip(layers, indicators):
+    for layer, row in zip(space.searched.values(), indicators):
         kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
         expansion = layer.expansions[int(np.cumprod(row[sizes:-1]).sum())]
         decisions.append(choice_name(kernel_size, expansion) if row[-1] else SKIP)
@@ -100,13 +104,13 @@ def settle(space: SearchSpace, table: LatencyTable, indicators: np.ndarray, marg
     Args:
         margins: how far each norm is from its threshold, (L, D), in units that are comparable.
     """
-    layers = list(space.searched.values())
-    sizes, unit = max(len(layer.kernel_sizes) for layer in layers), 1e-4 * target
+    layers, prices = list(space.searched.values()), list(table.layers.values())
+    sizes, unit = room(space)[0], 1e-4 * target
     bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
     least = np.full(bins, np.inf)  # change needed for each total cost so far
     least[round(table.constant / unit)] = 0
     picks = np.zeros((len(layers), bins), np.int64)
-    for number, (layer, costs) in enumerate(zip(layers, table.layers.values())):
+    for number, (layer, costs) in enumerate(zip(layers, prices)):
         before, least = least, np.full(bins, np.inf)
         for pick, choice in enumerate(layer.names):
             required = _required(layer, choice, sizes, indicators.shape[1])
@@ -126,5 +130,5 @@ def settle(space: SearchSpace, table: LatencyTable, indicators: np.ndarray, marg
         choice = layers[number].names[picks[number, place]]
         for column, value in _required(layers[number], choice, sizes, indicators.shape[1]).items():
             settled[number, column] = value
-        place -= round(list(table.layers.values())[number][choice] / unit)
+        place -= round(prices[number][choice] / unit)
     return settled

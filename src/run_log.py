@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from src.utils import read_jsonl, write_text
+from src.utils import cut_jsonl, read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,7 @@ class RunLog:
         root.handlers[:] = [_BarHandler() if active else logging.NullHandler()]
         self._metrics = None
         if active:
-            kept = [] if resume_from is None else [
-                line for line in read_jsonl(folder / self.METRICS) if (line["epoch"], line["step"]) <= resume_from]
-            write_text(folder / self.METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            cut_jsonl(folder / self.METRICS, resume_from)
             self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
             lines = logging.FileHandler(folder / "train.log", mode="w" if resume_from is None else "a")
             lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -82,26 +80,6 @@ class RunLog:
         if self._active:
             lines = read_jsonl(self._folder / self.METRICS)
             if lines:
+                from src.drawing import draw_curves  # importing Matplotlib takes a second, at the end of the run
+
                 draw_curves(lines, self._folder / "curves.png")
-
-
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw training and validation loss, and both accuracies, over epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for kind, label in (("train", "training"), ("val", "validation")):
-        chosen = [line for line in lines if line["kind"] == kind]
-        epochs = [line["progress"] for line in chosen]
-        style = {"marker": "o", "markersize": 3} if kind == "val" else {"linewidth": 1}
-        left.plot(epochs, [line["loss"] for line in chosen], label=label, **style)
-        right.plot(epochs, [line["top1"] for line in chosen], label=label, **style)
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="top-1 (%)")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=120, format="png")
-    scratch.replace(path)

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.architecture import Architecture
-from src.checkpoint import Meta, load_parameters, write_checkpoint
+from src.checkpoint import Meta, load_parameters, to_parameters, write_checkpoint
 from src.config import SearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.drawing import draw_decisions, draw_search
@@ -24,7 +24,7 @@ from src.spnasnet import SPNASNet
 from src.superkernel import Supernet, inherit
 from src.train_step import TrainStep, create_optimizer
 from src.trainer import Trainer
-from src.utils import environment, read_jsonl, write_text
+from src.utils import cut_jsonl, environment, read_jsonl, write_text
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class SearchStep(TrainStep):
         logits, cost, indicators, norms = self.network(images, dropout, factors)
         cross_entropy = self.loss_fn(logits, labels)
         loss = cross_entropy + ramp * self.latency_weight * 1000 * self.penalty(cost)
-        correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
-        scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
+        scaled, correct = self.score(logits, labels, loss)
         return scaled, loss, correct, cross_entropy, cost, indicators, norms
 
     def penalty(self, cost: Tensor) -> Tensor:
@@ -264,10 +263,9 @@ class Searcher(Trainer):
 
     def run(self) -> int:
         self._last_decisions: Optional[list[str]] = None
-        progress = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else (-1, 0)
+        progress = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else None
         if self.rank == 0 and self.results.is_dir():
-            kept = [line for line in read_jsonl(self.results / HISTORY) if (line["epoch"], line["step"]) <= progress]
-            write_text(self.results / HISTORY, "".join(json.dumps(line) + "\n" for line in kept))
+            cut_jsonl(self.results / HISTORY, progress)
         return super().run()
 
     def _finish(self) -> None:
@@ -304,7 +302,6 @@ class Searcher(Trainer):
         parameters = {parameter.name: parameter.asnumpy() for parameter in source.get_parameters()}
         weights = inherit(parameters, self.space, decisions)
         network = SPNASNet(self.arch, len(self.classes))
-        load_parameters(network, {name: Parameter(Tensor(value), name=name) for name, value in weights.items()},
-                        self.results / INHERITED)
+        load_parameters(network, to_parameters(weights), self.results / INHERITED)
         meta = Meta(**{**asdict(self.meta), "arch": self.arch.to_dict(), "space": None, "epoch": self.config.epoch_size})
         write_checkpoint(self.results / INHERITED, network, meta)

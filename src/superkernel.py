@@ -22,7 +22,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.architecture import Block
-from src.indicators import missing_indicators, part_masks, ring_masks
+from src.indicators import missing_indicators, part_masks, ring_masks, room
 from src.latency import LatencyTable
 from src.space import SKIP, SearchedLayer, SearchSpace
 from src.spnasnet import MBConv, SPNASNet
@@ -48,8 +48,7 @@ class Decisions(nn.Cell):
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
         object.__setattr__(self, "weights", tuple(weights))
         layers = space.searched
-        self.sizes = max(len(layer.kernel_sizes) for layer in layers.values())
-        self.parts = max(len(layer.expansions) for layer in layers.values())
+        self.sizes, self.parts = room(space)
         missing = missing_indicators(space)
         self.thresholds = Parameter(Tensor(np.zeros(missing.shape, np.float32)), name="thresholds")
         self.scales = Parameter(Tensor(np.ones(missing.shape, np.float32)), name="scales", requires_grad=False)

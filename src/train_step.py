@@ -166,9 +166,13 @@ class TrainStep(nn.Cell):
         """Scaled loss, loss and count of correct predictions of a batch."""
         logits = self.network(images, dropout) if self.drops else self.network(images)
         loss = self.loss_fn(logits, labels)
-        correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
-        scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
+        scaled, correct = self.score(logits, labels, loss)
         return scaled, loss, correct
+
+    def score(self, logits: Tensor, labels: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled loss and count of correct predictions."""
+        correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
+        return (loss if self.loss_scale is None else loss * self.loss_scale.scale), correct
 
     def construct(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor]:
         """Train on one batch.

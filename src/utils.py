@@ -105,6 +105,12 @@ def environment(device_target: str) -> dict[str, Any]:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
 
 
+def cut_jsonl(path: Path, progress: Optional[tuple[int, int]]) -> None:
+    """Keep the lines up to (epoch, step) ``progress``, as later steps are taken again; none where it is None."""
+    kept = [] if progress is None else [line for line in read_jsonl(path) if (line["epoch"], line["step"]) <= progress]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Lines of a JSON-lines file; a last line that a crash cut short is left out."""
     lines = []

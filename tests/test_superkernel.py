@@ -4,9 +4,9 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
-from src.checkpoint import load_parameters
+from src.checkpoint import load_parameters, to_parameters
 from src.indicators import missing_indicators, to_decisions, to_indicators
 from src.kernels import available
 from src.latency import LatencyTable, arithmetic_table, load_table
@@ -62,7 +62,7 @@ def derived_network(network, space, decisions, classes=4) -> SPNASNet:
     arch = space.derive(decisions, "derived")
     derived = SPNASNet(arch, classes).set_train(False)
     weights = inherit(weights_of(network), space, decisions)
-    load_parameters(derived, {name: Parameter(Tensor(value), name=name) for name, value in weights.items()}, "supernet")
+    load_parameters(derived, to_parameters(weights), "supernet")
     assert set(weights) == {parameter.name for parameter in derived.get_parameters()}
     return derived
 
