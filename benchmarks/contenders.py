@@ -6,6 +6,7 @@ memory is that of the whole process, compilation included.
 """
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import os
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Collection, Mapping, Optional, Sequence
+
+from src.architecture import load_architecture
 
 TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
 CLASSES = 1000
@@ -116,6 +119,26 @@ def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bas
             spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
             print(f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
                   f"{contender.finish():>9.2f}", flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser, workers: Collection[str], rounds: int) -> None:
+    """Flags of every comparison: of whom, of what, how often."""
+    parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--image_size", type=int, help="default: the architecture's")
+    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
+    parser.add_argument("--worker", choices=workers, help=argparse.SUPPRESS)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """Flags, checked, with the architecture's image size where none is given."""
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if args.torch_python and args.arch not in TORCH_ARCHS:
+        parser.error(f"timm has {' and '.join(TORCH_ARCHS)} only; leave out --torch_python")
+    args.image_size = args.image_size or load_architecture(args.arch).image_size
+    return args
 
 
 def run(measure: Callable[[], None]) -> int:

@@ -16,7 +16,7 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.contenders import CLASSES, TORCH_ARCHS, compare, noise, run, work
+from benchmarks.contenders import CLASSES, TORCH_ARCHS, add_arguments, compare, noise, parse, run, work
 from src.architecture import load_architecture
 
 WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm"}
@@ -81,18 +81,9 @@ def measure(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
-    parser.add_argument("--rounds", type=int, default=20)
+    add_arguments(parser, WORKERS, rounds=20)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--image_size", type=int, help="default: the architecture's")
-    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    if args.torch_python and args.arch not in TORCH_ARCHS:
-        parser.error(f"timm has {' and '.join(TORCH_ARCHS)} only; leave out --torch_python")
-    args.image_size = args.image_size or load_architecture(args.arch).image_size
+    args = parse(parser, argv)
     if args.worker == "torch":
         work(lambda: create_torch_network(args.arch, args.batch_sizes[0], args.image_size))
     elif args.worker:

@@ -20,7 +20,7 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.contenders import CLASSES, TORCH_ARCHS, compare, noise, run, work
+from benchmarks.contenders import CLASSES, TORCH_ARCHS, add_arguments, compare, noise, parse, run, work  # noqa: E402
 from benchmarks.step_bounds import SIDE, matrices, product_seconds, step_macs
 from src.architecture import load_architecture
 
@@ -114,19 +114,10 @@ def measure(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
+    add_arguments(parser, WORKERS, rounds=5)
     parser.add_argument("--other_python", metavar="PYTHON", help="interpreter that has another version of MindSpore")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--image_size", type=int, help="default: the architecture's")
-    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    if args.torch_python and args.arch not in TORCH_ARCHS:
-        parser.error(f"timm has {' and '.join(TORCH_ARCHS)} only; leave out --torch_python")
-    args.image_size = args.image_size or load_architecture(args.arch).image_size
+    args = parse(parser, argv)
     if args.worker:
         work(lambda: create(args.worker, args.arch, args.batch_size, args.image_size))
         return 0

@@ -21,8 +21,26 @@ class ForwardNorm {
         moving_variance_(call.data(input + 3)), epsilon_(call.data(options)[0]), momentum_(call.data(options)[1]),
         mean_(call.data(output)), inverse_(call.data(output + 1)), call_(call), output_(output) {}
 
+  // Statistics of a group of channels of x, planes of `s`, from the batch.
+  void use_batch(const float *x, const Shape &s, int64_t first, int64_t last) const {
+    const int64_t plane = s.plane();
+    Sums sums[kMaxGroup];
+    float shift[kMaxGroup];
+    for (int64_t c = first; c < last; ++c) {
+      shift[c - first] = choose_shift(x + c * plane, plane);
+    }
+    for (int64_t n = 0; n < s.n; ++n) {
+      for (int64_t c = first; c < last; ++c) {
+        add_sums(sums[c - first], x + (n * s.c + c) * plane, plane, shift[c - first]);
+      }
+    }
+    for (int64_t c = first; c < last; ++c) {
+      use_sums(c, sums[c - first], shift[c - first], static_cast<double>(s.channel()));
+    }
+  }
+
   // Statistics of a channel from the batch, whose `count` values less `shift` have these sums.
-  void use_batch(int64_t c, const Sums &sums, float shift, double count) const {
+  void use_sums(int64_t c, const Sums &sums, float shift, double count) const {
     const Moments m = moments(sums, shift, count, epsilon_);
     // As MindSpore's operator does, the moving variance averages the unbiased one.
     const float unbiased = static_cast<float>(count / std::max(1.0, count - 1));
@@ -97,21 +115,8 @@ Status norm_train(const Call &call) {
   const float *x = call.data(0);
   float *y = call.data(6);
   const int64_t plane = s.plane();
-  const double count = static_cast<double>(s.channel());
   return parallel(s.c, channel_group(plane), [&](int64_t first, int64_t last) {
-    Sums sums[kMaxGroup];
-    float shift[kMaxGroup];
-    for (int64_t c = first; c < last; ++c) {
-      shift[c - first] = choose_shift(x + c * plane, plane);
-    }
-    for (int64_t n = 0; n < s.n; ++n) {
-      for (int64_t c = first; c < last; ++c) {
-        add_sums(sums[c - first], x + (n * s.c + c) * plane, plane, shift[c - first]);
-      }
-    }
-    for (int64_t c = first; c < last; ++c) {
-      norm.use_batch(c, sums[c - first], shift[c - first], count);
-    }
+    norm.use_batch(x, s, first, last);
     // Backwards, since the last samples are still in cache.
     for (int64_t n = s.n - 1; n >= 0; --n) {
       for (int64_t c = first; c < last; ++c) {

@@ -69,19 +69,9 @@ inline Status core_train(const Call &call, int stride) {
   const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
   return parallel(s.c, channel_group(in_plane, kCoreGroup), [&](int64_t first, int64_t last) {
     Core core(conv);
-    Sums sums[kCoreGroup], next_sums[kCoreGroup];
+    norm.use_batch(x, s, first, last);
+    Sums next_sums[kCoreGroup];
     float shift[kCoreGroup];
-    for (int64_t c = first; c < last; ++c) {
-      shift[c - first] = choose_shift(x + c * in_plane, in_plane);
-    }
-    for (int64_t n = 0; n < s.n; ++n) {
-      for (int64_t c = first; c < last; ++c) {
-        add_sums(sums[c - first], x + (n * s.c + c) * in_plane, in_plane, shift[c - first]);
-      }
-    }
-    for (int64_t c = first; c < last; ++c) {
-      norm.use_batch(c, sums[c - first], shift[c - first], static_cast<double>(s.n * in_plane));
-    }
     // To and fro, since what was read last is still in cache.
     for (int64_t n = s.n - 1; n >= 0; --n) {
       for (int64_t c = first; c < last; ++c) {
@@ -95,7 +85,7 @@ inline Status core_train(const Call &call, int stride) {
       }
     }
     for (int64_t c = first; c < last; ++c) {
-      next_norm.use_batch(c, next_sums[c - first], shift[c - first], static_cast<double>(s.n * out_plane));
+      next_norm.use_sums(c, next_sums[c - first], shift[c - first], static_cast<double>(s.n * out_plane));
     }
     for (int64_t n = 0; n < s.n; ++n) {
       for (int64_t c = first; c < last; ++c) {
