@@ -96,7 +96,7 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
             if version != mindir_version:
                 raise UserError(f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version "
                                 f"{version}; choose 1 or {version}")
-        check = _check(file, checkpoint, network, batch_size)
+        check = _check(file, checkpoint, network, fold, batch_size)
         model = {"file": path.name, "format": file_format, "mindir_version": version, "folded": fold,
                  "bytes": file.stat().st_size, "sha256": _sha256(file)}
         description = _describe(checkpoint, shape, model, check)
@@ -142,13 +142,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check(file: Path, checkpoint: Checkpoint, network: nn.Cell, batch_size: int) -> Optional[Check]:
+def _check(file: Path, checkpoint: Checkpoint, network: nn.Cell, folded: bool, batch_size: int) -> Optional[Check]:
     """Compare the model file with the trained network on real images; None, logged, where nothing here can run it."""
     runtime, predict = _load(file)
     images, data = _real_images(checkpoint, batch_size)
-    trained = _logits(_cell_predict(checkpoint.network()), images)
     exported = _logits(_cell_predict(network), images)
-    _compare(exported, trained, FOLD_TOLERANCE, "folding batch normalisation", "--no_fold exports without it")
+    if folded:  # otherwise it is the trained network itself
+        trained = _logits(_cell_predict(checkpoint.network()), images)
+        _compare(exported, trained, FOLD_TOLERANCE, "folding batch normalisation", "--no_fold exports without it")
     if predict is None:
         log.warning("%s: not checked: %s", file.name, runtime)
         return None

@@ -7,10 +7,10 @@ otherwise hold the path of the compiled file: export builds its network with ``k
 """
 from src.errors import UserError
 from src.kernels.cells import BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, available
-from src.kernels.operators import depthwise_conv2d, mbconv_operator
+from src.kernels.operators import mbconv_operator
 
 __all__ = ["BatchNormReLU", "ConvReLU", "DepthwiseConv2d", "Float32Cell", "ImageConv2d", "available",
-           "depthwise_conv2d", "mbconv_operator", "wanted"]
+           "mbconv_operator", "wanted"]
 
 
 def wanted(setting: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 
-from mindspore import Tensor, ops
+from mindspore import ops
 from mindspore.ops.operations import nn_ops
 
 from src.kernels import build
@@ -38,7 +38,10 @@ def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
 
 @functools.lru_cache(maxsize=None)
 def depthwise_operator(stride: int) -> ops.Custom:
-    """What ``depthwise_conv2d`` calls, for cells to hold."""
+    """Depthwise convolution, padded by k // 2 on all sides.
+
+    Takes x (N, C, H, W) and weight (C, 1, k, k), k being 3, 5 or 7; returns (N, C, ceil(H / stride), ceil(W / stride)).
+    """
     if stride not in STRIDES:
         raise ValueError(f"stride {stride} is none of {STRIDES}")
 
@@ -54,20 +57,6 @@ def depthwise_operator(stride: int) -> ops.Custom:
         return backward(x, weight, dout)
 
     return _custom(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
-
-
-def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Depthwise convolution of float32, padded by k // 2 on all sides.
-
-    Args:
-        x: (N, C, H, W).
-        weight: (C, 1, k, k), k being 3, 5 or 7.
-        stride: 1 or 2.
-
-    Returns:
-        (N, C, ceil(H / stride), ceil(W / stride)).
-    """
-    return depthwise_operator(stride)(x, weight)
 
 
 @functools.lru_cache(maxsize=None)
