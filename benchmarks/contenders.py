@@ -92,14 +92,19 @@ class Contender:
         self.process.wait()
 
 
-def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bases: Sequence[str], rounds: int) -> None:
+def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bases: Sequence[str],
+            rounds: int) -> dict[str, float]:
     """Run all contenders and print a table.
 
     Args:
         commands: how to start each contender.
         names: of contenders, for the table.
         bases: contenders that the others are divided by, each in a column of its own.
+
+    Returns:
+        Peak memory of each in GB.
     """
+    peaks = {}
     with contextlib.ExitStack() as stack:
         contenders = {}
         for key, command in commands.items():
@@ -112,13 +117,14 @@ def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bas
                 contender.step()
         ratios = "".join(f"{f'/ {base}':>9}" for base in bases)
         print(f"{'contender':<26}{'median ms':>10}{'min..max ms':>18}{ratios}{'peak GB':>9}")
-        for contender in contenders.values():
-            seconds = contender.seconds
-            ratios = "".join(f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>9.2f}"
+        for key, contender in contenders.items():
+            seconds, peaks[key] = contender.seconds, contender.finish()
+            ratios = "".join(f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>11.2f}"
                              for base in bases)
             spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
             print(f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
-                  f"{contender.finish():>9.2f}", flush=True)
+                  f"{peaks[key]:>9.2f}", flush=True)
+    return peaks
 
 
 def add_arguments(parser: argparse.ArgumentParser, workers: Collection[str], rounds: int) -> None:

@@ -147,7 +147,7 @@ class DecisionState(nn.Cell):
         self.network = network  # all of it: a cached graph finds its parameters among those of its cell only
 
     def construct(self) -> tuple[Tensor, Tensor]:
-        return self.network.decisions.indicators()
+        return self.network.decisions.indicators(self.network.decisions.kernels())
 
 
 class Searcher(Trainer):

@@ -60,12 +60,25 @@ class ConvBN(nn.Cell):
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
         self.relu = nn.ReLU() if relu and not kernels and not fused else None
 
-    def construct(self, x: Tensor, weight: Optional[Tensor] = None) -> Tensor:
-        """``weight`` takes the place of the convolution's own; not for folded layers, nor for the stem."""
+    def construct(self, x: Tensor, weight: Optional[Tensor] = None, factor: Optional[Tensor] = None) -> Tensor:
+        """Not for folded layers, nor for the stem, are:
+
+        Args:
+            weight: in place of the convolution's own.
+            factor: of the normalised output, (1,); not where there is a ReLU.
+        """
         x = self.conv(x) if weight is None else self.conv.filter(x, weight)
+        if factor is not None:
+            return self._scaled(x, factor)
         if self.bn is not None:
             x = self.bn(x)
         return x if self.relu is None else self.relu(x)
+
+    def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
+        if isinstance(self.bn, BatchNormReLU):
+            return self.bn(x, factor)  # as part of gamma and beta: no output is kept for the factor's gradient
+        x = self.bn(x)
+        return x * factor.astype(x.dtype)
 
 
 class SqueezeExcite(nn.Cell):
@@ -99,12 +112,14 @@ class MBConv(nn.Cell):
         self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
             self.depthwise.conv, DepthwiseConv2d)
 
-    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None) -> Tensor:
+    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None,
+               presence: Optional[Tensor] = None) -> Tensor:
         """The output without the residual.
 
         Args:
             kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
             projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
+            presence: factor of the output, (1,).
         """
         if self.fused:
             y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
@@ -112,7 +127,7 @@ class MBConv(nn.Cell):
             y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
             y = self.se(y)
-        return self.project(y, projection)
+        return self.project(y, projection, presence)
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.branch(x)

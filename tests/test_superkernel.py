@@ -96,7 +96,7 @@ def sigmoid(x):
 
 
 def plain(space, table, weights, thresholds, hard=None):
-    """The formulas of the paper in float64: indicators, norms, masks and cost.
+    """The formulas of the paper in float64: indicators, distances, masked kernels with masks, and cost.
 
     Args:
         hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point where sigmoids
@@ -118,13 +118,12 @@ def plain(space, table, weights, thresholds, hard=None):
         side = layer.kernel_sizes[-1]
         ring = np.maximum.outer(*[np.abs(np.arange(side) - side // 2)] * 2)
         kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
-        kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
         sizes = [1.0]
         for smaller, size in zip(layer.kernel_sizes, layer.kernel_sizes[1:]):
             outer = (ring > smaller // 2) & (ring <= size // 2)
             present = present * decide(np.linalg.norm(w * outer))
             sizes.append(present)
-            kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
+            kernel = kernel + present * w * outer
         bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
         parts = [kernel[first:last] for first, last in zip(bounds, bounds[1:])]
         channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
@@ -140,7 +139,7 @@ def plain(space, table, weights, thresholds, hard=None):
                 chosen = (sizes[i] - (sizes + [0])[i + 1]) * (ratios[j] - (ratios + [0])[j + 1])
                 cost += chosen * table.layers[name][f"K{size}E{ratio}"]
         total += presence * cost + (1 - presence) * table.skip_cost(name)
-        masks.append((kernel_mask, channel_mask, presence))
+        masks.append((kernel, channel_mask, presence))
         indicators += [((row, column), value) for column, value in zip(columns, own)]
     return dict(indicators), dict(distances), masks, total
 
@@ -155,7 +154,7 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
         weight.set_data(Tensor(random.normal(0, 0.15, weight.shape).astype(np.float32)))
     cell.thresholds.set_data(Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32)))
     ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
-    factors = [(random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
+    factors = [(random.standard_normal((c, s, s)), random.standard_normal(c), random.standard_normal())
                for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)]
     constants = [[Tensor(np.asarray(f, np.float32)) for f in factor] for factor in factors]
 
@@ -225,6 +224,56 @@ def test_even_slope_has_the_sign_of_the_formula_and_does_not_vanish():
     assert (formula <= 0).all() and (even[free] < 0).all() and np.abs(formula).max() < 1e-3
     first = table.layers["layer1"]
     assert even[0, 0] == pytest.approx(-(first["K5E6"] - first["K3E6"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(space, table, kernels):
+    """By the cross-entropy alone, against differences of a supernet whose factors are moved a little off 0 and 1."""
+    random = np.random.default_rng(1)
+    network = Supernet(space, table, 4, kernels=kernels and available()).set_train()
+    randomise(network, space, random)
+    decisions, shape = network.decisions, network.decisions.thresholds.shape
+    off = to_indicators(space, [layer.names[0] for layer in space.searched.values()])
+    off[:, -1] = 1
+    images = Tensor(random.standard_normal((8, 3, 12, 12)).astype(np.float32))
+    weights = Tensor(random.standard_normal((8, 4)).astype(np.float32))
+
+    def objective(factors):
+        return (network(images, None, factors)[0] * weights).sum()
+
+    decisions.fixed.set_data(Tensor(np.ones(shape, np.float32)))  # so that the factors alone mask
+    gradient = ops.grad(objective)(Tensor(off)).asnumpy()
+    places = [place for place in zip(*np.nonzero(missing_indicators(space) < 0)) if off[place] == 0]
+    assert len(places) >= 5
+    for place in places:
+        values = []
+        for step in (2e-4, -2e-4):  # small enough for few ReLUs to switch
+            moved = off.copy()
+            moved[place] += step
+            values.append(float(objective(Tensor(moved)).asnumpy()))
+        assert gradient[place] == pytest.approx((values[0] - values[1]) / 4e-4, rel=0.1, abs=0.02), place
+    assert sum(gradient[place] != 0 for place in places) >= 7  # all but the second of nested ones
+
+
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_decisions_are_made_in_float32(space, table, level):
+    """Mixed precision changes logits a little, and neither cost nor decisions nor the type of any parameter."""
+    random, results = np.random.default_rng(2), []
+    images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
+    network = Supernet(space, table, 4).set_train(False)
+    randomise(network, space, random)
+    ones = Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
+    results.append(network(images, None, ones))
+    mixed = ms.amp.auto_mixed_precision(network, level)
+    network.decisions.to_float(ms.float32)
+    results.append(mixed(images, None, ones))
+    for exact, other in zip(*results):
+        assert other.dtype == ms.float32 or exact is results[0][0]
+    for exact, other in zip(results[0][1:], results[1][1:]):
+        np.testing.assert_array_equal(exact.asnumpy(), other.asnumpy())
+    exact, other = (logits.astype(ms.float32).asnumpy() for logits in (results[0][0], results[1][0]))
+    assert 0 < np.abs(exact - other).max() < 0.05 * np.abs(exact).max()
+    assert all(parameter.dtype == ms.float32 for parameter in network.decisions.get_parameters())
 
 
 def test_the_published_network_comes_out_of_the_supernet():
