@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build ascend310_infer/out/main (and, with GoogleTest, its unit tests). Usage: bash build.sh [--missing]
+# Build ascend310_infer/out/main and profile (and, with GoogleTest, its unit tests). Usage: bash build.sh [--missing]
 # --missing only prints the packages (of Debian and Ubuntu) that are not there.
 # LITE_HOME: an unpacked MindSpore Lite (include/api, lib); without it the wheel mindspore-lite 2.0.0 is fetched once.
 set -euo pipefail
@@ -63,4 +63,4 @@ cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" > "$root/out.log" 2>&1 
     fail "the build failed; $root/out.log says more"
 }
 mv "$root/out.log" "$root/out/build.log"
-echo "built $root/out/main with MindSpore Lite at $LITE_HOME"
+echo "built $root/out/main and profile with MindSpore Lite at $LITE_HOME"

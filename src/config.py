@@ -251,7 +251,28 @@ class ExportConfig(DeviceConfig):
     no_fold: bool = _key(False, "keep batch normalisation instead of folding it into the convolutions")
 
 
-Config = TypeVar("Config", bound=DeviceConfig)
+class ProfileConfig(BaseModel):
+    """Keys of ``scripts/profile_latency.py``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: str = _key("imagenet", "shipped search space or space file")
+    out: str = _key("tables/latency.json", "latency table to write", pattern=r".*\.json$")
+    runtime: Literal["lite", "mindspore"] = _key(
+        "lite", "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and evaluation")
+    device: Literal["CPU", "Ascend310", "Ascend"] = _key(
+        "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore")
+    device_id: int = _key(0, "number of the Ascend device", ge=0)
+    threads: int = _key(1, "threads of the runtime on CPU", ge=1)
+    batch_size: int = _key(1, "images an inference", ge=1)
+    input_size: Optional[int] = _key(None, "side of the square images, pixels; the space's own where omitted", ge=1)
+    num_classes: int = _key(1000, "outputs of the classifier", ge=1)
+    max_rounds: int = _key(400, "rounds after which medians that are not stable are taken as they are", ge=1)
+    verify: int = _key(0, "measure so many random networks, and the shipped ones, against the table", ge=0)
+    seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)
+
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

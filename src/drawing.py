@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -116,4 +116,39 @@ def draw_pareto(rows: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
         axis.annotate(f"{row['target']:g}", (row["cost"], row["top1"]), textcoords="offset points", xytext=(5, -12))
     axis.set(xlabel=unit, ylabel="top-1 of the found network with inherited weights (%)")
     axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: Path) -> None:
+    """Draw predicted over measured milliseconds of networks by name; shaded is 5 % to either side."""
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axis = figure.subplots()
+    ends = np.array([0.9 * min(map(min, networks.values())), 1.1 * max(map(max, networks.values()))])
+    axis.fill_between(ends, 0.95 * ends, 1.05 * ends, color="#e8e8e8", linewidth=0)
+    axis.plot(ends, ends, color="#999999", linewidth=0.8)
+    for label, color, random in (("random", KERNEL_COLORS[3], True), ("shipped", KERNEL_COLORS[7], False)):
+        chosen = [pair for name, pair in networks.items() if name.startswith("random") is random]
+        axis.scatter([measured for _, measured in chosen], [predicted for predicted, _ in chosen], s=18, color=color,
+                     label=label, zorder=2)
+    axis.set(xlabel="measured (ms)", ylabel="predicted by the table (ms)", title=title, xlim=ends, ylim=ends)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    save(figure, path)
+
+
+def draw_tables(tables: Sequence[LatencyTable], path: Path) -> None:
+    """Draw the entries of tables of one space: a row a table, a group of bars a layer, a bar a choice."""
+    figure = Figure(figsize=(12, 2.6 * len(tables)), layout="constrained")
+    for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables):
+        names = sorted({name for entries in table.layers.values() for name in entries if name != SKIP})
+        width = 0.8 / len(names)
+        for place, name in enumerate(names):
+            pairs = [(index, entries[name]) for index, entries in enumerate(table.layers.values()) if name in entries]
+            axis.bar([index + (place - (len(names) - 1) / 2) * width for index, _ in pairs], [cost for _, cost in pairs],
+                     width, label=name, color=(*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names)))
+        axis.set(ylabel=table.unit, title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms")
+        axis.set_xticks(range(len(table.layers)), [name.replace("layer", "") for name in table.layers])
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(frameon=False, ncol=len(names), fontsize=8)
+    axis.set(xlabel="searched layer")
     save(figure, path)

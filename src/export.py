@@ -86,12 +86,9 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
     try:
         file = scratch / path.name
-        ms.export(network, Tensor(np.zeros(shape, np.float32)), file_name=str(file), file_format=file_format)
-        os.chmod(file, 0o644)
+        write_model(network, shape, file, file_format, mindir_version)
         version = None
         if file_format == "MINDIR":
-            if mindir_version == 1:
-                file.write_bytes(to_version_1(file.read_bytes()))
             version = read_mindir(file.read_bytes()).mind_ir_version
             if version != mindir_version:
                 raise UserError(f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version "
@@ -107,6 +104,14 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
         shutil.rmtree(scratch, ignore_errors=True)
     write_text(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return path
+
+
+def write_model(network: nn.Cell, shape: tuple[int, ...], file: Path, file_format: str, mindir_version: int) -> None:
+    """Write the model of a network, or of a part of one, for inputs of ``shape``; nothing is checked."""
+    ms.export(network, Tensor(np.zeros(shape, np.float32)), file_name=str(file), file_format=file_format)
+    os.chmod(file, 0o644)
+    if file_format == "MINDIR" and mindir_version == 1:
+        file.write_bytes(to_version_1(file.read_bytes()))
 
 
 def _claim_description(path: Path) -> None:

@@ -6,7 +6,9 @@ arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same fo
 """
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
@@ -18,6 +20,7 @@ from src.cost import layer_costs, network_cost
 from src.errors import UserError
 from src.records import check_record, find_file, read_json
 from src.space import SKIP, SearchedLayer, SearchSpace
+from src.utils import write_text
 
 SHIPPED = Path(__file__).parent / "latency_tables"
 FORMAT = "spnas-latency"
@@ -126,6 +129,13 @@ def load_table(name_or_file: str | Path, space: SearchSpace) -> LatencyTable:
     table.check(space, str(path))
     # In the space's order, whatever that of the file.
     return LatencyTable(**{**vars(table), "layers": {name: table.layers[name] for name in space.searched}})
+
+
+def write_table(path: Path, table: LatencyTable) -> None:
+    """Write a table whole or not at all, the entries of a layer on one line."""
+    text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False)
+    innermost = re.compile(r"([{\[])\s*([^{}\[\]]*?)\s*([}\]])")
+    write_text(path, innermost.sub(lambda match: match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3], text) + "\n")
 
 
 def arithmetic_table(space: SearchSpace, cost: str, num_classes: int = 1000,

@@ -1,11 +1,7 @@
 // Classifies a folder of images with a model of export.py.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <exception>
 #include <iostream>
 #include <memory>
 #include <mutex>
@@ -20,6 +16,7 @@
 #include "model.h"
 #include "pipeline.h"
 #include "preprocess.h"
+#include "program.h"
 #include "report.h"
 
 namespace spnas {
@@ -34,27 +31,21 @@ constexpr int kWarmUp = 3;  // inferences a model before the clock starts
 struct Flags {
   std::string mindir_path;
   std::string dataset_path;
-  std::string device = "Ascend310";
-  int device_id = 0;
+  Device device;
   int batch_size = 0;  // 0: the model's own
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  int runtime_threads = 1;
 };
 
 void Define(CLI::App *app, Flags *flags) {
   app->add_option("--mindir_path", flags->mindir_path, "model of export.py; its description lies beside it")
       ->required();
   app->add_option("--dataset_path", flags->dataset_path, "folder of images, or of class folders")->required();
-  app->add_option("--device", flags->device, "Ascend310 or CPU")->check(CLI::IsMember({"Ascend310", "CPU"}));
-  app->add_option("--device_id", flags->device_id, "number of the Ascend device")->check(CLI::Range(0, 1023));
   app->add_option("--batch_size", flags->batch_size, "images an inference; the model's own where omitted")
       ->check(CLI::Range(1, 1 << 16));
   app->add_option("--threads", flags->threads,
                   "images at work at once; on CPU each with a model of its own; the number of cores where omitted")
       ->check(CLI::Range(1, 1024));
-  app->add_option("--runtime_threads", flags->runtime_threads,
-                  "threads of each model on CPU; more than 1 lowers the latency of a single image")
-      ->check(CLI::Range(1, 1024));
+  DefineDevice(app, &flags->device);
 }
 
 std::vector<double> WarmUp(const std::vector<std::unique_ptr<Model>> &models, size_t input, size_t output) {
@@ -75,7 +66,7 @@ int Run(const Flags &flags) {
   const Metadata metadata = ReadMetadata(flags.mindir_path);
   const std::vector<std::string> files = ListFiles(flags.dataset_path);
   const fs::path folder(flags.dataset_path);
-  const Device device{flags.device == "Ascend310", flags.device_id, flags.runtime_threads};
+  const Device &device = flags.device;
   const int batch_size = flags.batch_size > 0 ? flags.batch_size : metadata.batch_size;
 
   // A processor computes several images at once best with a model each; a device has room and time for one.
@@ -132,37 +123,12 @@ int Run(const Flags &flags) {
   return kFault;
 }
 
-// MindSpore Lite repeats errors at length in a log of its own, whose level it reads while it is loaded.
-void QuietRuntime(char **argv) {
-  if (std::getenv("GLOG_v") == nullptr) {
-    setenv("GLOG_v", "4", 1);
-    execv("/proc/self/exe", argv);
-  }
-}
-
 }  // namespace
 }  // namespace spnas
 
 int main(int argc, char **argv) {
-  spnas::QuietRuntime(argv);
   spnas::Flags flags;
   CLI::App app("Classifies a folder of images with a model of export.py, on Ascend 310 or CPU.", "main");
   spnas::Define(&app, &flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success &success) {
-    return app.exit(success);
-  } catch (const CLI::ParseError &error) {
-    std::cerr << "main: error: " << error.what() << " (main --help lists the flags)\n";
-    return spnas::kUserMistake;
-  }
-  try {
-    return spnas::Run(flags);
-  } catch (const spnas::UserError &error) {
-    std::cerr << "main: error: " << error.what() << "\n";
-    return spnas::kUserMistake;
-  } catch (const std::exception &error) {
-    std::cerr << "main: fault: " << error.what() << "\n";
-    return spnas::kFault;
-  }
+  return spnas::RunProgram(&app, argc, argv, [&] { return spnas::Run(flags); });
 }

@@ -1,0 +1,59 @@
+#include "program.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <exception>
+#include <iostream>
+#include <string>
+
+#include "error.h"
+
+namespace spnas {
+
+namespace {
+
+// MindSpore Lite repeats errors at length in a log of its own, whose level it reads while it is loaded.
+void QuietRuntime(char **argv) {
+  if (std::getenv("GLOG_v") == nullptr) {
+    setenv("GLOG_v", "4", 1);
+    execv("/proc/self/exe", argv);
+  }
+}
+
+}  // namespace
+
+void DefineDevice(CLI::App *app, Device *device) {
+  const auto choose = [device](const std::string &name) { device->ascend = name == "Ascend310"; };
+  device->ascend = true;
+  app->add_option_function<std::string>("--device", choose, "Ascend310 (where omitted) or CPU")
+      ->check(CLI::IsMember({"Ascend310", "CPU"}));
+  app->add_option("--device_id", device->id, "number of the Ascend device")->check(CLI::Range(0, 1023));
+  app->add_option("--runtime_threads", device->threads,
+                  "threads of each model on CPU; more than 1 lowers the latency of a single inference")
+      ->check(CLI::Range(1, 1024));
+}
+
+int RunProgram(CLI::App *app, int argc, char **argv, const std::function<int()> &run) {
+  QuietRuntime(argv);
+  const std::string name = app->get_name();
+  try {
+    app->parse(argc, argv);
+  } catch (const CLI::Success &success) {
+    return app->exit(success);
+  } catch (const CLI::ParseError &error) {
+    std::cerr << name << ": error: " << error.what() << " (" << name << " --help lists the flags)\n";
+    return kUserMistake;
+  }
+  try {
+    return run();
+  } catch (const UserError &error) {
+    std::cerr << name << ": error: " << error.what() << "\n";
+    return kUserMistake;
+  } catch (const std::exception &error) {
+    std::cerr << name << ": fault: " << error.what() << "\n";
+    return kFault;
+  }
+}
+
+}  // namespace spnas
