@@ -269,6 +269,9 @@ class ProfileConfig(BaseModel):
     num_classes: int = _key(1000, "outputs of the classifier", ge=1)
     max_rounds: int = _key(400, "rounds after which medians that are not stable are taken as they are", ge=1)
     verify: int = _key(0, "measure so many random networks, and the shipped ones, against the table", ge=0)
+    verify_draw: Literal["range", "uniform"] = _key(
+        "range", "the random networks: one in each equal part of the range of multiply-adds, or uniform in their "
+        "decisions, which lie closer together")
     seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)
 
 
@@ -299,14 +302,16 @@ def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Con
         raise UserError(f"{origin}: {key} is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An ``argparse`` parser whose errors are UserErrors."""
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{self.prog}: {message}")
 
 
 def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description: str) -> Config:
     """Read flags, YAML file and preset into a checked, frozen configuration."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                      allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys")
     for key, spec in kind.model_fields.items():
@@ -334,5 +339,7 @@ def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description:
     preset: dict[str, Any] = {}
     if issubclass(kind, RunConfig):
         presets = SEARCH_PRESETS if issubclass(kind, SearchConfig) else PRESETS
-        preset = presets.get(values.get("dataset_name", "imagenet"), {})
+        preset = dict(presets.get(values.get("dataset_name", "imagenet"), {}))
+        if "latency_table" in values:
+            preset.pop("cost", None)  # a table is given to be used
     return build_config(kind, {**preset, **values}, parser.prog)

@@ -141,12 +141,13 @@ def draw_tables(tables: Sequence[LatencyTable], path: Path) -> None:
     figure = Figure(figsize=(12, 2.6 * len(tables)), layout="constrained")
     for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables):
         names = sorted({name for entries in table.layers.values() for name in entries if name != SKIP})
-        width = 0.8 / len(names)
-        for place, name in enumerate(names):
-            pairs = [(index, entries[name]) for index, entries in enumerate(table.layers.values()) if name in entries]
-            axis.bar([index + (place - (len(names) - 1) / 2) * width for index, _ in pairs], [cost for _, cost in pairs],
-                     width, label=name, color=(*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names)))
-        axis.set(ylabel=table.unit, title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms")
+        width, places = 0.8 / len(names), np.arange(len(table.layers))
+        for index, name in enumerate(names):
+            costs = [entries.get(name, 0.0) for entries in table.layers.values()]
+            color = (*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names))
+            axis.bar(places + (index - (len(names) - 1) / 2) * width, costs, width, label=name, color=color)
+        axis.set(ylabel=table.unit,
+                 title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms")
         axis.set_xticks(range(len(table.layers)), [name.replace("layer", "") for name in table.layers])
         axis.grid(alpha=0.3, axis="y")
         axis.legend(frameon=False, ncol=len(names), fontsize=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -27,6 +27,7 @@ FORMAT = "spnas-latency"
 VERSION = 1
 COSTS = ("latency", "macs", "params")
 UNIT = "ms"
+CONDITIONS = ("threads", "image_size", "num_classes")  # that a measured table's provenance holds
 
 
 class LatencyError(UserError):
@@ -122,6 +123,12 @@ def _is_cost(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
+def space_of(name_or_file: str | Path) -> str:
+    """Name of the space that a table says it is of."""
+    path = find_file(name_or_file, SHIPPED, "latency table", LatencyError)
+    return LatencyTable.from_dict(read_json(path, LatencyError), str(path)).space
+
+
 def load_table(name_or_file: str | Path, space: SearchSpace) -> LatencyTable:
     """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
     path = find_file(name_or_file, SHIPPED, "latency table", LatencyError)
@@ -136,6 +143,56 @@ def write_table(path: Path, table: LatencyTable) -> None:
     text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False)
     innermost = re.compile(r"([{\[])\s*([^{}\[\]]*?)\s*([}\]])")
     write_text(path, innermost.sub(lambda match: match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3], text) + "\n")
+
+
+def conditions(table: LatencyTable) -> dict[str, Any]:
+    """Under which conditions a table was measured; tables with the same may be merged, others only compared."""
+    return {"space": table.space, "device": table.device, "runtime": table.runtime, "batch_size": table.batch_size,
+            **{key: table.provenance.get(key) for key in CONDITIONS}}
+
+
+def merge_tables(tables: Mapping[str, LatencyTable], name: str) -> LatencyTable:
+    """The mean of several measurements of one device.
+
+    Args:
+        tables: by file; the file is named in errors.
+
+    Raises:
+        LatencyError: two tables were measured under different conditions.
+    """
+    (origin, first), *others = tables.items()
+    for other, table in others:
+        for key, value in conditions(first).items():
+            if conditions(table)[key] != value:
+                raise LatencyError(f"{other}: measured with {key} {conditions(table)[key]!r}, {origin} with {value!r}; "
+                                   "only measurements of one kind can be merged")
+    parts = [table.layers for table in tables.values()]
+    layers = {layer: {choice: round(math.fsum(part[layer][choice] for part in parts) / len(parts), 5)
+                      for choice in entries} for layer, entries in first.layers.items()}
+    spread = max(np.ptp([part[layer][choice] for part in parts]) / cost for layer, entries in layers.items()
+                 for choice, cost in entries.items() if cost > 0)
+    provenance = {
+        "source": "scripts/latency_tables.py --merge", **{key: first.provenance.get(key) for key in CONDITIONS},
+        "widest_spread_of_an_entry": round(float(spread), 4),
+        "merged": [{"name": table.name, "date": table.provenance.get("date"), "noise": table.provenance.get("noise")}
+                   for table in tables.values()]}
+    constant = round(math.fsum(table.constant for table in tables.values()) / len(tables), 5)
+    return replace(first, name=name, constant=constant, layers=layers, provenance=provenance)
+
+
+def compare_tables(before: LatencyTable, after: LatencyTable, space: SearchSpace, *, networks: int = 1000,
+                   seed: int = 0) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """How two tables of a space differ.
+
+    Returns:
+        ``after / before`` of each layer and choice that costs something, and the costs of random networks by both
+        tables, (networks, 2).
+    """
+    ratios = {layer: {choice: after.layers[layer][choice] / cost for choice, cost in entries.items() if cost > 0}
+              for layer, entries in before.layers.items()}
+    random, searched = np.random.default_rng(seed), space.searched.values()
+    drawn = [[layer.names[random.integers(len(layer.names))] for layer in searched] for _ in range(networks)]
+    return ratios, np.array([(before.total(decisions), after.total(decisions)) for decisions in drawn])
 
 
 def arithmetic_table(space: SearchSpace, cost: str, num_classes: int = 1000,
@@ -176,6 +233,7 @@ def sample_decisions(space: SearchSpace, table: LatencyTable, target: float, cou
         LatencyError: the target is out of range, or so few networks are near it that ``count`` were not found.
     """
     table.check_target(target)
+    layers = list(space.searched.values())
     costs = [np.array([table.layers[name][choice] for choice in layer.names]) for name, layer in space.searched.items()]
 
     def probabilities(beta: float) -> list[np.ndarray]:
@@ -193,8 +251,8 @@ def sample_decisions(space: SearchSpace, table: LatencyTable, target: float, cou
         picks = np.stack([random.choice(len(cost), drawn, p=p) for cost, p in zip(costs, probabilities(beta))], 1)
         totals = table.constant + sum(cost[picks[:, layer]] for layer, cost in enumerate(costs))
         for row in picks[np.abs(totals / target - 1) <= tolerance]:
-            found[tuple(layer.names[pick] for pick, layer in zip(row, space.searched.values()))] = None
-        if len(found) >= count:
-            return [list(decisions) for decisions in list(found)[:count]]
+            found[tuple(layer.names[pick] for pick, layer in zip(row, layers))] = None
+            if len(found) == count:
+                return [list(decisions) for decisions in found]
     raise LatencyError(f"only {len(found)} networks of space '{space.name}' were found within {tolerance:.0%} of "
                        f"{target:g} {table.unit}, {count} are wanted")

@@ -1,4 +1,4 @@
-"""Statistics of latency measurements: pure functions of samples, and how well a table predicts. Imports no framework."""
+"""Statistics of latency measurements, and how well a table predicts: pure functions. Imports no framework."""
 from __future__ import annotations
 
 from dataclasses import dataclass

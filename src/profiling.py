@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -25,8 +25,9 @@ from src.architecture import Block, encode_block, load_architecture, shipped_arc
 from src.config import ProfileConfig
 from src.cost import conv_out
 from src.errors import Fault, UserError
-from src.latency import UNIT, LatencyError, LatencyTable, arithmetic_table, load_table, sample_decisions, write_table
-from src.measurement import Summary, Verdict, fit_correction, judge, summarise_all
+from src.latency import (UNIT, LatencyError, LatencyTable, arithmetic_table, conditions, load_table, sample_decisions,
+                         write_table)
+from src.measurement import Summary, fit_correction, judge, summarise_all
 from src.space import SKIP, SearchSpace, SpaceError, load_space
 from src.stopwatch import Model, Runtime, open_runtime
 from src.utils import environment, make_folder, read_jsonl, write_text
@@ -38,6 +39,8 @@ BATCH = 20  # rounds between two looks at the medians; what an interruption lose
 REPEATS = 2  # samples of a model in each round
 STABLE = 0.02  # a median whose 95 % confidence interval reaches no further to either side
 NOISY = 0.1
+DRAWS = {"range": "random ones, one in each equal part of the range of multiply-adds, and the shipped ones",
+         "uniform": "random ones, uniform in their decisions, and the shipped ones"}
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 SIMD = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "asimd", "sve")
@@ -58,8 +61,9 @@ class Session:
             before = json.loads(known.read_text(encoding="utf-8"))
             changed = [key for key in settings if before.get(key) != settings[key]]
             if changed:
-                raise UserError(f"{folder}: of an interrupted measurement with {changed[0]} {before.get(changed[0])!r}, "
-                                f"now {settings[changed[0]]!r}; give the same, or remove the folder")
+                key = changed[0]
+                raise UserError(f"{folder}: of an interrupted measurement with {key} {before.get(key)!r}, now "
+                                f"{settings[key]!r}; give the same, or remove the folder")
         write_text(known, json.dumps(settings))
         self.batches = read_jsonl(folder / SAMPLES)
         if self.batches:
@@ -122,11 +126,13 @@ def _report(models: Sequence[Model], summaries: Sequence[Summary], noise: float,
              "; the machine is noisy, and a quiet one gives a better table" if noise > NOISY else "")
     outliers, total = sum(s.outliers for s in summaries), sum(s.samples for s in summaries)
     model, most = max(zip(models, summaries), key=lambda pair: pair[1].outliers)
-    log.info("outliers: %d of %d samples%s", outliers, total, "" if not outliers else
-             f", most of {model.name}: {most.outliers}, up to {most.largest_ms:.3f} ms; its median is {most.median_ms:.3f} ms")
+    log.info("outliers: %d of %d samples", outliers, total)
+    if outliers:
+        log.info("most of %s: %d, up to %.3f ms, where the median is %.3f ms", model.name, most.outliers, most.largest_ms,
+                 most.median_ms)
     if unstable:
-        log.warning("%d of %d medians are not stable to %.0f %% after %d rounds; --max_rounds allows more", len(unstable),
-                    len(models), 100 * STABLE, rounds)
+        log.warning("%d of %d medians are not stable to %.0f %% after %d rounds; --max_rounds allows more",
+                    len(unstable), len(models), 100 * STABLE, rounds)
 
 
 @dataclass(frozen=True)
@@ -173,13 +179,18 @@ class Plan:
                 found += sample_decisions(self.space, table, target, 1, tolerance=half / target, seed=seed + index)
         return found
 
+    def uniform(self, count: int, seed: int) -> list[list[str]]:
+        """Random networks, every choice of a layer equally likely."""
+        random = np.random.default_rng(seed)
+        return [[str(random.choice(layer.names)) for layer in self.space.searched.values()] for _ in range(count)]
+
     def settings(self, runtime: Runtime, purpose: str) -> dict[str, Any]:
         keys = ("device", "device_id", "threads", "batch_size", "num_classes", "seed")
         return {"purpose": purpose, "space": self.space.to_dict(), "runtime": runtime.version,
                 "image_size": self.image_size, **{key: getattr(self.config, key) for key in keys}}
 
     def conditions(self) -> dict[str, Any]:
-        """What a table says of its measurement, beside space, device, runtime and batch size."""
+        """``src.latency.CONDITIONS`` of a table."""
         return {"threads": self.config.threads, "image_size": self.image_size, "num_classes": self.config.num_classes}
 
 
@@ -251,12 +262,12 @@ def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
         "isolated": {name: summaries[name].to_dict() for name in distinct},
         "networks": {network.name: {"decisions": " ".join(decisions), **summaries[network.name].to_dict()}
                      for network, decisions in zip(networks, chosen)}}
-    write_table(out, LatencyTable(**{**vars(table), "provenance": provenance}))
+    write_table(out, replace(table, provenance=provenance))
     session.close()
     log.info("a block costs %.3f of its time alone, %+.3f ms; the rest of a network %.3f ms", correction.slope,
              correction.offset_ms, correction.constant_ms)
-    log.info("%s: networks of space %s cost %.3f to %.3f ms; fitted networks err by %.1f %% (RMSE)", out, plan.space.name,
-             *table.range(), 100 * fit.rmse)
+    log.info("%s: networks of space %s cost %.3f to %.3f ms; fitted networks err by %.1f %% (RMSE)", out,
+             plan.space.name, *table.range(), 100 * fit.rmse)
 
 
 def _verify(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
@@ -265,59 +276,59 @@ def _verify(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
 
     config, table = plan.config, load_table(out, plan.space)
     _check_same(table, plan, runtime, out)
-    fitted = {network["decisions"] for network in table.provenance.get("networks", {}).values()}
-    drawn = [decisions for decisions in plan.spread(config.verify, config.seed + 1000) if " ".join(decisions) not in fitted]
-    chosen = {f"random{index}": decisions for index, decisions in enumerate(drawn)}
-    chosen.update(_shipped(plan.space))
-    session = Session(folder, {**plan.settings(runtime, "verification"), "networks": list(map(list, chosen.values()))})
+    fitted = table.provenance.get("networks", {})  # the smallest and the largest first; none in a merged table
+    chosen = _networks_to_verify(plan, {facts["decisions"] for facts in fitted.values()})
     models = [plan.network(decisions, name) for name, decisions in chosen.items()]
-    log.info("verification of %s with %d networks: %d random, one in each equal part of the range of multiply-adds, and "
-             "%d shipped", out, len(models), len(drawn), len(models) - len(drawn))
-    summaries, noise = measure(session, runtime, models, config)
-    predicted = [table.total(decisions) for decisions in chosen.values()]
-    measured = [summaries[model.name].median_ms for model in models]
-    verdict = judge(predicted, measured)
+    ends = [plan.network(facts["decisions"].split(), name) for name, facts in islice(fitted.items(), 2)]
+    session = Session(folder, {**plan.settings(runtime, "verification"), "networks": list(map(list, chosen.values()))})
+    log.info("verification of %s by %d networks: %s", out, len(models), DRAWS[config.verify_draw])
+    summaries, noise = measure(session, runtime, [*models, *ends], config)
+
+    found = {name: (table.total(decisions), summaries[name].median_ms) for name, decisions in chosen.items()}
     log.info("%-20s %10s %10s %8s %8s", "network", "predicted", "measured", "error", "spread")
-    for name, guess, truth in zip(chosen, predicted, measured):
-        log.info("%-20s %10.3f %10.3f %+7.1f%% %7.1f%%", name, guess, truth, 100 * (guess / truth - 1),
+    for name, (predicted, measured) in found.items():
+        log.info("%-20s %10.3f %10.3f %+7.1f%% %7.1f%%", name, predicted, measured, 100 * (predicted / measured - 1),
                  100 * summaries[name].spread)
-    _tell(verdict)
-    record = {"date": _now(), **verdict.to_dict(), "noise": round(noise, 4), "measured": {
-        name: {"decisions": " ".join(decisions), "predicted_ms": round(guess, 4), **summaries[name].to_dict()}
-        for (name, decisions), guess in zip(chosen.items(), predicted)}}
-    write_table(out, LatencyTable(**{**vars(table), "provenance": {**table.provenance, "verification": record}}))
+    verdict = judge(*zip(*found.values()))
+    log.info("mean error %+.1f %%, RMSE %.1f %% of the mean latency, worst %+.1f %%, Kendall's tau %.3f: %s",
+             100 * verdict.mean_error, 100 * verdict.rmse, 100 * verdict.worst, verdict.kendall_tau,
+             "within the bar" if verdict.passed else "not within the bar of 5 % and 0.9")
+    record = {"date": _now(), "drawn": config.verify_draw, **verdict.to_dict(), "noise": round(noise, 4)}
+    if ends:
+        pace = np.mean([summaries[model.name].median_ms / fitted[model.name]["median_ms"] for model in ends])
+        record["pace"] = round(float(pace), 4)
+        log.info("the smallest and the largest network took %.3f of their time in the profile: the machine's own change",
+                 pace)
+    record["measured"] = {name: {"decisions": " ".join(decisions), "predicted_ms": round(found[name][0], 4),
+                                 **summaries[name].to_dict()} for name, decisions in chosen.items()}
+    write_table(out, replace(table, provenance={**table.provenance, "verification": record}))
     picture = out.with_suffix(".png")
-    draw_verdict(dict(zip(chosen, zip(predicted, measured))), f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau "
-                 f"{verdict.kendall_tau:.3f}", picture)
+    draw_verdict(found, f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau {verdict.kendall_tau:.3f}", picture)
     session.close()
     log.info("%s holds the verdict, %s shows it", out, picture)
 
 
-def _check_same(table: LatencyTable, plan: Plan, runtime: Runtime, out: Path) -> None:
-    """Raise UserError where a table was made under other conditions than those of now."""
-    found = {"runtime": table.runtime, "device": table.device, "batch_size": table.batch_size,
-             **{key: table.provenance.get(key) for key in plan.conditions()}}
-    wanted = {"runtime": runtime.version, "device": device_name(plan.config), "batch_size": plan.config.batch_size,
-              **plan.conditions()}
-    for key, value in wanted.items():
-        if found[key] != value:
-            raise UserError(f"{out}: measured with {key} {found[key]!r}, now it is {value!r}; measure again with another "
-                            "--out")
-
-
-def _shipped(space: SearchSpace) -> dict[str, list[str]]:
-    """Decisions of the shipped architectures of a space."""
-    found = {}
+def _networks_to_verify(plan: Plan, fitted: set[str]) -> dict[str, list[str]]:
+    """Decisions of random networks that are none of ``fitted``, and of the shipped ones of the space, by name."""
+    config = plan.config
+    draw = plan.uniform if config.verify_draw == "uniform" else plan.spread
+    drawn = [decisions for decisions in draw(config.verify, config.seed + 1000) if " ".join(decisions) not in fitted]
+    chosen = {f"random{index}": decisions for index, decisions in enumerate(drawn)}
     for name in shipped_architectures():
         with suppress(SpaceError):
-            found[name] = space.decisions_of(load_architecture(name))
-    return found
+            chosen[name] = plan.space.decisions_of(load_architecture(name))
+    return chosen
 
 
-def _tell(verdict: Verdict) -> None:
-    log.info("mean error %+.1f %%, RMSE %.1f %% of the mean latency, worst %+.1f %%, Kendall's tau %.3f: %s",
-             100 * verdict.mean_error, 100 * verdict.rmse, 100 * verdict.worst, verdict.kendall_tau,
-             "within the bar" if verdict.passed else "not within the bar of 5 % and 0.9")
+def _check_same(table: LatencyTable, plan: Plan, runtime: Runtime, out: Path) -> None:
+    """Raise UserError where a table was made under other conditions than those of now."""
+    now = {"runtime": runtime.version, "device": device_name(plan.config), "batch_size": plan.config.batch_size,
+           **plan.conditions()}
+    then = conditions(table)
+    for key, value in now.items():
+        if then[key] != value:
+            raise UserError(f"{out}: measured with {key} {then[key]!r}, now it is {value!r}; measure again, with "
+                            "another --out")
 
 
 def _now() -> str:

@@ -21,6 +21,7 @@ from src.indicators import FREE, settle, to_decisions
 from src.latency import LatencyTable, arithmetic_table, load_table
 from src.space import SearchSpace, load_space
 from src.spnasnet import SPNASNet
+from src.stopwatch import installed_version
 from src.superkernel import Supernet, inherit
 from src.train_step import TrainStep, create_optimizer
 from src.trainer import Trainer
@@ -39,8 +40,24 @@ def open_table(config: SearchConfig, space: SearchSpace) -> LatencyTable:
         if config.latency_table is None:
             raise UserError("latency_table is not given; it names a shipped table (pixel1) or a table file, "
                             "or --cost macs|params does without")
-        return load_table(config.latency_table, space)
+        table = load_table(config.latency_table, space)
+        _tell_changes(table, config)
+        return table
+    if config.latency_table is not None:
+        raise UserError(f"latency_table is for --cost latency, cost is {config.cost}; give one of the two")
     return arithmetic_table(space, config.cost, image_size=(config.image_height, config.image_width))
+
+
+def _tell_changes(table: LatencyTable, config: SearchConfig) -> None:
+    """Warn where a measured table is of another runtime than the one installed, or of other images."""
+    installed = installed_version(table.runtime)
+    if installed not in (None, table.runtime):
+        log.warning("latency table '%s' was made with %s, installed is %s; scripts/profile_latency.py makes it again",
+                    table.name, table.runtime, installed)
+    size = table.provenance.get("image_size")
+    if size and (size, size) != (config.image_height, config.image_width):
+        log.warning("latency table '%s' is of images of %dx%d, the search of %dx%d", table.name, size, size,
+                    config.image_height, config.image_width)
 
 
 def search_target(config: SearchConfig) -> Optional[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -126,7 +127,7 @@ class LiteRuntime(Runtime):
 def _build() -> None:
     """Build the program where it is not there or its sources have changed."""
     build = subprocess.run(["bash", str(INFERENCE / "build.sh")], capture_output=True, text=True, check=False,
-                           env=ENVIRONMENT)
+                           env={"PYTHON": sys.executable, **ENVIRONMENT})
     if build.returncode:
         lines = build.stderr.strip().splitlines() or ["the build failed"]
         raise UserError(f"{lines[-1]}; --runtime mindspore measures without C++")
@@ -191,7 +192,8 @@ def open_runtime(config: ProfileConfig, folder: Path) -> Runtime:
     """The runtime that the configuration asks for; raises UserError where the device is not there."""
     wanted = {"lite": ("CPU", "Ascend310"), "mindspore": ("CPU", "Ascend")}[config.runtime]
     if config.device not in wanted:
-        raise UserError(f"device is {config.device}; with --runtime {config.runtime} it should be {' or '.join(wanted)}")
+        raise UserError(f"device is {config.device}; with --runtime {config.runtime} it should be "
+                        f"{' or '.join(wanted)}")
     return LiteRuntime(config, folder) if config.runtime == "lite" else TrainingRuntime(config)
 
 

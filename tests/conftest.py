@@ -13,6 +13,8 @@ import pytest
 from src.sources import prepare_digits
 
 ROOT = Path(__file__).resolve().parents[1]
+# MindSpore sets the level of the runtime's own log for child processes.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {"PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,20 @@ def few_digits(digits, tmp_path_factory) -> Path:
             for file in sorted(images.iterdir())[:count]:
                 shutil.copy(file, folder / split / images.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def application():
+    """The C++ application, built as a user builds it."""
+    missing = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"], capture_output=True,
+                             text=True, check=True).stdout.strip()
+    if missing:
+        pytest.skip(f"the C++ application needs {missing}")
+    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True,
+                           check=False, env=ENVIRONMENT)
+    assert build.returncode == 0, build.stderr
+    assert "warning" not in (ROOT / "ascend310_infer/out/build.log").read_text()
+    return ROOT / "ascend310_infer/out/main"
 
 
 @pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -26,7 +25,7 @@ from src.mindir import read_mindir, to_version_1
 from src.preprocessing import Preprocessing
 from src.sources import ImageFolder
 from src.spnasnet import SPNASNet
-from tests.conftest import ROOT
+from tests.conftest import ENVIRONMENT, ROOT
 
 ARCH = Architecture(name="small", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, blocks=(
     Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 12), Block(3, 1, 6, 12, 12, se_ratio=0.25)))
@@ -34,10 +33,6 @@ PREPROCESSING = Preprocessing(28, 24, 30, (120.0, 127.5, 110.0), (60.0, 64.0, 70
 KINDS = {"v1": {}, "v1_unfolded": {"fold": False, "batch_size": 3}, "v3": {"mindir_version": 3},
          "v3_unfolded": {"mindir_version": 3, "fold": False}, "onnx": {"file_format": "ONNX"},
          "onnx_unfolded": {"file_format": "ONNX", "fold": False}}
-
-
-# MindSpore sets the level of the runtime's own log for child processes.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {"PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="session")
@@ -70,20 +65,6 @@ def models(checkpoint, tmp_path_factory):
     paths = {kind: export(checkpoint, file_name=str(folder / kind), **options) for kind, options in KINDS.items()}
     assert not list(folder.glob(".*"))
     return paths
-
-
-@pytest.fixture(scope="session")
-def application():
-    """The C++ application, built as a user builds it."""
-    missing = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"], capture_output=True,
-                             text=True, check=True).stdout.strip()
-    if missing:
-        pytest.skip(f"the C++ application needs {missing}")
-    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True,
-                           check=False, env=ENVIRONMENT)
-    assert build.returncode == 0, build.stderr
-    assert "warning" not in (ROOT / "ascend310_infer/out/build.log").read_text()
-    return ROOT / "ascend310_infer/out/main"
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ import sys
 import pytest
 
 from src.architecture import load_architecture, shipped_architectures
-from src.config import EvalConfig, ExportConfig, SearchConfig, TrainConfig, parse_config
+from scripts.latency_tables import create_parser
+from src.config import EvalConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, parse_config
 from src.cost import network_cost
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
-
+GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 
 CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig,
-           "export.py": ExportConfig}
+           "export.py": ExportConfig, "scripts/profile_latency.py": ProfileConfig}
 
 
 def commands(text: str) -> list[str]:
@@ -57,11 +58,22 @@ def test_figures_come_from_the_result_files():
         assert re.search(rf"`{name}` \| \w+ \| {cost.params / 1e6:.2f} \| {cost.macs / 1e6:.1f} ", ENGLISH), name
 
 
-def test_flags_of_all_commands_are_known():
-    for command in commands(ENGLISH):
+@pytest.mark.parametrize("text", [ENGLISH, GUIDE], ids=["readme", "guide"])
+def test_flags_of_all_commands_are_known(text):
+    for command in commands(text):
         words = shlex.split(command)
-        if words[0] == "python":
+        if words[:2] == ["python", "scripts/latency_tables.py"]:
+            create_parser().parse_args(words[2:])
+        elif words[0] == "python" and words[1] != "-c":
             parse_config(CONFIGS[words[1]], words[2:], "")
+
+
+def test_the_guide_runs_its_own_commands():
+    script = ["bash", str(ROOT / "scripts/guide.sh"), "--list"]
+    listed = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert listed == commands(GUIDE) and len(listed) > 6
+    for name in re.findall(r"\]\(([^)#:]+)\)", GUIDE):
+        assert (ROOT / "docs" / name).is_file(), name
 
 
 def cpp_can_be_built() -> bool:

@@ -10,7 +10,8 @@ import pytest
 from src.architecture import load_architecture
 from src.cost import network_cost
 from src.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
-from src.latency import LatencyError, arithmetic_table, load_table, sample_decisions
+from src.latency import SHIPPED, LatencyError, arithmetic_table, load_table, sample_decisions, space_of
+from src.measurement import judge
 from src.space import SKIP, SpaceError, SearchSpace, load_space
 
 PIXEL1 = [*["K3E3"] * 3, SKIP, "K5E6", *["K3E3"] * 3, "K5E6", *["K3E3"] * 3, "K5E6", *["K5E3"] * 3, *["K5E6"] * 4]
@@ -96,6 +97,24 @@ def test_pixel1_table_gives_the_known_latencies():
     assert table.range() == pytest.approx((30.63, 131.46), abs=0.005)
     for name, latency in (("spnas_largest", 131.46), ("spnas_smallest", 30.63)):
         assert table.total(space.decisions_of(load_architecture(name))) == pytest.approx(latency, abs=0.005)
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.json")), ids=lambda file: file.stem)
+def test_shipped_tables_are_whole_and_say_how_good_they_are(file):
+    space = load_space(space_of(file))
+    table = load_table(file.stem, space)
+    assert table.name == file.stem and table.provenance["source"]
+    assert 0 < table.range()[0] < table.total([layer.largest for layer in space.searched.values()])
+    if table.provenance["source"] != "scripts/profile_latency.py":
+        return
+    verdict = table.provenance["verification"]
+    assert verdict["passed"] and verdict["networks"] >= 20 and verdict["rmse"] <= 0.05 and verdict["kendall_tau"] >= 0.9
+    assert {"date", "versions", "threads", "image_size", "num_classes", "noise"} <= set(table.provenance)
+    found = judge([entry["predicted_ms"] for entry in verdict["measured"].values()],
+                  [entry["median_ms"] for entry in verdict["measured"].values()])
+    assert found.rmse == pytest.approx(verdict["rmse"], abs=1e-3)
+    for entry in verdict["measured"].values():
+        assert table.total(entry["decisions"].split()) == pytest.approx(entry["predicted_ms"], abs=1e-3)
 
 
 @pytest.mark.parametrize("cost", ["macs", "params"])

@@ -1,0 +1,79 @@
+"""Merge, compare and draw latency tables.
+
+    python scripts/latency_tables.py --diff pixel1 tables/mycpu.json
+    python scripts/latency_tables.py --merge tables/monday.json tables/friday.json --out tables/mycpu.json
+    python scripts/latency_tables.py --plot pixel1 tables/mycpu.json --out tables/both.png
+
+Tables are files or names of shipped ones. They belong to one space: a shipped one, or a file given with --space.
+"""
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.config import Parser  # noqa: E402
+from src.errors import UserError  # noqa: E402
+from src.latency import compare_tables, conditions, load_table, merge_tables, space_of, write_table  # noqa: E402
+from src.measurement import judge  # noqa: E402
+from src.space import load_space  # noqa: E402
+from src.utils import make_folder, run_main  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+
+def diff(first, second, space):
+    """Print how the second table differs from the first: conditions, each entry, whole networks."""
+    log.info("%s -> %s", first.name, second.name)
+    before, after = conditions(first), conditions(second)
+    for key, value in before.items():
+        if after[key] != value:
+            log.info("%-12s %s -> %s", key, value, after[key])
+    ratios, costs = compare_tables(first, second, space)
+    names = list(dict.fromkeys(choice for entries in ratios.values() for choice in entries))
+    log.info("%-10s%s   (second / first)", "", "".join(f"{name:>8}" for name in names))
+    for layer, entries in ratios.items():
+        log.info("%-10s%s", layer, "".join(f"{entries[name]:8.3f}" if name in entries else " " * 8 for name in names))
+    log.info("constant %.3f -> %.3f ms", first.constant, second.constant)
+    whole = costs[:, 1] / costs[:, 0]
+    log.info("%d random networks: second / first is %.3f to %.3f, %.3f on average; Kendall's tau %.3f", len(costs),
+             whole.min(), whole.max(), whole.mean(), judge(costs[:, 0], costs[:, 1]).kendall_tau)
+
+
+def create_parser():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--diff", nargs=2, metavar="TABLE", help="compare two tables")
+    task.add_argument("--merge", nargs="+", metavar="TABLE", help="write the mean of measurements of one kind to --out")
+    task.add_argument("--plot", nargs="+", metavar="TABLE", help="draw tables to --out")
+    parser.add_argument("--out", help="file to write: .json for --merge, .png or .svg for --plot")
+    parser.add_argument("--space", help="space file, where the tables are of none that is shipped")
+    return parser
+
+
+def main(argv=None):
+    args = create_parser().parse_args(argv)
+    files = args.diff or args.merge or args.plot
+    space = load_space(args.space or space_of(files[0]))
+    tables = {file: load_table(file, space) for file in files}
+    if args.diff:
+        diff(*(load_table(file, space) for file in files), space)
+        return 0
+    endings = (".json",) if args.merge else (".png", ".svg")
+    out = Path(args.out or "")
+    if out.suffix not in endings:
+        raise UserError(f"out is '{args.out}', should be a file that ends in {' or '.join(endings)}")
+    make_folder(out.parent)
+    if args.merge:
+        write_table(out, merge_tables(tables, out.stem))
+    else:
+        from src.drawing import draw_tables  # importing Matplotlib takes a second
+
+        draw_tables(list(tables.values()), out)
+    log.info("%s: written", out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
