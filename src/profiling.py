@@ -94,6 +94,9 @@ def measure(session: Session, runtime: Runtime, models: Sequence[Model], config:
         A summary for each model by name, and the machine's noise.
     """
     terminal = sys.stderr.isatty()
+    runtime.prepare(models[0])
+    with closing(runtime.measure(models[:1], 1, 0)) as rounds:
+        next(rounds)  # a device that is not there is told before all models are made
     for model in tqdm(models, desc="preparing models", unit="model", leave=False, disable=not terminal):
         runtime.prepare(model)
     with tqdm(initial=session.rounds, total=config.max_rounds, desc="measuring", unit="round", leave=False,
@@ -126,10 +129,9 @@ def _report(models: Sequence[Model], summaries: Sequence[Summary], noise: float,
              "; the machine is noisy, and a quiet one gives a better table" if noise > NOISY else "")
     outliers, total = sum(s.outliers for s in summaries), sum(s.samples for s in summaries)
     model, most = max(zip(models, summaries), key=lambda pair: pair[1].outliers)
-    log.info("outliers: %d of %d samples", outliers, total)
-    if outliers:
-        log.info("most of %s: %d, up to %.3f ms, where the median is %.3f ms", model.name, most.outliers, most.largest_ms,
-                 most.median_ms)
+    most_of = f", most of {model.name}: {most.outliers}, up to {most.largest_ms:.3f} ms; its median is " \
+              f"{most.median_ms:.3f} ms"
+    log.info("outliers: %d of %d samples%s", outliers, total, most_of if outliers else "")
     if unstable:
         log.warning("%d of %d medians are not stable to %.0f %% after %d rounds; --max_rounds allows more",
                     len(unstable), len(models), 100 * STABLE, rounds)

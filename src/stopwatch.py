@@ -58,7 +58,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def prepare(self, model: Model) -> None:
-        """Make a model ready to be measured; raises UserError where it cannot be."""
+        """Make a model ready to be measured, once; raises UserError where it cannot be."""
 
     @abstractmethod
     def measure(self, models: Sequence[Model], repeats: int, seed: int) -> Iterator[list[Sample]]:
@@ -86,11 +86,11 @@ class LiteRuntime(Runtime):
         self.flags = ["--device", config.device, "--device_id", str(config.device_id), "--runtime_threads",
                       str(config.threads)]
 
-    def file(self, model: Model) -> Path:
+    def _file(self, model: Model) -> Path:
         return self.folder / f"{model.name}.mindir"
 
     def prepare(self, model: Model) -> None:
-        file = self.file(model)
+        file = self._file(model)
         if file.exists():
             return
         from src.export import write_model
@@ -104,7 +104,7 @@ class LiteRuntime(Runtime):
         scratch.replace(file)
 
     def measure(self, models: Sequence[Model], repeats: int, seed: int) -> Iterator[list[Sample]]:
-        command = [str(PROGRAM), *(str(self.file(model)) for model in models), *self.flags, "--repeats", str(repeats),
+        command = [str(PROGRAM), *(str(self._file(model)) for model in models), *self.flags, "--repeats", str(repeats),
                    "--seed", str(seed)]
         with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT) as process:
@@ -165,6 +165,8 @@ class TrainingRuntime(Runtime):
     def prepare(self, model: Model) -> None:
         from mindspore import Tensor
 
+        if model.name in self.cells:
+            return
         cell = model.cell(kernels=self.kernels, folded=self.kernels)  # as eval.py chooses
         image = Tensor(self.random.standard_normal(model.shape).astype(np.float32))
         try:
