@@ -50,22 +50,22 @@ class Session:
     """A measurement that can be interrupted: the folder of what has been measured so far.
 
     Args:
-        folder: is made; one of an interrupted measurement with the same settings is continued.
+        folder: is made; that of an interrupted measurement with the same settings is continued.
         settings: all that the samples depend on.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = make_folder(folder)
-        known = folder / SETTINGS
-        if known.exists():
-            before = json.loads(known.read_text(encoding="utf-8"))
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                key = changed[0]
-                raise UserError(f"{folder}: of an interrupted measurement with {key} {before.get(key)!r}, now "
-                                f"{settings[key]!r}; give the same, or remove the folder")
-        write_text(known, json.dumps(settings))
+        self.folder, known = folder, folder / SETTINGS
         self.batches = read_jsonl(folder / SAMPLES)
+        before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else settings
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed and self.batches:
+            key = changed[0]
+            raise UserError(f"{folder}: of an interrupted measurement with {key} {before.get(key)!r}, now "
+                            f"{settings[key]!r}; give the same, or remove the folder")
+        if changed:
+            self.close()  # models of a measurement that never began
+        write_text(make_folder(folder) / SETTINGS, json.dumps(settings))
         if self.batches:
             log.info("%s: continued after %d rounds", folder, self.rounds)
 

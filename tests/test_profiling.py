@@ -140,6 +140,10 @@ def test_a_session_continues_and_refuses_other_settings(tmp_path):
         Session(folder, {**settings, "threads": 2})
     again.close()
     assert not folder.exists()
+    Session(folder, {**settings, "threads": 2})
+    (folder / "model.mindir").touch()
+    Session(folder, settings)  # nothing had been measured
+    assert [file.name for file in folder.iterdir()] == ["settings.json"]
 
 
 # Profiles.
@@ -251,10 +255,11 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
     assert "mine.json: is there already" in mistake("--out", table_file)
     assert "out is 'new.txt'" in mistake("--out", "new.txt")
     assert not out.exists()
-    partial = tmp_path / "new.partial"
-    (partial / "r1_k5_s11_e3_i12_o12_8x8.mindir").write_bytes(b"damaged")
-    assert "r1_k5_s11_e3_i12_o12_8x8.mindir: the runtime cannot load it" in mistake("--out", out)
-    assert not out.exists()
+    damaged = tmp_path / "damaged.partial" / "r1_k5_s11_e3_i12_o12_8x8.mindir"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"damaged")
+    assert f"{damaged}: the runtime cannot load it" in mistake("--out", tmp_path / "damaged.json")
+    assert not (tmp_path / "damaged.json").exists()
     old = json.loads(table_file.read_text()) | {"runtime": "MindSpore Lite 1.9.0"}
     out.write_text(json.dumps(old))
     assert "measured with runtime 'MindSpore Lite 1.9.0', now it is 'MindSpore Lite 2.0.0'" in mistake(
