@@ -272,6 +272,7 @@ class ProfileConfig(BaseModel):
     verify_draw: Literal["range", "uniform"] = _key(
         "range", "the random networks: one in each equal part of the range of multiply-adds, or uniform in their "
         "decisions, which lie closer together")
+    verify_arch: Optional[str] = _key(None, "architecture files to measure too, with commas between them")
     seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)
 
 

@@ -311,7 +311,7 @@ def _verify(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
 
 
 def _networks_to_verify(plan: Plan, fitted: set[str]) -> dict[str, list[str]]:
-    """Decisions of random networks that are none of ``fitted``, and of the shipped ones of the space, by name."""
+    """Decisions of random networks that are none of ``fitted``, of shipped and of given ones of the space, by name."""
     config = plan.config
     draw = plan.uniform if config.verify_draw == "uniform" else plan.spread
     drawn = [decisions for decisions in draw(config.verify, config.seed + 1000) if " ".join(decisions) not in fitted]
@@ -319,6 +319,9 @@ def _networks_to_verify(plan: Plan, fitted: set[str]) -> dict[str, list[str]]:
     for name in shipped_architectures():
         with suppress(SpaceError):
             chosen[name] = plan.space.decisions_of(load_architecture(name))
+    for file in config.verify_arch.split(",") if config.verify_arch else ():
+        arch = load_architecture(file)
+        chosen[arch.name] = plan.space.decisions_of(arch)
     return chosen
 
 

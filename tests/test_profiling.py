@@ -207,10 +207,12 @@ def test_a_profile_of_the_deployments_runtime(table_file, space_file):
     assert LatencyTable.from_dict(json.loads(table_file.read_text())) == table
 
 
-def test_verification_stores_its_verdict(table_file, run, tmp_path):
+def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     out = tmp_path / "mine.json"
     out.write_text(table_file.read_text())
-    done = run("--out", out, "--verify", 4)
+    arch = load_space(space_file).largest()
+    (tmp_path / "arch.json").write_text(json.dumps(arch.to_dict()))
+    done = run("--out", out, "--verify", 4, "--verify_arch", tmp_path / "arch.json")
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())["provenance"]["verification"]
     measured = [entry["median_ms"] for entry in record["measured"].values()]
@@ -218,6 +220,8 @@ def test_verification_stores_its_verdict(table_file, run, tmp_path):
     verdict = judge(predicted, measured)
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(verdict.rmse, abs=1e-3)
     assert "mean error" in done.stdout and f"{100 * record['rmse']:.1f} %" in done.stdout
+    assert record["measured"].pop(arch.name)["predicted_ms"] == pytest.approx(
+        load_table(out, load_space(space_file)).range()[1], rel=0.2)
     fitted = {entry["decisions"] for entry in json.loads(out.read_text())["provenance"]["networks"].values()}
     assert not fitted & {entry["decisions"] for entry in record["measured"].values()}
     assert (tmp_path / "mine.png").is_file() and not (tmp_path / "mine.partial").exists()
