@@ -73,12 +73,14 @@ def setup_device(device_target: str, device_id: int) -> Ranks:
     """
     import mindspore as ms
     from mindspore import communication
+    from mindspore.communication import GlobalComm
 
     launched = "MS_ROLE" in os.environ
     try:
         ms.set_context(mode=ms.GRAPH_MODE)
-        own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
-        ms.set_device(device_target, **own)
+        if not GlobalComm.INITED:  # a process that searches several times joins once
+            own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
+            ms.set_device(device_target, **own)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
                         f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
