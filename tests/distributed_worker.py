@@ -182,8 +182,10 @@ class Work:
                                     lr_init=0.01),
                  "search": self.search(), "evaluation": self.evaluation()}
         alone = {"batch_size": BATCH, "accumulate_steps": PROCESSES} if self.processes == 1 else {}
+        found["own_statistics"] = self.train(OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone)
+        # One step: at its start this network turns the last bit of a gradient into a percent of the next one.
         found["published"] = self.train(OfAllRanks, "published", arch="spnas_pixel1_32", image_height=32, image_width=32,
-                                        resize=32, train_images=4 * PROCESSES * BATCH, lr_init=1e-4, **alone)
+                                        resize=32, train_images=PROCESSES * BATCH, lr_init=0.01, **alone)
         if self.processes > 1:
             found.update(overflow=self.overflow(), nan=self.not_a_number(), signal=self.signal(), alone=self.alone())
         return found

@@ -20,7 +20,7 @@ from src.ranks import Ranks
 from tests.conftest import ROOT
 from tests.distributed_worker import ARCH, BATCH, PROCESSES
 
-CASES = ("plain", "rest", "search", "published")
+STEPS = {"plain": 20, "rest": 20, "search": 20, "own_statistics": 4, "published": 1}
 
 
 def start(*flags: object, cwd: Path) -> subprocess.Popen:
@@ -46,23 +46,24 @@ def found(digits, tmp_path_factory):
     return {name: (folder / name, json.loads((folder / name / "found.json").read_text())) for name in ("one", "several")}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", STEPS)
 def test_two_processes_equal_one_of_the_double_batch(found, case):
-    """Of the published network, whose batch normalisation sees each rank's batch: one that accumulates over the ranks'."""
+    """Where batch normalisation trains, each rank has its own statistics: as one process that accumulates over their batches."""
+    own_statistics = STEPS[case] < 20
     (one, _), (several, findings) = found["one"], found["several"]
     expected, got = (CheckpointFolder(folder / case / "ckpt_0").newest().parameters for folder in (one, several))
     compared = 0
     for name, value in got.items():
-        if case == "published" and "moving_" in name:
+        if own_statistics and "moving_" in name:
             continue  # rank 0's own batches only
-        np.testing.assert_allclose(value.asnumpy(), expected[name].asnumpy(), rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(value.asnumpy(), expected[name].asnumpy(), rtol=1e-6, atol=1e-5, err_msg=name)
         compared += 1
     assert compared > 10
     losses = [[json.loads(line)["loss"] for line in (folder / case / "ckpt_0/metrics.jsonl").read_text().splitlines()]
               for folder in (one, several)]
-    if case == "published":
+    if own_statistics:
         losses[0] = np.reshape(losses[0], (-1, PROCESSES)).mean(1)
-    assert len(losses[1]) == (4 if case == "published" else 20)
+    assert len(losses[1]) == STEPS[case]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
     assert len(set(findings[case]["digests"])) == 1  # bit for bit on all ranks
 
