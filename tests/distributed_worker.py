@@ -27,7 +27,7 @@ from src.evaluation import evaluate  # noqa: E402
 from src.searcher import Searcher  # noqa: E402
 from src.spnasnet import SPNASNet  # noqa: E402
 from src.trainer import Trainer  # noqa: E402
-from src.utils import run_main  # noqa: E402
+from src.utils import run_main, setup_device  # noqa: E402
 
 PROCESSES = 2
 BATCH = 8  # images a batch on each of the processes
@@ -165,7 +165,7 @@ class Work:
 
     def alone(self) -> dict[str, Any]:
         """What the ranks hear when rank 0 fails alone."""
-        ranks = Trainer(self.config("alone")).ranks
+        ranks = setup_device("CPU", 0)
 
         def work() -> None:
             raise Fault("disk full")

@@ -159,14 +159,9 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     assert int(parameters["global_step"].asnumpy()[0]) == 6 * 80
 
 
-@pytest.mark.parametrize("foreground", [True, False])
-def test_mistakes_in_flags_end_the_job(tmp_path, foreground):
-    job = start("--device_num", 2, "digits", "--epoch_sise", 3, "--log_dir", "logs", *["--foreground"] * foreground,
-                cwd=tmp_path)
-    output, errors = job.communicate(timeout=100)
-    if foreground:
-        assert job.returncode == 2 and "did you mean '--epoch_size'" in output and "exit code 2" in errors
-        return
+def test_mistakes_in_flags_end_a_job_in_the_background(tmp_path):
+    job = start("--device_num", 2, "digits", "--epoch_sise", 3, "--log_dir", "logs", cwd=tmp_path)
+    output, _ = job.communicate(timeout=100)
     assert job.returncode == 0 and "output in logs/job.log" in output
     deadline = time.monotonic() + 60
     while "exit code 2" not in (tmp_path / "logs/job.log").read_text() and time.monotonic() < deadline:
