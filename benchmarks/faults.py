@@ -180,7 +180,20 @@ def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
     return f"exit code 1 after {seconds:.1f} s, rank 1 named; resumed by 2, 1 and 3 processes at {'; '.join(seen)}"
 
 
-def uninterrupted(runs: Runs, args: argparse.Namespace) -> str:
+def worker_hangs(runs: Runs, args: argparse.Namespace) -> str:
+    """Rank 1 of 2 stops to answer, under a timeout of 20 s."""
+    job = runs.launch("hang", epoch_size=1000, environment={"MS_NODE_TIMEOUT": "20"})
+    runs.wait_for(job, "hang", "digits-2_4.ckpt")
+    start = time.monotonic()
+    hanging = worker(job, 1)
+    hanging.suspend()
+    output, _ = job.communicate(timeout=TIMEOUT)
+    seconds = time.monotonic() - start
+    expect(job.returncode == 1 and "rank 0 ended" in output and not hanging.is_running(), output)
+    return f"rank 0 gives up, exit code 1 after {seconds:.1f} s; nothing is left running"
+
+
+def stopped(runs: Runs, args: argparse.Namespace) -> str:
     """SIGTERM to a job of two processes, resumed by two: equal to the job that was not stopped."""
     job = runs.launch("whole")
     output, _ = job.communicate(timeout=TIMEOUT)
@@ -335,7 +348,7 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
 
 
 FAULTS: dict[str, Callable[[Runs, argparse.Namespace], str]] = {function.__name__: function for function in (
-    worker_killed, uninterrupted, slow_rank_0, kills, disk_full, damaged_checkpoint, vanished_data, corrupt_images, port_in_use,
+    worker_killed, worker_hangs, stopped, slow_rank_0, kills, disk_full, damaged_checkpoint, vanished_data, corrupt_images, port_in_use,
     clock_jump, memory)}
 
 

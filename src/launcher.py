@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -23,6 +24,8 @@ import psutil
 from src.config import PRESETS
 from src.errors import EXIT_FAULT, UserError
 from src.rank_table import load_rank_table
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_PORT = 8118  # msrun's own default
@@ -149,7 +152,7 @@ class Job:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.signal: Optional[int] = None  # the first that was passed on
+        self.signals: list[int] = []  # those that were passed on
         self._ranks: dict[int, int] = {}
         self._scheduler: Optional[psutil.Process] = None
         for old in plan.log_dir.glob("worker_*.log"):
@@ -174,7 +177,8 @@ class Job:
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         """Ask all processes to save and stop; the second time end them."""
-        again, self.signal = self.signal is not None, self.signal or number
+        self.signals.append(number)
+        again = len(self.signals) > 1
         for pid in self._ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if again else signal.SIGTERM)
@@ -210,14 +214,16 @@ class Job:
     def _outcome(self) -> int:
         failure = self.failure()
         if failure is None:
-            if self._msrun.returncode and self.signal is None:
+            if self._msrun.returncode and not self.signals:
                 print(f"{_name()}: error: msrun failed; see {self.plan.log_dir / LOG}", file=sys.stderr)
                 return EXIT_FAULT
-            return 128 + self.signal if self._msrun.returncode else 0
+            return 128 + self.signals[0] if self._msrun.returncode else 0
         pid, code = failure
         rank = self._ranks.get(pid)
-        if self.signal is not None and code in (-self.signal, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL):
-            return 128 + self.signal
+        # A process that had not begun to train ends by the signal itself.
+        asked = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)[:1 + len(self.signals)]
+        if self.signals and code in asked:
+            return 128 + self.signals[0]
         who = f"rank {rank}" if rank is not None else f"process {pid}"
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         where = self.plan.worker_log(rank) if rank is not None else self.plan.log_dir
@@ -242,6 +248,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         process = subprocess.Popen(["nohup", sys.executable, *sys.argv[:1], *words, "--foreground", "--log_dir",
                                     str(plan.log_dir)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                                    start_new_session=True)
-    print(f"started {plan.device_num} processes under process {process.pid}; output in {output}, of each in "
-          f"{plan.log_dir}; kill {process.pid} saves and stops")
+    log.info("started %d processes under process %d; output in %s, of each in %s; kill %d saves and stops",
+             plan.local_num, process.pid, output, plan.log_dir, process.pid)
     return 0
