@@ -63,8 +63,8 @@ def evaluate_file(file, config, ranks):
     network = checkpoint.network(kernels=use_kernels, folded=use_kernels)
     values = {"evaluate": checkpoint.meta.arch, "classes": len(source.classes), "batch_size": batch_size,
               "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target, "kernels": use_kernels}
-    with CompileCache(values, config.compile_cache and ranks.size == 1), tqdm(total=len(source), unit="image", leave=False,
-                                                                              disable=None) as bar:
+    with CompileCache(values, config.compile_cache and ranks.size == 1), \
+            tqdm(total=len(source), unit="image", leave=False, disable=None) as bar:
         result = evaluate(network, loader, bar.update, ranks)
     row = {"file": str(file), "epoch": checkpoint.meta.epoch, **vars(result)}
     bad = {}

@@ -3,8 +3,8 @@
     python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1_32
     python benchmarks/data_parallel.py --start_up 8     # from the launcher's start to the first step of 8 processes
 
-The first prints the median step of two processes with gradients averaged, divided by that of one process at the same batch
-a process. Both are taken in turns, by the same processes, each on a core of its own with one thread.
+The first prints the median step of two processes with gradients averaged, divided by that of one process at the same
+batch a process. Both are taken in turns, by the same processes, each on a core of its own with one thread.
 """
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from typing import Callable, Optional, Sequence
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-TINY = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 32, "stem_channels": 8, "stem_stride": 2,
-        "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16"], "head_channels": 32, "bn_epsilon": 1e-5,
-        "provenance": {}}
+TINY = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 32, "stem_channels": 8,
+        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16"], "head_channels": 32,
+        "bn_epsilon": 1e-5, "provenance": {}}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "SPNAS_KERNEL_THREADS": "1"}
 
 
 def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], None]:
@@ -90,7 +91,7 @@ def launch(device_num: int, args: argparse.Namespace) -> dict:
                               str(output), "--arch", str(arch), "--batch_size", str(args.batch_size), "--rounds",
                               str(args.rounds), "--start_up", str(args.start_up), "--started", str(time.time())],
                              text=True, capture_output=True, check=False,
-                             env={**os.environ, "DEVICE_TARGET": "CPU", **({} if args.start_up else {"OMP_NUM_THREADS": "1", "SPNAS_KERNEL_THREADS": "1"}),
+                             env={**os.environ, "DEVICE_TARGET": "CPU", **({} if args.start_up else ONE_THREAD),
                                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
         if run.returncode:
             sys.exit(run.stdout[-3000:] + run.stderr)
@@ -110,13 +111,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         work(args)
         return 0
     if args.start_up:
-        print(f"{args.start_up} processes: {launch(args.start_up, args)['first step']:.1f} s to the end of the first step")
+        seconds = launch(args.start_up, args)["first step"]
+        print(f"{args.start_up} processes: {seconds:.1f} s to the end of the first step")
         return 0
     found = launch(2, args)
     single, together = (statistics.median(found[name]) for name in ("single", "together"))
     ratio = statistics.median(b / a for a, b in zip(found["single"], found["together"]))
-    print(f"{args.arch}, batch {args.batch_size} a process: one process {1000 * single:.0f} ms, two {1000 * together:.0f} ms a step; "
-          f"ratio {ratio:.3f}")
+    print(f"{args.arch}, batch {args.batch_size} a process: one process {1000 * single:.0f} ms, two "
+          f"{1000 * together:.0f} ms a step; ratio {ratio:.3f}")
     return 0
 
 

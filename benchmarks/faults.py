@@ -31,9 +31,9 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 2,
-        "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"], "head_channels": 32,
-        "bn_epsilon": 1e-5, "provenance": {}}
+ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8,
+        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
+        "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
 EPOCHS = 10
 TIMEOUT = 300
 
@@ -80,9 +80,9 @@ class Runs:
         """Several processes."""
         flags = self.flags(name, *more, **changed)
         words = [flags[1], *flags[2:]]
-        return subprocess.Popen(["bash", str(ROOT / "scripts/run_train.sh"), "--device_num", str(num), *words, "--foreground",
-                                 "--log_dir", str(self.folder / f"logs_{name}")], cwd=self.folder, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command = ["bash", str(ROOT / "scripts/run_train.sh"), "--device_num", str(num), *words, "--foreground",
+                   "--log_dir", str(self.folder / f"logs_{name}")]
+        return subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 env={**os.environ, "DEVICE_TARGET": "CPU", **environment,
                                      "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
 
@@ -157,7 +157,7 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
         runs.expect_equal(name, "reference")
         shutil.rmtree(runs.folder / name)
     return f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a checkpoint to " \
-           "resume from; final state of every run bit-equal to the uninterrupted one"
+           "resume from; the final state of every run is bit-equal to the uninterrupted one's"
 
 
 def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
@@ -174,7 +174,8 @@ def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
         done = runs.launch("job", "--resume", num=num, epoch_size=EPOCHS)
         again, _ = done.communicate(timeout=TIMEOUT)
         expect(done.returncode == 0, again)
-        seen.append(next(line for line in again.splitlines() if "resumed from" in line or "starting" in line).split(", ", 1)[1])
+        resumption = next(line for line in again.splitlines() if line.startswith("resumed from"))
+        seen.append(resumption.split(", ", 1)[1])
         for file in (runs.folder / "job/ckpt_0").glob(f"digits-{EPOCHS}_*.ckpt"):
             file.unlink()  # so that the next one has something to do
     return f"exit code 1 after {seconds:.1f} s, rank 1 named; resumed by 2, 1 and 3 processes at {'; '.join(seen)}"
@@ -215,8 +216,9 @@ def stopped(runs: Runs, args: argparse.Namespace) -> str:
 def slow_rank_0(runs: Runs, args: argparse.Namespace) -> str:
     """Rank 0 works alone for longer than the others would wait in an operation."""
     program = runs.folder / "slow.py"
-    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport time\nfrom src.utils import setup_device\n"
-                       "ranks = setup_device('CPU', 0)\nranks.alone(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n")
+    program.write_text(f"import sys\nimport time\nsys.path.insert(0, {str(ROOT)!r})\n"
+                       "from src.utils import setup_device\nranks = setup_device('CPU', 0)\n"
+                       "ranks.alone(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n")
     process = runs.launch("slow", "--program", program, environment={"MS_NODE_TIMEOUT": "30"})
     output, _ = process.communicate(timeout=TIMEOUT)
     expect(process.returncode == 0 and "met [0, 1]" in output, output)
@@ -286,7 +288,7 @@ def corrupt_images(runs: Runs, args: argparse.Namespace) -> str:
                                  str(runs.folder / "corrupt_run/ckpt_0")], text=True, capture_output=True, check=False)
     val = sum("val" in file.parts for file in bad)
     expect(evaluation.returncode == (1 if val else 0), evaluation.stderr)
-    return f"{len(bad)} of {len(images)} images: training names them and ends with 0, evaluation of {val} of them with 1"
+    return f"{len(bad)} of {len(images)} images: training names them and ends with 0, evaluation with 1 ({val} of them)"
 
 
 def port_in_use(runs: Runs, args: argparse.Namespace) -> str:
@@ -324,7 +326,8 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
     code, output = runs.run("clock", "--resume")
     expect(code == 0 and f"resumed from {newest}" in output, output)
     runs.expect_equal("clock", "whole")
-    return f"resumed from {newest.name}, final state bit-equal ({'clock jumped' if library else 'no libfaketime: file times only'})"
+    how = "the clock jumped" if library else "no libfaketime: file times only"
+    return f"resumed from {newest.name}, final state bit-equal ({how})"
 
 
 def memory(runs: Runs, args: argparse.Namespace) -> str:
@@ -348,8 +351,8 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
 
 
 FAULTS: dict[str, Callable[[Runs, argparse.Namespace], str]] = {function.__name__: function for function in (
-    worker_killed, worker_hangs, stopped, slow_rank_0, kills, disk_full, damaged_checkpoint, vanished_data, corrupt_images, port_in_use,
-    clock_jump, memory)}
+    worker_killed, worker_hangs, stopped, slow_rank_0, kills, disk_full, damaged_checkpoint, vanished_data,
+    corrupt_images, port_in_use, clock_jump, memory)}
 
 
 def main(argv: Optional[list[str]] = None) -> int:

@@ -1,7 +1,7 @@
 """Start a program once for each device, through MindSpore's ``msrun``, and see it to its end. Imports no framework.
 
-``msrun`` starts the processes of this server and a scheduler by which all processes find each other, and ends them all when
-one fails. This module decides what it should start, passes signals on, and says whose failure ended the job.
+``msrun`` starts the processes of this server and a scheduler by which all processes find each other, and ends them all
+when one fails. This module decides what it should start, passes signals on, and says whose failure ended the job.
 """
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
     parser.add_argument("--device_num", type=int, help="number of devices of this machine, in place of a rank table")
     parser.add_argument("--program", default="train.py", help="script to run, of this repository (default: train.py)")
     parser.add_argument("--foreground", action="store_true", help="wait for the job, whose exit code is the script's")
-    parser.add_argument("--master_port", type=int, help="port of the first server; any free one where there is only one, "
-                        f"{SHARED_PORT} for several")
+    parser.add_argument("--master_port", type=int, help="port of the first server (default: any free one where "
+                        f"there is only one, {SHARED_PORT} for several)")
     parser.add_argument("--log_dir", type=Path, help="folder of the logs (default: logs/<date and time>)")
     args, rest = parser.parse_known_args(argv)
     words = []
@@ -108,8 +108,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
         words.append(rest.pop(0))
     table_file = words.pop(0) if words and words[0] not in PRESETS else None
     if len(words) != 1 or words[0] not in PRESETS:
-        raise UserError(f"data set is '{' '.join(words)}', should be one of {', '.join(PRESETS)}, behind the rank table if there "
-                        f"is one; usage: {parser.usage}")
+        raise UserError(f"data set is '{' '.join(words)}', should be one of {', '.join(PRESETS)}, behind the rank table "
+                        f"if there is one; usage: {parser.usage}")
     if (table_file is None) == (args.device_num is None):
         raise UserError("give either a rank table or --device_num" if table_file else
                         "give the devices, by a rank table or --device_num")
@@ -127,9 +127,9 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
         table = load_rank_table(table_file)
         node_rank = table.node_rank(own_addresses(), table_file)
         devices = tuple(device.device_id for device in table.servers[node_rank].devices)
-        several = len(table.servers) > 1
-        plan = Plan(flags, table.device_num, len(devices), node_rank, table.master,
-                    args.master_port or (SHARED_PORT if several else 0), devices if target == "Ascend" else None, log_dir)
+        port = args.master_port or (SHARED_PORT if len(table.servers) > 1 else 0)
+        plan = Plan(flags, table.device_num, len(devices), node_rank, table.master, port,
+                    devices if target == "Ascend" else None, log_dir)
     return plan, args.foreground
 
 
@@ -159,8 +159,8 @@ class Job:
             old.unlink()
         self._log = open(plan.log_dir / LOG, "w", encoding="utf-8")
         # In a session of its own: Ctrl-C reaches this process alone, which lets the others save.
-        self._msrun = subprocess.Popen(plan.command(), env=plan.environment(), stdout=self._log, stderr=subprocess.STDOUT,
-                                       start_new_session=True)
+        self._msrun = subprocess.Popen(plan.command(), env=plan.environment(), stdout=self._log,
+                                       stderr=subprocess.STDOUT, start_new_session=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
 

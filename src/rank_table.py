@@ -5,8 +5,8 @@ Two forms are known. The present one (version 1.0, and 1.2 with more keys) lists
     {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [{"server_id": "10.0.0.1",
      "device": [{"device_id": "0", "device_ip": "192.168.1.6", "rank_id": "0"}, ...]}]}
 
-The one before it, without a version, lists groups of instances. There a rank is given for each instance, or follows from
-their order:
+The one before it, without a version, lists groups of instances. There a rank is given for each instance, or follows
+from their order:
 
     {"status": "completed", "group_count": "1", "group_list": [{"instance_count": "2", "device_count": "2",
      "instance_list": [{"server_id": "10.0.0.1", "devices": [{"device_id": "0", "device_ip": "192.168.1.6"}]}, ...]}]}
@@ -60,9 +60,9 @@ class Server:
 
     def to_dict(self) -> dict[str, Any]:
         """The server as in a table of version 1.0."""
-        return {"server_id": self.name, "host_nic_ip": "reserve",
-                "device": [{"device_id": str(device.device_id), "device_ip": device.device_ip, "rank_id": str(device.rank)}
-                           for device in self.devices]}
+        devices = [{"device_id": str(device.device_id), "device_ip": device.device_ip, "rank_id": str(device.rank)}
+                   for device in self.devices]
+        return {"server_id": self.name, "device": devices, "host_nic_ip": "reserve"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class RankTable:
         found = [number for number, server in enumerate(self.servers) if {server.name, server.address} & set(own)]
         if len(found) != 1:
             names = ", ".join(server.name for server in self.servers)
-            raise RankTableError(f"{origin}: this machine ({', '.join(sorted(own))}) is {'none' if not found else 'several'} "
-                                 f"of its servers {names}; server_id should be the address of each machine")
+            raise RankTableError(f"{origin}: this machine ({', '.join(sorted(own))}) is "
+                                 f"{'several' if found else 'none'} of its servers {names}; server_id should be the "
+                                 "address of each machine")
         return found[0]
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +168,8 @@ def _device(data: Any, rank: Optional[int], origin: str) -> Device:
     try:
         ipaddress.ip_address(address or "0.0.0.0")
     except ValueError:
-        raise RankTableError(f"{origin}: 'device_ip' of device {number} is {address!r}, should be an IP address") from None
+        raise RankTableError(f"{origin}: 'device_ip' of device {number} is {address!r}, should be an IP "
+                             "address") from None
     return Device(number, address, _get(data, "rank_id", int, origin) if rank is None else rank)
 
 
@@ -227,17 +229,18 @@ def _checked(servers: Sequence[Server], origin: str) -> RankTable:
             if numbers.count(number) > 1:
                 raise RankTableError(f"{place} has device {number} twice")
         if len(numbers) != len(servers[0].devices):
-            raise RankTableError(f"{place} has {len(numbers)} devices, {names[0]} has {len(servers[0].devices)}; msrun starts "
-                                 "as many processes on every server")
+            raise RankTableError(f"{place} has {len(numbers)} devices, {names[0]} has {len(servers[0].devices)}; msrun "
+                                 "starts as many processes on every server")
     ranks = sorted(device.rank for server in servers for device in server.devices)
     for rank, expected in zip(ranks, range(len(ranks))):
         if rank != expected:
             wrong = f"rank {rank} twice" if ranks.count(rank) > 1 else f"no rank {expected}"
-            raise RankTableError(f"{origin}: has {wrong}; {len(ranks)} devices should have the ranks 0 to {len(ranks) - 1}")
+            raise RankTableError(f"{origin}: has {wrong}; {len(ranks)} devices should have the ranks 0 to "
+                                 f"{len(ranks) - 1}")
     ordered = tuple(sorted(servers, key=lambda server: server.devices[0].rank))
     for server in ordered:
         first, last = server.devices[0].rank, server.devices[-1].rank
         if last - first >= len(server.devices):
-            raise RankTableError(f"{origin}: ranks {first} to {last} of server {server.name} are not consecutive, as msrun "
-                                 "numbers them")
+            raise RankTableError(f"{origin}: ranks {first} to {last} of server {server.name} are not consecutive, as "
+                                 "msrun numbers them")
     return RankTable(ordered)

@@ -23,7 +23,7 @@ class _BarHandler(logging.Handler):
 
 
 class RunLog:
-    """Writes the story of a run into its folder; ranks other than 0 only print, each into the log that its launcher keeps.
+    """Writes the story of a run into its folder; ranks other than 0 only print, into the logs that the launcher keeps.
 
     Args:
         resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,

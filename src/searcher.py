@@ -288,7 +288,8 @@ class Searcher(Trainer):
     def _write_found(self, decisions: list[str], cost: float) -> None:
         write_text(self.results / "arch.json", json.dumps(self.arch.to_dict(), indent=2) + "\n")
         self._write_inherited(decisions)
-        draw_search(read_jsonl(self.results / HISTORY), self.space, self.table, self.target, self.results / "search.png")
+        draw_search(read_jsonl(self.results / HISTORY), self.space, self.table, self.target,
+                    self.results / "search.png")
         for suffix in (".png", ".svg"):
             draw_decisions(self.space, decisions, f"{self.arch.name}: {cost:.2f} {self.table.unit}",
                            self.results / f"arch{suffix}")

@@ -146,8 +146,8 @@ class Trainer:
         names = self.ranks.gather(newest.path.name if newest else None)
         if len(set(names)) > 1:
             rank = next(rank for rank, name in enumerate(names) if name != names[0])
-            raise UserError(f"{self.folder}: newest checkpoint is {names[0]} for rank 0, and {names[rank]} for rank {rank}; "
-                            "checkpoint_path should be a folder that all servers share")
+            raise UserError(f"{self.folder}: newest checkpoint is {names[0]} for rank 0, and {names[rank]} for rank "
+                            f"{rank}; checkpoint_path should be a folder that all servers share")
         if newest is None:
             log.warning("%s: no checkpoint to resume from; starting anew", self.folder)
             return None
@@ -372,10 +372,10 @@ class Trainer:
 
     def _share_statistics(self, network: nn.Cell) -> None:
         """Give rank 0's moving statistics, which are those that are saved, to all ranks; each has seen other images."""
-        if self.device_num == 1:
-            return
         own = [parameter for parameter in network.get_parameters() if "moving_" in parameter.name]
-        values = self.ranks.broadcast(np.concatenate([parameter.asnumpy() for parameter in own] or [np.zeros(1, np.float32)]))
+        if not own:
+            return
+        values = self.ranks.broadcast(np.concatenate([parameter.asnumpy() for parameter in own]))
         for parameter, value in zip(own, np.split(values, np.cumsum([len(parameter) for parameter in own]))):
             parameter.set_data(Tensor(value))
 

@@ -89,7 +89,8 @@ def setup_device(device_target: str, device_id: int) -> Ranks:
                     "used", ms.__version__)
     if not launched:
         return Ranks()
-    communication.init()  # in the scheduler's process, which every job has too, this returns at the end of the job, and exits
+    # The scheduler, a process more than there are devices, stays in here to the end of the job, and exits.
+    communication.init()
     ranks = Ranks(communication.get_rank(), communication.get_group_size())
     if ranks.size > 1:
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
 
-from src.architecture import Architecture  # noqa: E402
 from src.config import SEARCH_PRESETS, PRESETS, SearchConfig, TrainConfig, build_config  # noqa: E402
 from src.errors import Fault  # noqa: E402
 from src.evaluation import evaluate  # noqa: E402
@@ -31,9 +30,9 @@ from src.utils import run_main, setup_device  # noqa: E402
 
 PROCESSES = 2
 BATCH = 8  # images a batch on each of the processes
-ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 2,
-        "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"], "head_channels": 32,
-        "bn_epsilon": 1e-5, "provenance": {}}
+ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8,
+        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
+        "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
 SPACE = {"format": "spnas-space", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 2,
          "layers": ["r1_k3_s11_e1_i8_o8_noskip"] + [
              {"stride": stride, "in_channels": inner, "out_channels": 16, "kernel_sizes": [3, 5], "expansions": [3, 6],
@@ -178,14 +177,14 @@ class Work:
 
     def all(self) -> dict[str, Any]:
         found = {"plain": self.train(WithoutBN, "plain"),
-                 "rest": self.train(WithoutBN, "rest", accumulate_steps=2, clip_norm=0.5, ema_decay=0.9, optimizer="rmsprop",
-                                    lr_init=0.01),
+                 "rest": self.train(WithoutBN, "rest", accumulate_steps=2, clip_norm=0.5, ema_decay=0.9,
+                                    optimizer="rmsprop", lr_init=0.01),
                  "search": self.search(), "evaluation": self.evaluation()}
         alone = {"batch_size": BATCH, "accumulate_steps": PROCESSES} if self.processes == 1 else {}
         found["own_statistics"] = self.train(OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone)
         # One step: at its start this network turns the last bit of a gradient into a percent of the next one.
-        found["published"] = self.train(OfAllRanks, "published", arch="spnas_pixel1_32", image_height=32, image_width=32,
-                                        resize=32, train_images=PROCESSES * BATCH, lr_init=0.01, **alone)
+        found["published"] = self.train(OfAllRanks, "published", arch="spnas_pixel1_32", image_height=32, resize=32,
+                                        image_width=32, train_images=PROCESSES * BATCH, lr_init=0.01, **alone)
         if self.processes > 1:
             found.update(overflow=self.overflow(), nan=self.not_a_number(), signal=self.signal(), alone=self.alone())
         return found

@@ -1,4 +1,4 @@
-"""Several processes through the launcher: equal to one process, agreed among each other, stopped, killed and resumed."""
+"""Several processes through the launcher: equal to one process, agreed among each other, stopped, killed, resumed."""
 from __future__ import annotations
 
 import json
@@ -18,7 +18,7 @@ import pytest
 from src.checkpoint import CheckpointFolder
 from src.ranks import Ranks
 from tests.conftest import ROOT
-from tests.distributed_worker import ARCH, BATCH, PROCESSES
+from tests.distributed_worker import ARCH, PROCESSES
 
 STEPS = {"plain": 20, "rest": 20, "search": 20, "own_statistics": 4, "published": 1}
 
@@ -39,16 +39,17 @@ def found(digits, tmp_path_factory):
     flags = ("--data_path", digits, "--broken", folder / "broken", "--folder")
     subprocess.run([sys.executable, str(ROOT / "tests/distributed_worker.py"), *map(str, flags), str(folder / "one")],
                    check=True, capture_output=True, timeout=300)
-    job = start("--device_num", PROCESSES, "--program", "tests/distributed_worker.py", "digits", *flags, folder / "several",
-                "--foreground", cwd=folder)
+    job = start("--device_num", PROCESSES, "--program", "tests/distributed_worker.py", "digits", *flags,
+                folder / "several", "--foreground", cwd=folder)
     output, errors = job.communicate(timeout=600)
     assert job.returncode == 0, output[-2000:] + errors
-    return {name: (folder / name, json.loads((folder / name / "found.json").read_text())) for name in ("one", "several")}
+    return {name: (folder / name, json.loads((folder / name / "found.json").read_text()))
+            for name in ("one", "several")}
 
 
 @pytest.mark.parametrize("case", STEPS)
 def test_two_processes_equal_one_of_the_double_batch(found, case):
-    """Where batch normalisation trains, each rank has its own statistics: as one process that accumulates over their batches."""
+    """Where batch normalisation trains, each rank has its own statistics, as has one process that accumulates."""
     own_statistics = STEPS[case] < 20
     (one, _), (several, findings) = found["one"], found["several"]
     expected, got = (CheckpointFolder(folder / case / "ckpt_0").newest().parameters for folder in (one, several))
@@ -125,8 +126,8 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     """SIGTERM to the launcher; kill -9 of a worker of the resumed job; the rest on a single process."""
     (tmp_path / "tiny.json").write_text(json.dumps(ARCH))
     images = ("--arch", "tiny.json", "--image_height", 16, "--image_width", 16, "--resize", 16, "--data_path", digits,
-              "--batch_size", 10, "--train_images", 800, "--epoch_size", 6, "--log_steps", 4, "--save_checkpoint_steps", 8,
-              "--checkpoint_path", tmp_path)
+              "--batch_size", 10, "--train_images", 800, "--epoch_size", 6, "--log_steps", 4,
+              "--save_checkpoint_steps", 8, "--checkpoint_path", tmp_path)
     folder = tmp_path / "ckpt_0"
     launch = ("--device_num", 2, "digits", *images, "--foreground", "--log_dir", tmp_path / "logs")
 

@@ -16,7 +16,8 @@ from tests.conftest import ROOT
 
 
 def devices(count: int, first: int = 0, offset: int = 0) -> list[dict]:
-    return [{"device_id": str(offset + i), "device_ip": f"192.168.1.{i + 1}", "rank_id": str(first + i)} for i in range(count)]
+    return [{"device_id": str(offset + i), "device_ip": f"192.168.1.{i + 1}", "rank_id": str(first + i)}
+            for i in range(count)]
 
 
 def table(servers: int = 2, count: int = 4) -> dict:
@@ -55,7 +56,8 @@ def test_ranks_order_the_servers():
     data["server_list"].reverse()
     found = parse_rank_table(data, "table")
     assert found.master == "10.0.0.1" and found.node_rank({"10.0.0.2", "127.0.0.1"}, "table") == 1
-    with pytest.raises(RankTableError, match=r"table: this machine \(10.1.1.1\) is none of its servers 10.0.0.1, 10.0.0.2"):
+    message = r"table: this machine \(10.1.1.1\) is none of its servers 10.0.0.1, 10.0.0.2"
+    with pytest.raises(RankTableError, match=message):
         found.node_rank({"10.1.1.1"}, "table")
 
 
@@ -119,7 +121,8 @@ def second_server(monkeypatch):
 def test_what_a_table_starts(second_server, tmp_path):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(table()))
-    plan, foreground = launcher.parse([str(file), "imagenet", "--data_path", "/data", "--log_dir", str(tmp_path / "logs")])
+    plan, foreground = launcher.parse([str(file), "imagenet", "--data_path", "/data", "--log_dir",
+                                       str(tmp_path / "logs")])
     assert not foreground
     command, environment = plan.command(), plan.environment()
     assert {"--worker_num=8", "--local_worker_num=4", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=8118",
@@ -132,9 +135,11 @@ def test_what_a_table_starts(second_server, tmp_path):
 
 def test_what_a_number_starts(second_server, monkeypatch):
     monkeypatch.setenv("DEVICE_TARGET", "CPU")
-    plan, foreground = launcher.parse(["--device_num", "2", "--program", "search.py", "digits", "--foreground", "--target", "60"])
+    plan, foreground = launcher.parse(["--device_num", "2", "--program", "search.py", "digits", "--foreground",
+                                       "--target", "60"])
     assert foreground and "ASCEND_RT_VISIBLE_DEVICES" not in plan.environment()
-    assert plan.program == (str(ROOT / "search.py"), "--dataset_name", "digits", "--device_target", "CPU", "--target", "60")
+    assert plan.program == (str(ROOT / "search.py"), "--dataset_name", "digits", "--device_target", "CPU", "--target",
+                            "60")
     assert {"--worker_num=2", "--local_worker_num=2", "--node_rank=0"} <= set(plan.command())
 
 
@@ -179,8 +184,8 @@ def test_table_is_written_and_merged(tmp_path):
 def test_shell_reports_a_wrong_table_at_once(tmp_path):
     """Also in the background: nothing is started."""
     (tmp_path / "t.json").write_text(json.dumps(table()))
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     run = subprocess.run(["bash", str(ROOT / "scripts/run_train.sh"), "t.json", "imagenet"], cwd=tmp_path, text=True,
-                         capture_output=True, check=False,
-                         env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"})
+                         capture_output=True, check=False, env={**os.environ, "PATH": path})
     assert run.returncode == 2 and "t.json: this machine" in run.stderr and len(run.stderr.strip().splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
