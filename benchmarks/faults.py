@@ -156,8 +156,8 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
             resumed += bool(runs.checkpoints(name))
         runs.expect_equal(name, "reference")
         shutil.rmtree(runs.folder / name)
-    return f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a checkpoint to " \
-           "resume from; the final state of every run is bit-equal to the uninterrupted one's"
+    return f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a " \
+           "checkpoint to resume from; the final state of every run is bit-equal to the uninterrupted one's"
 
 
 def worker_killed(runs: Runs, args: argparse.Namespace) -> str:

@@ -76,8 +76,8 @@ def main(argv=None):
         addresses = device_addresses(args.hccn_conf)
         missing = [number for number in numbers if addresses and number not in addresses]
         if missing:
-            raise UserError(f"{args.hccn_conf}: has no address of device {missing[0]}; device_num should name those that "
-                            "are in it")
+            raise UserError(f"{args.hccn_conf}: has no address of device {missing[0]}; device_num should name those "
+                            "that are in it")
         server = args.server_ip or server_address()
         table = build_rank_table(server, numbers, addresses)
         name = f"hccl_{len(numbers)}p_{''.join(map(str, numbers))}_{server}.json"

@@ -108,8 +108,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
         words.append(rest.pop(0))
     table_file = words.pop(0) if words and words[0] not in PRESETS else None
     if len(words) != 1 or words[0] not in PRESETS:
-        raise UserError(f"data set is '{' '.join(words)}', should be one of {', '.join(PRESETS)}, behind the rank table "
-                        f"if there is one; usage: {parser.usage}")
+        raise UserError(f"data set is '{' '.join(words)}', should be one of {', '.join(PRESETS)}, behind the rank "
+                        f"table if there is one; usage: {parser.usage}")
     if (table_file is None) == (args.device_num is None):
         raise UserError("give either a rank table or --device_num" if table_file else
                         "give the devices, by a rank table or --device_num")
