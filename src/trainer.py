@@ -286,10 +286,7 @@ class Trainer:
         return Tensor(kept.astype(np.float32) / np.float32(1 - rate))
 
     def _train_epoch(self, epoch: int, first: int, story: RunLog, stop: _StopSignal) -> bool:
-        """Train from batch ``first`` of an epoch to its end; False when a signal ended it.
-
-        At every line of the log all ranks tell each other their losses and signals, so that all stop at the same step.
-        """
+        """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
         config = self.config
         story.start_epoch(f"epoch {epoch + 1}/{config.epoch_size}", self.batches_per_epoch, first)
         images_seen, mark = 0, time.perf_counter()
@@ -300,16 +297,11 @@ class Trainer:
             images_seen += len(labels)
             last = batch == self.batches_per_epoch
             if last or batch % config.log_steps == 0 or (stop.received and self.device_num == 1):
-                told = self.ranks.gather({"losses": [float(outputs[0].asnumpy()) for outputs in pending],
-                                          "hits": sum(float(outputs[1].asnumpy()) for outputs in pending),
-                                          "stop": stop.received})
-                stop.agree([own["stop"] for own in told])
-                losses = [sum(of_ranks) / len(told) for of_ranks in zip(*(own["losses"] for own in told))]
+                losses, hits = self._meet(pending, stop)
                 self._check_losses(losses, epoch, batch)
                 now = time.perf_counter()
-                count = len(losses) * config.batch_size * self.device_num
                 line = {"loss": sum(losses) / len(losses),
-                        "top1": 100 * sum(own["hits"] for own in told) / count,
+                        "top1": 100 * hits / (len(losses) * config.batch_size * self.device_num),
                         "lr": float(self.rates[self._step_number(epoch, batch) - 1]),
                         "images_per_second": round(self.device_num * images_seen / (now - mark), 1),
                         "progress": epoch + batch / self.batches_per_epoch}
@@ -332,6 +324,18 @@ class Trainer:
         story.end_epoch()
         self._end_epoch(epoch + 1, line, story, final=epoch + 1 == config.epoch_size or bool(stop.agreed))
         return not stop.agreed or epoch + 1 == config.epoch_size
+
+    def _meet(self, pending: list[tuple[Tensor, ...]], stop: _StopSignal) -> tuple[list[float], float]:
+        """Losses of the given steps and their correct predictions, over all ranks.
+
+        Ranks tell each other their signals too, so that all stop at the same step.
+        """
+        told = self.ranks.gather({"losses": [float(outputs[0].asnumpy()) for outputs in pending],
+                                  "hits": sum(float(outputs[1].asnumpy()) for outputs in pending),
+                                  "stop": stop.received})
+        stop.agree([own["stop"] for own in told])
+        losses = [sum(of_ranks) / len(told) for of_ranks in zip(*(own["losses"] for own in told))]
+        return losses, sum(own["hits"] for own in told)
 
     def _step_number(self, epoch: int, batch: int) -> int:
         """Optimizer steps planned up to and including a batch."""
