@@ -3,8 +3,9 @@
     python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1_32
     python benchmarks/data_parallel.py --start_up 8     # from the launcher's start to the first step of 8 processes
 
-The first prints the median step of two processes with gradients averaged, divided by that of one process at the same
-batch a process. Both are taken in turns, by the same processes, each on a core of its own with one thread.
+The first prints the median step of one process, of two that train apart at the same time, and of two that average their
+gradients, all at the same batch a process. They are taken in turns, by the same processes, each on a core of its own with
+one thread.
 """
 from __future__ import annotations
 
@@ -65,12 +66,13 @@ def work(args: argparse.Namespace) -> None:
     together()
     found = {"first step": time.time() - args.started}
     if not args.start_up:
-        single, seconds = create_step(args.arch, args.batch_size, 1), {"single": [], "together": []}
+        single, seconds = create_step(args.arch, args.batch_size, 1), {"one": [], "apart": [], "together": []}
         single()
         for _ in range(args.rounds + 1):
-            for name, step in (("single", single), ("together", together)):
+            for name in seconds:
+                step = together if name == "together" else single
                 ranks.gather(None)
-                if name == "together" or ranks.rank == 0:
+                if name != "one" or ranks.rank == 0:
                     start = time.perf_counter()
                     step()
                     seconds[name].append(time.perf_counter() - start)
@@ -115,10 +117,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"{args.start_up} processes: {seconds:.1f} s to the end of the first step")
         return 0
     found = launch(2, args)
-    single, together = (statistics.median(found[name]) for name in ("single", "together"))
-    ratio = statistics.median(b / a for a, b in zip(found["single"], found["together"]))
-    print(f"{args.arch}, batch {args.batch_size} a process: one process {1000 * single:.0f} ms, two "
-          f"{1000 * together:.0f} ms a step; ratio {ratio:.3f}")
+    print(f"{args.arch}, batch {args.batch_size} a process")
+    for name, text in (("one", "one process"), ("apart", "two, apart"), ("together", "two, gradients averaged")):
+        ratio = statistics.median(mine / one for mine, one in zip(found[name], found["one"]))
+        print(f"{text:<24}{1000 * statistics.median(found[name]):>7.0f} ms a step{ratio:>8.3f}")
     return 0
 
 

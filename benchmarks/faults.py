@@ -243,8 +243,11 @@ def disk_full(runs: Runs, args: argparse.Namespace) -> str:
 
 def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
     """The newest checkpoint is cut off, the one before has one bit more; the run resumes from the third."""
-    runs.run("damaged", epoch_size=2)
-    newest, before, third = reversed(runs.checkpoints("damaged"))
+    process = runs.start("damaged")
+    runs.wait_for(process, "damaged", "digits-3_4.ckpt")
+    process.kill()
+    process.communicate()
+    newest, before, third = list(reversed(runs.checkpoints("damaged")))[:3]
     data = newest.read_bytes()
     newest.write_bytes(data[:len(data) // 2])
     data = bytearray(before.read_bytes())
@@ -331,8 +334,9 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def memory(runs: Runs, args: argparse.Namespace) -> str:
-    """Resident size of a training process after epoch 1 and after epoch 10."""
-    process = runs.start("memory", epoch_size=11, save_checkpoint_steps=0)
+    """Resident size of a training process of the published network after epoch 1 and after epoch 10."""
+    process = runs.start("memory", epoch_size=11, save_checkpoint_steps=0, arch="spnas_pixel1_32", image_height=32,
+                         image_width=32, resize=32, train_images=240)
     sizes = {}
     for epoch in (1, 10):
         metrics = runs.folder / "memory/ckpt_0/metrics.jsonl"
