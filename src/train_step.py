@@ -1,8 +1,6 @@
 """One training step as a single compiled graph."""
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Sequence, Union
 
 import mindspore as ms
@@ -77,9 +75,6 @@ _after = ops.MultitypeFuncGraph("after")
 _clear_after = ops.MultitypeFuncGraph("clear_after")
 _unscale = ops.MultitypeFuncGraph("unscale")
 _average = ops.MultitypeFuncGraph("average")
-_flatten = ops.MultitypeFuncGraph("flatten")
-_cut_out = ops.MultitypeFuncGraph("cut_out")
-_slice = ops.Slice()
 
 
 @_add_to.register("Number", "Tensor", "Tensor")
@@ -106,37 +101,6 @@ def _unscale_tensor(scale, gradient):
 @_average.register("Tensor", "Tensor", "Tensor")
 def _average_tensor(decay, average, value):
     return ops.assign(average, average * decay + value * (1.0 - decay))
-
-
-@_flatten.register("Tensor")
-def _flatten_tensor(value):
-    return value.reshape(-1)
-
-
-@_cut_out.register("Tensor", "Tensor", "Number", "Number")
-def _cut_out_tensor(flat, value, first, size):
-    return _slice(flat, (first,), (size,)).reshape(value.shape)
-
-
-class MeanOverRanks(nn.Cell):
-    """Averages gradients over ranks, all in one message: on CPU a message a parameter takes longer than what it carries.
-
-    Args:
-        parameters: those of the gradients.
-        device_num: number of ranks.
-    """
-
-    def __init__(self, parameters: Sequence[Parameter], device_num: int) -> None:
-        super().__init__(auto_prefix=False)
-        self.device_num = device_num
-        self.sizes = tuple(math.prod(parameter.shape) for parameter in parameters)
-        self.firsts = tuple(itertools.accumulate((0, *self.sizes[:-1])))
-        self.map, self.join, self.add_up = ops.HyperMap(), ops.Concat(), ops.AllReduce()
-
-    def construct(self, gradients: tuple) -> tuple:
-        """Means of the gradients of all ranks."""
-        flat = self.add_up(self.join(self.map(_flatten, gradients))) / self.device_num
-        return self.map(ops.partial(_cut_out, flat), gradients, self.firsts, self.sizes)
 
 
 class LossScale(nn.Cell):
@@ -186,7 +150,7 @@ class TrainStep(nn.Cell):
         self.map = ops.HyperMap()
         self.clip_norm, self.drops = config.clip_norm, config.drop_rate > 0
         self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
-        self.reduce = MeanOverRanks(self.weights, device_num) if device_num > 1 else None
+        self.reduce = nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
         self.accumulate_steps = config.accumulate_steps
         if self.accumulate_steps > 1:
             self.sums = self.weights.clone(prefix="gradient_sum", init="zeros")
