@@ -341,10 +341,8 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
                          image_width=32, resize=32, train_images=120)
     sizes = {}
     for epoch in (1, 10):
-        metrics = runs.folder / "memory/ckpt_0/metrics.jsonl"
-        while process.poll() is None and not any(
-                line.startswith(f'{{"kind": "val", "epoch": {epoch},') for line in
-                (metrics.read_text().splitlines() if metrics.exists() else [])):
+        story = runs.folder / "memory/ckpt_0/train.log"  # gets a line when an epoch is validated and saved
+        while process.poll() is None and not (story.exists() and f" epoch {epoch}/11: " in story.read_text()):
             time.sleep(0.002)
         expect(process.poll() is None, "the run ended before its size was read")
         sizes[epoch] = psutil.Process(process.pid).memory_info().rss / 1e6
