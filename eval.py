@@ -35,7 +35,7 @@ def find_checkpoints(path, which):
     return [best] if which == "best" and best.is_file() else files[-1:]
 
 
-def evaluate_file(file, config):
+def evaluate_file(file, config, ranks):
     """Evaluate one checkpoint; returns its row of the table and the images that could not be evaluated."""
     from tqdm import tqdm
 
@@ -57,26 +57,29 @@ def evaluate_file(file, config):
                         f"{len(checkpoint.meta.classes)}{'' if len(source.classes) != len(checkpoint.meta.classes) else ' others'}")
     batch_size = min(config.batch_size, len(source))
     loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
-                    num_parallel_workers=config.num_parallel_workers)
+                    num_parallel_workers=config.num_parallel_workers, rank=ranks.rank, device_num=ranks.size)
     use_kernels = kernels.wanted(config.cpu_kernels)
     # The operators know the folded network best; MindSpore's own gain little by it.
     network = checkpoint.network(kernels=use_kernels, folded=use_kernels)
     values = {"evaluate": checkpoint.meta.arch, "classes": len(source.classes), "batch_size": batch_size,
               "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target, "kernels": use_kernels}
-    with CompileCache(values, config.compile_cache), tqdm(total=len(source), unit="image", leave=False,
-                                                          disable=None) as bar:
-        result = evaluate(network, loader, bar.update)
+    with CompileCache(values, config.compile_cache and ranks.size == 1), \
+            tqdm(total=len(source), unit="image", leave=False, disable=None) as bar:
+        result = evaluate(network, loader, bar.update, ranks)
     row = {"file": str(file), "epoch": checkpoint.meta.epoch, **vars(result)}
-    return row, {source.name(index): reason for index, reason in loader.bad_images.items()}
+    bad = {}
+    for own in ranks.gather({source.name(index): reason for index, reason in loader.bad_images.items()}):
+        bad.update(own)
+    return row, bad
 
 
 def main(argv=None):
     config = parse_config(EvalConfig, argv, __doc__)
     files = find_checkpoints(config.checkpoint_path, config.which)
-    setup_device(config.device_target, config.device_id)
+    ranks = setup_device(config.device_target, config.device_id)
     rows, bad = [], {}
     for file in files:
-        row, bad_here = evaluate_file(file, config)
+        row, bad_here = evaluate_file(file, config, ranks)
         rows.append(row)
         bad.update(bad_here)
     width = max(len(row["file"]) for row in rows)
@@ -85,7 +88,8 @@ def main(argv=None):
         log.info("%s  %5d  %6.2f  %6.2f  %6.4f  %6d  %8.1f", row["file"].ljust(width), row["epoch"], row["top1"],
                  row["top5"], row["loss"], row["images"], row["images_per_second"])
     output = Path(config.output) if config.output else files[0].parent / "eval.json"
-    write_text(output, json.dumps({"results": rows, "bad_images": bad}, indent=2) + "\n")
+    if ranks.rank == 0:
+        write_text(output, json.dumps({"results": rows, "bad_images": bad}, indent=2) + "\n")
     if bad:
         log.error("%d images could not be evaluated; they are listed in %s", len(bad), output)
         return EXIT_FAULT

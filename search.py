@@ -67,6 +67,8 @@ def sweep(config):
     log.info("%10s %10s %8s   (%s; top-1 of the inherited weights)", "target", "cost", "top-1", table.unit)
     for row in rows:
         log.info("%10g %10.2f %8.2f", row["target"], row["cost"], row["top1"])
+    if searcher.rank:
+        return 0
     write_text(folder / "pareto.json", json.dumps({"unit": table.unit, "networks": rows}, indent=2) + "\n")
     draw_pareto(rows, table.unit, folder / "pareto.png")
     return 0

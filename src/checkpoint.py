@@ -47,6 +47,7 @@ class Meta:
         parameters: number of parameters in the file; fewer when read means a damaged file.
         metrics: validation results, empty where the checkpoint was not validated.
         space: the search space of a supernet, whose largest network is ``arch``; None for a network.
+        device_num: number of devices that trained, each with batches of its own.
     """
 
     arch: dict[str, Any]
@@ -58,6 +59,7 @@ class Meta:
     parameters: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     space: Optional[dict[str, Any]] = None
+    device_num: int = 1
     version: int = VERSION
 
 

@@ -166,7 +166,7 @@ class RunConfig(ComputeConfig):
     seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
 
     # Checkpoints and log.
-    checkpoint_path: str = _key(".", "folder in which ckpt_<rank>/ is made")
+    checkpoint_path: str = _key(".", "folder in which ckpt_0/ is made")
     keep_checkpoint_max: int = _key(40, "checkpoints to keep, beside the best", ge=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
     save_checkpoint_epochs: int = _key(1, "epochs between checkpoints", ge=1)

@@ -1,4 +1,4 @@
-"""Exact evaluation: sums over images, each image once, whatever the batch size."""
+"""Exact evaluation: sums over images, each image once, whatever the batch size and the number of processes."""
 from __future__ import annotations
 
 import time
@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 
 from src.dataset import Loader
 from src.errors import Fault
+from src.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(own[:, 0]), logits.shape[1], ((logits > own) | tied_before).sum(1))
 
 
-def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int], Any]] = None) -> Result:
+def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int], Any]] = None,
+             ranks: Optional[Ranks] = None) -> Result:
     """Evaluate a network in evaluation mode on every image of a loader.
 
     Args:
         progress: called with the number of images of each batch.
+        ranks: the processes that share the images, each with its own loader; their sums are added up.
     """
+    ranks = ranks or Ranks()
     hits1 = hits5 = images = 0
     loss = 0.0
     start = time.perf_counter()
@@ -57,13 +61,14 @@ def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int]
         # A short last batch is filled up, so that it needs no graph of its own; only real images count.
         padding = [(0, loader.batch_size - count)] + [(0, 0)] * 3
         logits = network(Tensor(np.pad(batch, padding))).asnumpy()[:count]
-        ranks = label_ranks(logits, labels)
-        hits1 += int((ranks < 1).sum())
-        hits5 += int((ranks < 5).sum())
+        places = label_ranks(logits, labels)
+        hits1 += int((places < 1).sum())
+        hits5 += int((places < 5).sum())
         loss += float(cross_entropy(logits, labels).sum())
         images += count
         if progress:
             progress(count)
+    hits1, hits5, images, loss = (sum(parts) for parts in zip(*ranks.gather([hits1, hits5, images, loss])))
     if not images:
         raise Fault(f"{loader.source.path}: no image could be evaluated")
     seconds = time.perf_counter() - start

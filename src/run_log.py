@@ -23,7 +23,7 @@ class _BarHandler(logging.Handler):
 
 
 class RunLog:
-    """Writes the story of a run into its folder; does nothing on ranks other than 0.
+    """Writes the story of a run into its folder; ranks other than 0 only print, into the logs that the launcher keeps.
 
     Args:
         resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,
@@ -36,7 +36,7 @@ class RunLog:
         self._active, self._folder = active, folder
         self._bar: Optional[tqdm] = None
         root = logging.getLogger()
-        root.handlers[:] = [_BarHandler() if active else logging.NullHandler()]
+        root.handlers[:] = [_BarHandler()]
         self._metrics = None
         if active:
             cut_jsonl(folder / self.METRICS, resume_from)

@@ -168,7 +168,7 @@ class DecisionState(nn.Cell):
 
 
 class Searcher(Trainer):
-    """One search. Results go to ``checkpoint_path``, checkpoints of the supernet and logs to ``ckpt_<rank>`` in it."""
+    """One search. Results go to ``checkpoint_path``, checkpoints of the supernet and logs to ``ckpt_0`` in it."""
 
     def __init__(self, config: SearchConfig) -> None:
         # What needs no device and no images is checked first.
@@ -298,16 +298,18 @@ class Searcher(Trainer):
             "device": self.table.device, "target": self.target, "latency_weight": config.latency_weight,
             "seed": config.seed, "epochs": config.epoch_size, "images": len(self.loader),
             "mindspore": versions["mindspore"], "commit": versions["commit"]})
-        if self.rank == 0:
-            write_text(self.results / "arch.json", json.dumps(self.arch.to_dict(), indent=2) + "\n")
-            self._write_inherited(decisions)
-            draw_search(read_jsonl(self.results / HISTORY), self.space, self.table, self.target,
-                        self.results / "search.png")
-            for suffix in (".png", ".svg"):
-                draw_decisions(self.space, decisions, f"{self.arch.name}: {cost:.2f} {self.table.unit}",
-                               self.results / f"arch{suffix}")
+        self.ranks.alone(lambda: self._write_found(decisions, cost))
         log.info("found %s of %.2f %s%s: %s", self.results / "arch.json", cost, self.table.unit,
                  "" if self.target is None else f" for a target of {self.target:g}", " ".join(decisions))
+
+    def _write_found(self, decisions: list[str], cost: float) -> None:
+        write_text(self.results / "arch.json", json.dumps(self.arch.to_dict(), indent=2) + "\n")
+        self._write_inherited(decisions)
+        draw_search(read_jsonl(self.results / HISTORY), self.space, self.table, self.target,
+                    self.results / "search.png")
+        for suffix in (".png", ".svg"):
+            draw_decisions(self.space, decisions, f"{self.arch.name}: {cost:.2f} {self.table.unit}",
+                           self.results / f"arch{suffix}")
 
     def last_top1(self) -> float:
         """Validation top-1 of the newest checkpoint that was validated, in percent."""

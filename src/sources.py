@@ -154,9 +154,13 @@ def prepare_digits(path: str | Path) -> None:
     Kaynak's "Optical Recognition of Handwritten Digits" (UCI), 8x8 with 17 grey levels.
     """
     path = Path(path)
-    if (path / "train").is_dir() and (path / "val").is_dir():
+
+    def complete() -> bool:
+        return (path / "train").is_dir() and (path / "val").is_dir()
+
+    if complete():
         return
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(path.iterdir()) and not complete():
         raise UserError(f"{path}: exists but holds no digits (train/ and val/); give another --data_path")
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -176,10 +180,12 @@ def prepare_digits(path: str | Path) -> None:
                 pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
                 image = Image.fromarray(pixels).resize((32, 32), Image.BICUBIC).convert("RGB")
                 image.save(folder / f"{index:04d}.jpg", quality=95)
-        if path.exists():
-            path.rmdir()
         scratch.chmod(0o755)
-        scratch.rename(path)
+        try:
+            scratch.replace(path)  # also in place of an empty folder
+        except OSError:
+            if not complete():  # if it is, another process was faster
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -41,10 +41,16 @@ _FREE_KEYS = frozenset(("resume", "data_path", "val_data_path", "checkpoint_path
 
 
 class _StopSignal:
-    """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second one ends at once."""
+    """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second one ends at once.
+
+    Attributes:
+        received: what this process got.
+        agreed: what all ranks know that any of them got; all end at the same step.
+    """
 
     def __init__(self) -> None:
         self.received: Optional[signal.Signals] = None
+        self.agreed: Optional[signal.Signals] = None
         self.listen()
 
     def listen(self) -> None:
@@ -53,20 +59,25 @@ class _StopSignal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._note)
 
+    def agree(self, received: Sequence[Optional[int]]) -> None:
+        """Take note of what all ranks got."""
+        self.agreed = next((signal.Signals(number) for number in received if number), None)
+
     def _note(self, number: int, _frame: Any) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
 
 
 class Trainer:
-    """One training run in its folder ``<checkpoint_path>/ckpt_<rank>``.
+    """One training run in its folder ``<checkpoint_path>/ckpt_0``, which rank 0 alone writes.
 
     Construction checks everything that can be checked and reads what a resumed run continues from;
     ``run`` trains. The search builds on it: see ``src.searcher``.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.rank, self.device_num = setup_device(config.device_target, config.device_id)
+        self.ranks = setup_device(config.device_target, config.device_id)
+        self.rank, self.device_num = self.ranks.rank, self.ranks.size
         if config.lr_init is None:
             config = config.model_copy(update={"lr_init": self._default_lr(config)})
         self.config = config
@@ -86,16 +97,16 @@ class Trainer:
             raise UserError(f"num_classes is {config.num_classes}, {sources['train'].path} holds "
                             f"{len(self.classes)} classes; leave it out or make them agree")
         shared = {"preprocessing": config.preprocessing(), "batch_size": config.batch_size, "seed": config.seed,
-                  "num_parallel_workers": config.num_parallel_workers}
-        self.loader = Loader(sources["train"], training=True, augmentation=config.augmentation(), rank=self.rank,
-                             device_num=self.device_num, max_images=config.train_images, **shared)
+                  "num_parallel_workers": config.num_parallel_workers, "rank": self.rank, "device_num": self.device_num}
+        self.loader = Loader(sources["train"], training=True, augmentation=config.augmentation(),
+                             max_images=config.train_images, **shared)
         self.val_loader = Loader(sources["val"], training=False, **shared) if config.val_while_train else None
         self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate_steps
         self.batches_per_epoch = self.steps_per_epoch * config.accumulate_steps
         if not self.steps_per_epoch:
             raise UserError(f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need more "
                             f"images than the {len(sources['train'])} of {sources['train'].path}")
-        self.folder = Path(config.checkpoint_path) / f"ckpt_{self.rank}"
+        self.folder = Path(config.checkpoint_path) / "ckpt_0"
         self.checkpoints = CheckpointFolder(self.folder, config.name, config.keep_checkpoint_max,
                                             config.ckpt_save_policy)
         self.resumed = self._find_checkpoint()
@@ -104,7 +115,7 @@ class Trainer:
             epoch_size=config.epoch_size, warmup_epochs=config.warmup_epochs, min_lr=config.eta_min,
             decay_rate=config.lr_gamma, decay_epochs=config.lr_decay_epochs, milestones=config.lr_epochs)
         self.meta = Meta(self.arch.to_dict(), config.preprocessing().to_dict(), list(self.classes),
-                         config.model_dump(mode="json"))
+                         config.model_dump(mode="json"), device_num=self.device_num)
 
     def _default_lr(self, _config: RunConfig) -> float:
         return documented_lr(self.device_num)
@@ -131,8 +142,12 @@ class Trainer:
                 raise UserError(f"{self.folder}: holds the checkpoints of an earlier run; --resume continues it, "
                                 "another --checkpoint_path starts beside it")
             return None
-        # All ranks continue from what rank 0 saved.
-        newest = CheckpointFolder(self.folder.with_name("ckpt_0")).newest()
+        newest = self.checkpoints.newest()
+        names = self.ranks.gather(newest.path.name if newest else None)
+        if len(set(names)) > 1:
+            rank = next(rank for rank, name in enumerate(names) if name != names[0])
+            raise UserError(f"{self.folder}: newest checkpoint is {names[0]} for rank 0, and {names[rank]} for rank "
+                            f"{rank}; checkpoint_path should be a folder that all servers share")
         if newest is None:
             log.warning("%s: no checkpoint to resume from; starting anew", self.folder)
             return None
@@ -148,27 +163,48 @@ class Trainer:
                 log.warning("%s was %s in the run that is resumed, and is %s now", key, old, current.get(key))
         return newest
 
+    def _same_batches(self) -> bool:
+        """Whether an optimizer step takes as many images as in the run that is resumed."""
+        old, config = self.resumed.meta, self.config
+        return (old.config["batch_size"] * old.device_num, old.config["accumulate_steps"]) \
+            == (config.batch_size * self.device_num, config.accumulate_steps)
+
+    def _position(self) -> tuple[int, int]:
+        """Epochs completed and batches trained of the one that follows, where this run starts.
+
+        With another number of devices or images a batch a resumed run continues behind the same images of the epoch, at
+        the last full optimizer step before them.
+        """
+        if not self.resumed:
+            return 0, 0
+        old, config = self.resumed.meta, self.config
+        if self._same_batches():
+            return old.epoch, old.step
+        batch = old.step * old.config["batch_size"] * old.device_num // (config.batch_size * self.device_num)
+        steps = min(batch // config.accumulate_steps, self.steps_per_epoch - 1)
+        return old.epoch, steps * config.accumulate_steps
+
     def run(self) -> int:
         """Train to the end, or to a signal; returns the exit code."""
         config, stop = self.config, _StopSignal()
-        make_folder(self.folder)
-        epoch, batch = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else (0, 0)
-        story = RunLog(self.folder, active=self.rank == 0, resume_from=(epoch, batch) if self.resumed else None)
+        epoch, batch = self._position()
+        if self.rank == 0:
+            make_folder(self.folder)
+        saved = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else None
+        story = RunLog(self.folder, active=self.rank == 0, resume_from=saved)
         try:
-            if self.rank == 0:
-                self._describe()
+            self.ranks.alone(self._describe)
             with CompileCache(self._graph_values(), config.compile_cache and self.device_num == 1):
                 self._build()
                 for epoch in range(epoch, config.epoch_size):
                     if not self._train_epoch(epoch, batch, story, stop):
-                        name = stop.received.name
-                        log.info("stopped by %s in epoch %d and saved; --resume continues", name, epoch + 1)
-                        return 128 + stop.received
+                        log.info("stopped by %s in epoch %d and saved; --resume continues", stop.agreed.name, epoch + 1)
+                        return 128 + stop.agreed
                     batch = 0
                 self._finish()
         finally:
             story.close()
-        story.draw_curves()
+        self.ranks.alone(story.draw_curves)
         bad = len(self.loader.bad_images)
         log.info("trained %d epochs%s%s; checkpoints in %s", config.epoch_size,
                  f", best validation top-1 {self.checkpoints.best_top1():.2f} %" if self.val_loader else "",
@@ -182,9 +218,9 @@ class Trainer:
         for name, data in self._own_files().items():
             write_text(self.folder / name, json.dumps(data, indent=2) + "\n")
         write_text(self.folder / "environment.json", json.dumps(environment(self.config.device_target), indent=2))
-        log.info("%s on %d images of %d classes, %d batches of %d an epoch; run folder %s", self.arch.name,
+        log.info("%s on %d images of %d classes, %d batches of %d an epoch%s; run folder %s", self.arch.name,
                  len(self.loader), len(self.classes), self.batches_per_epoch, self.config.batch_size,
-                 self.folder)
+                 f" on each of {self.device_num} devices" if self.device_num > 1 else "", self.folder)
 
     def _own_files(self) -> dict[str, dict[str, Any]]:
         """JSON files of the run's folder that say what is trained."""
@@ -215,10 +251,13 @@ class Trainer:
         self.step = self._create_step().set_train()
         if self.resumed:
             # The rates follow from the configuration, which may train longer than the run that is resumed.
-            rates = {p.name: p for p in self.step.get_parameters() if p.name == "learning_rate"}
-            load_parameters(self.step, {**self.resumed.parameters, **rates}, self.resumed.path)
-            log.info("resumed from %s, epoch %d, batch %d", self.resumed.path, self.resumed.meta.epoch + 1,
-                     self.resumed.meta.step + 1)
+            own, (epoch, batch) = ["learning_rate"], self._position()
+            if not self._same_batches():
+                own += ["global_step", "gradient_"]
+                self.step.optimizer.global_step.set_data(Tensor([self._step_number(epoch, batch)], ms.int32))
+            kept = {p.name: p for p in self.step.get_parameters() if p.name.startswith(tuple(own))}
+            load_parameters(self.step, {**self.resumed.parameters, **kept}, self.resumed.path)
+            log.info("resumed from %s, epoch %d, batch %d", self.resumed.path, epoch + 1, batch + 1)
             self.resumed = replace(self.resumed, parameters={})
         # Validation has a network of its own: no recompilation between modes, and it can hold the average.
         self.val_network = None
@@ -257,15 +296,14 @@ class Trainer:
             pending.append(self.step(Tensor(images), Tensor(labels), *self._step_inputs(epoch, batch)))
             images_seen += len(labels)
             last = batch == self.batches_per_epoch
-            if last or batch % config.log_steps == 0 or stop.received:
-                losses = [float(outputs[0].asnumpy()) for outputs in pending]
+            if last or batch % config.log_steps == 0 or (stop.received and self.device_num == 1):
+                losses, hits = self._meet(pending, stop)
                 self._check_losses(losses, epoch, batch)
                 now = time.perf_counter()
-                count = len(losses) * config.batch_size
                 line = {"loss": sum(losses) / len(losses),
-                        "top1": 100 * sum(float(outputs[1].asnumpy()) for outputs in pending) / count,
+                        "top1": 100 * hits / (len(losses) * config.batch_size * self.device_num),
                         "lr": float(self.rates[self._step_number(epoch, batch) - 1]),
-                        "images_per_second": round(images_seen / (now - mark), 1),
+                        "images_per_second": round(self.device_num * images_seen / (now - mark), 1),
                         "progress": epoch + batch / self.batches_per_epoch}
                 extra = self._observe(pending, epoch, batch)
                 line.update(extra)
@@ -277,15 +315,27 @@ class Trainer:
                 story.advance()
             if last:
                 break
-            if stop.received:
+            if stop.agreed:
                 self._save(epoch, batch)
                 story.end_epoch()
                 return False
             if config.save_checkpoint_steps and batch % config.save_checkpoint_steps == 0:
                 self._save(epoch, batch)
         story.end_epoch()
-        self._end_epoch(epoch + 1, line, story, final=epoch + 1 == config.epoch_size or bool(stop.received))
-        return not stop.received or epoch + 1 == config.epoch_size
+        self._end_epoch(epoch + 1, line, story, final=epoch + 1 == config.epoch_size or bool(stop.agreed))
+        return not stop.agreed or epoch + 1 == config.epoch_size
+
+    def _meet(self, pending: list[tuple[Tensor, ...]], stop: _StopSignal) -> tuple[list[float], float]:
+        """Losses of the given steps and their correct predictions, over all ranks.
+
+        Ranks tell each other their signals too, so that all stop at the same step.
+        """
+        told = self.ranks.gather({"losses": [float(outputs[0].asnumpy()) for outputs in pending],
+                                  "hits": sum(float(outputs[1].asnumpy()) for outputs in pending),
+                                  "stop": stop.received})
+        stop.agree([own["stop"] for own in told])
+        losses = [sum(of_ranks) / len(told) for of_ranks in zip(*(own["losses"] for own in told))]
+        return losses, sum(own["hits"] for own in told)
 
     def _step_number(self, epoch: int, batch: int) -> int:
         """Optimizer steps planned up to and including a batch."""
@@ -305,7 +355,9 @@ class Trainer:
         text = f"epoch {done}/{config.epoch_size}: loss {line['loss']:.4f}, lr {line['lr']:.5f}, " \
                f"{line['images_per_second']:.1f} images/s"
         if self.val_loader and (final or done % config.val_interval_epochs == 0):
-            result = evaluate(self._average_network(), self.val_loader)
+            network = self._average_network()
+            self._share_statistics(network)
+            result = evaluate(network, self.val_loader, ranks=self.ranks)
             metrics = result.metrics()
             story.record("val", done, 0, progress=done, images=result.images, **metrics)
             text += f"; validation top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
@@ -322,7 +374,15 @@ class Trainer:
             parameter.set_data(current[name].value())
         return self.val_network
 
+    def _share_statistics(self, network: nn.Cell) -> None:
+        """Give rank 0's moving statistics, which are those that are saved, to all ranks; each has seen other images."""
+        own = [parameter for parameter in network.get_parameters() if "moving_" in parameter.name]
+        if not own:
+            return
+        values = self.ranks.broadcast(np.concatenate([parameter.asnumpy() for parameter in own]))
+        for parameter, value in zip(own, np.split(values, np.cumsum([len(parameter) for parameter in own]))):
+            parameter.set_data(Tensor(value))
+
     def _save(self, epoch: int, batch: int, metrics: Optional[dict[str, float]] = None) -> None:
-        if self.rank == 0:
-            meta = replace(self.meta, epoch=epoch, step=batch, metrics=metrics or {})
-            self.checkpoints.save(self.step, meta, self.batches_per_epoch)
+        meta = replace(self.meta, epoch=epoch, step=batch, metrics=metrics or {})
+        self.ranks.alone(lambda: self.checkpoints.save(self.step, meta, self.batches_per_epoch))

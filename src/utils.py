@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from src.errors import EXIT_FAULT, Fault, UserError
+from src.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,31 +66,36 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def setup_device(device_target: str, device_id: int) -> tuple[int, int]:
+def setup_device(device_target: str, device_id: int) -> Ranks:
     """Select the device, in GRAPH mode, and join the other processes if the launcher started several.
 
-    Returns:
-        Rank of this process and number of processes.
+    Of several processes each gets the device of its number among those of its server.
     """
     import mindspore as ms
     from mindspore import communication
+    from mindspore.communication import GlobalComm
 
+    launched = "MS_ROLE" in os.environ
     try:
         ms.set_context(mode=ms.GRAPH_MODE)
-        ms.set_device(device_target, device_id) if device_target == "Ascend" else ms.set_device(device_target)
+        if not GlobalComm.INITED:  # a process that searches several times joins once
+            own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
+            ms.set_device(device_target, **own)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
                         f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
         log.warning("MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
                     "used", ms.__version__)
-    if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
-        return 0, 1
+    if not launched:
+        return Ranks()
+    # The scheduler, a process more than there are devices, stays in here to the end of the job, and exits.
     communication.init()
-    rank, device_num = communication.get_rank(), communication.get_group_size()
-    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                 device_num=device_num)
-    return rank, device_num
+    ranks = Ranks(communication.get_rank(), communication.get_group_size())
+    if ranks.size > 1:
+        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
+                                     device_num=ranks.size)
+    return ranks
 
 
 def environment(device_target: str) -> dict[str, Any]:
