@@ -171,10 +171,11 @@ def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
     expect(job.returncode == 1 and "rank 1 was ended by SIGKILL" in output, output)
     seen = []
     for num in (2, 1, 3):
-        done = runs.launch("job", "--resume", num=num, epoch_size=EPOCHS)
+        done = runs.launch("job", "--resume", num=num, epoch_size=EPOCHS, keep_checkpoint_max=100)
         again, _ = done.communicate(timeout=TIMEOUT)
         expect(done.returncode == 0, again)
-        resumption = next(line for line in again.splitlines() if line.startswith("resumed from"))
+        resumption = next((line for line in again.splitlines() if line.startswith("resumed from")), None)
+        expect(resumption, again)
         seen.append(resumption.split(", ", 1)[1])
         for file in (runs.folder / "job/ckpt_0").glob(f"digits-{EPOCHS}_*.ckpt"):
             file.unlink()  # so that the next one has something to do
