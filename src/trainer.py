@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 # Keys whose change between a run and its resumption alters no result.
 _FREE_KEYS = frozenset(("resume", "data_path", "val_data_path", "checkpoint_path", "device_id", "compile_cache",
-                        "pre_trained", "log_steps", "keep_checkpoint_max", "ckpt_save_policy", "val_while_train",
-                        "val_interval_epochs", "save_checkpoint_epochs", "save_checkpoint_steps"))
+                        "pre_trained", "log_steps", "print_steps", "keep_checkpoint_max", "ckpt_save_policy",
+                        "val_while_train", "val_interval_epochs", "save_checkpoint_epochs", "save_checkpoint_steps"))
 
 
 class _StopSignal:
@@ -90,7 +90,8 @@ class Trainer:
         self.loader = Loader(sources["train"], training=True, augmentation=config.augmentation(), rank=self.rank,
                              device_num=self.device_num, max_images=config.train_images, **shared)
         self.val_loader = Loader(sources["val"], training=False, **shared) if config.val_while_train else None
-        self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate_steps
+        batches = self.loader.batches_per_epoch
+        self.steps_per_epoch = min(batches, config.epoch_steps or batches) // config.accumulate_steps
         self.batches_per_epoch = self.steps_per_epoch * config.accumulate_steps
         if not self.steps_per_epoch:
             raise UserError(f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need more "
@@ -153,7 +154,8 @@ class Trainer:
         config, stop = self.config, _StopSignal()
         make_folder(self.folder)
         epoch, batch = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else (0, 0)
-        story = RunLog(self.folder, active=self.rank == 0, resume_from=(epoch, batch) if self.resumed else None)
+        story = RunLog(self.folder, active=self.rank == 0, print_steps=config.print_steps,
+                       resume_from=(epoch, batch) if self.resumed else None)
         try:
             if self.rank == 0:
                 self._describe()
@@ -270,6 +272,7 @@ class Trainer:
                 extra = self._observe(pending, epoch, batch)
                 line.update(extra)
                 story.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
+                story.step(epoch, batch, line["loss"], line["images_per_second"])
                 story.advance(loss=f"{line['loss']:.3f}", top1=f"{line['top1']:.1f}", lr=f"{line['lr']:.4f}",
                               ips=line["images_per_second"], **extra)
                 pending, images_seen, mark = [], 0, now

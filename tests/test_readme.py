@@ -10,16 +10,18 @@ import sys
 
 import pytest
 
+from search import find_method
 from src.architecture import load_architecture, shipped_architectures
-from src.config import EvalConfig, ExportConfig, SearchConfig, TrainConfig, parse_config
+from scripts import loss, run_spnas
+from src.config import EvalConfig, ExportConfig, TrainConfig, parse_config
 from src.cost import network_cost
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
 
 
-CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig,
-           "export.py": ExportConfig}
+CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "export.py": ExportConfig}
+PARSERS = {"scripts/run_spnas.py": run_spnas.parse_arguments, "scripts/loss.py": loss.parse_arguments}
 
 
 def commands(text: str) -> list[str]:
@@ -60,8 +62,11 @@ def test_figures_come_from_the_result_files():
 def test_flags_of_all_commands_are_known():
     for command in commands(ENGLISH):
         words = shlex.split(command)
-        if words[0] == "python":
-            parse_config(CONFIGS[words[1]], words[2:], "")
+        if words[0] == "python" and words[1] in PARSERS:
+            PARSERS[words[1]](words[2:])
+        elif words[0] == "python":
+            kind = find_method(words[2:]) if words[1] == "search.py" else CONFIGS[words[1]]
+            parse_config(kind, words[2:], "")
 
 
 def cpp_can_be_built() -> bool:
