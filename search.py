@@ -8,12 +8,17 @@ searches the 32x32 space on the embedded digits for a network of 60 million mult
     python search.py --data_path /path/to/imagenet --latency_table pixel1 --target_latency_ms 80
 
 ``--sweep 40,60,80`` searches several targets; ``--random 10`` draws random networks of the target's cost.
+
+    python search.py --method one_shot --ckpt checkpoints/spos_c10_train_supernet/ckpt_0 --checkpoint_path runs/one_shot
+
+chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained.
 """
+import argparse
 import json
 import logging
 from pathlib import Path
 
-from src.config import SearchConfig, parse_config
+from src.config import OneShotSearchConfig, SearchConfig, parse_config
 from src.errors import UserError
 from src.utils import make_folder, run_main, write_text
 
@@ -74,8 +79,19 @@ def sweep(config):
     return 0
 
 
+def find_method(argv):
+    """Configuration class of the method that the flags name; the others of its keys follow from it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    return OneShotSearchConfig if parser.parse_known_args(argv)[0].method == "one_shot" else SearchConfig
+
+
 def main(argv=None):
-    config = parse_config(SearchConfig, argv, __doc__)
+    config = parse_config(find_method(argv), argv, __doc__)
+    if isinstance(config, OneShotSearchConfig):
+        from src.one_shot_search import OneShotSearch
+
+        return OneShotSearch(config).run()
     if config.random:
         return draw_random(config)
     if config.sweep:

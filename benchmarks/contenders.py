@@ -28,13 +28,13 @@ class WorkerError(RuntimeError):
     """A contender that ended before its time."""
 
 
-def noise(batch_size: int, image_size: int):
+def noise(batch_size: int, image_size: int, classes: int = CLASSES):
     """Images (N, 3, H, W) of float32 and labels (N,) of int64."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, 3, image_size, image_size)).astype(np.float32)
-    return images, rng.integers(0, CLASSES, batch_size)
+    return images, rng.integers(0, classes, batch_size)
 
 
 def work(create: Callable[[], Callable[[], float]]) -> None:

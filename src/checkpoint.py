@@ -89,7 +89,7 @@ class Checkpoint:
         """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
         if self.meta.space is not None:
             raise UserError(f"{self.path}: holds a supernet in search, not a network; the network that a search found is "
-                            "in inherited.ckpt of its run folder")
+                            "in inherited.ckpt of its run folder; search.py --method one_shot searches a one-shot supernet")
         network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels and not folded)
         load_parameters(network, self.network_parameters(), self.path)
         if folded:

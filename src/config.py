@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from src.errors import UserError, nearest
 from src.latency import COSTS
 from src.lr_scheduler import SCHEDULES
-from src.preprocessing import (CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing)
+from src.preprocessing import (CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, POLICIES, Augmentation,
+                               Preprocessing)
 
 # ImageNet as the model zoo trains it: 8 Ascend 910, lr_init 1.5, top-1 74.21.
 imagenet_cfg = edict({
@@ -136,9 +137,13 @@ class RunConfig(ComputeConfig):
     flip: bool = _key(False, "random horizontal flip")
     color_jitter: Optional[tuple[float, float, float, float]] = _key(
         None, "brightness, contrast, saturation, hue; null for none")
+    auto_augment: Optional[Literal[POLICIES]] = _key(  # type: ignore[valid-type]
+        None, "policy of AutoAugment; null for none")
+    cutout: int = _key(0, "side of a square that is zeroed after normalisation, pixels; 0 for none", ge=0)
 
     # Optimisation.
     epoch_size: int = _key(180, "epochs to train", ge=1)
+    epoch_steps: int = _key(0, "end an epoch after so many batches; 0 for the whole epoch", ge=0)
     batch_size: int = _key(128, "images a step on each device", ge=1)
     accumulate_steps: int = _key(1, "batches whose gradients are averaged for one optimizer step", ge=1)
     optimizer: Literal["momentum", "rmsprop"] = _key("momentum", "optimizer")
@@ -173,7 +178,8 @@ class RunConfig(ComputeConfig):
     save_checkpoint_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", ge=0)
     val_while_train: bool = _key(True, "validate during training")
     val_interval_epochs: int = _key(1, "epochs between validations", ge=1)
-    log_steps: int = _key(10, "steps between lines of metrics.jsonl", ge=1)
+    log_steps: int = _key(10, "steps between lines of metrics.jsonl and train.log", ge=1)
+    print_steps: int = _key(0, "steps between such lines on the terminal; 0 for none", ge=0)
     resume: bool = _key(False, "continue the run in checkpoint_path")
 
     def preprocessing(self) -> Preprocessing:
@@ -185,7 +191,8 @@ class RunConfig(ComputeConfig):
         """Training augmentation of this run, None where it is switched off."""
         if not self.augment:
             return None
-        return Augmentation(self.crop_scale, self.crop_padding, self.flip, self.color_jitter)
+        return Augmentation(self.crop_scale, self.crop_padding, self.flip, self.color_jitter, self.auto_augment,
+                            self.cutout)
 
 
 class TrainConfig(RunConfig):
@@ -196,8 +203,9 @@ class TrainConfig(RunConfig):
 
 
 class SearchConfig(RunConfig):
-    """Keys of ``search.py``; the defaults are the released code's recipe for ImageNet (arXiv 1904.02877)."""
+    """Keys of ``search.py`` for superkernels; the defaults are the released code's for ImageNet (arXiv 1904.02877)."""
 
+    method: Literal["superkernel"] = _key("superkernel", "how to search: superkernel, or one_shot with keys of its own")
     space: str = _key("imagenet", "shipped search space or space file")
     cost: Literal[COSTS] = _key("latency", "what is traded for accuracy: latency by a table, macs or params")  # type: ignore[valid-type]
     latency_table: Optional[str] = _key(None, "shipped latency table or table file")
@@ -225,6 +233,45 @@ class SearchConfig(RunConfig):
     optimizer: Literal["momentum", "rmsprop"] = _key("rmsprop", "optimizer")
     drop_rate: float = _key(0.2, "dropout before the classifier", ge=0, lt=1)
     bn_momentum: float = _key(0.99, "weight of the old value in moving statistics", ge=0, lt=1)
+
+
+class OneShotConfig(RunConfig):
+    """Keys of a one-shot supernet's training; ``scripts/run_spnas.py`` has flags of its own for them."""
+
+    layers: int = _key(20, "layers of the supernet", ge=1)
+    num_choices: int = _key(4, "blocks that each layer chooses from", ge=1)
+    space: str = _key("one_shot_32", "shipped one-shot space, of whose layers and blocks the first are taken")
+
+
+class OneShotSearchConfig(ComputeConfig):
+    """Keys of ``search.py --method one_shot``; the defaults of the evolution are the paper's (arXiv 1904.00420)."""
+
+    method: Literal["one_shot"] = _key("one_shot", "how to search")
+    name: str = _key("one_shot", "first part of the found network's name", min_length=1)
+    ckpt: Optional[str] = _key(None, "the supernet: its checkpoint, or the folder of its run")
+    strategy: Literal["random", "evolution"] = _key("evolution", "how paths are drawn")
+    search_num: int = _key(1000, "paths of a random search", ge=1)
+    population: int = _key(50, "paths of a generation", ge=1)
+    generations: int = _key(20, "generations, the first of which is random", ge=1)
+    crossover: int = _key(25, "paths of a generation from two parents", ge=0)
+    mutation: int = _key(25, "paths of a generation from one parent", ge=0)
+    mutation_prob: float = _key(0.1, "probability that a layer mutates", gt=0, le=1)
+    top_k: int = _key(10, "best paths so far, which are the parents", ge=1)
+    cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
+        "macs", "what is reported and limited: latency by a table, macs or params")
+    latency_table: Optional[str] = _key(None, "latency table file for the supernet's space")
+    target_latency_ms: Optional[float] = _key(None, "most milliseconds of a path; no limit where omitted", gt=0)
+    target: Optional[float] = _key(None, "the same for cost macs and params, millions", gt=0)
+    calibration_images: int = _key(2000, "training images from which a path's normalisation statistics are taken", ge=2)
+    val_images: Optional[int] = _key(None, "validate on only so many images, a fixed random choice; all where omitted",
+                                     ge=1)
+    batch_size: int = _key(200, "images a step", ge=2)
+    dataset_name: Optional[DatasetName] = _key(None, "data set; the checkpoint's where omitted")
+    data_path: Optional[str] = _key(None, "data set's folder; the checkpoint's where omitted")
+    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
+    checkpoint_path: str = _key(".", "folder of the results")
+    seed: int = _key(1, "seed of the paths", ge=0)
+    resume: bool = _key(False, "continue the search in checkpoint_path")
 
 
 class EvalConfig(ComputeConfig):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from src.architecture import Architecture, Block
+from src.architecture import AnyBlock, Architecture, ConvLayer, ShuffleBlock
 
 
 class Cost(NamedTuple):
@@ -31,8 +31,19 @@ def conv_bn_cost(kernel_size: int, in_channels: int, out_channels: int, pixels: 
     return Cost(weights + 2 * out_channels, weights * pixels)
 
 
-def block_cost(block: Block, height: int, width: int) -> Cost:
-    """An MBConv block on an input of ``height`` x ``width``."""
+def _chain_cost(layers: tuple[ConvLayer, ...], height: int, width: int) -> Cost:
+    """Layers one after the other."""
+    cost = Cost(0, 0)
+    for layer in layers:
+        height, width = conv_out(height, layer.stride), conv_out(width, layer.stride)
+        cost += conv_bn_cost(layer.kernel_size, layer.in_channels, layer.out_channels, height * width, layer.groups)
+    return cost
+
+
+def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
+    """A block on an input of ``height`` x ``width``."""
+    if isinstance(block, ShuffleBlock):
+        return _chain_cost(block.branch, height, width) + _chain_cost(block.projection, height, width)
     pixels_in = height * width
     pixels_out = conv_out(height, block.stride) * conv_out(width, block.stride)
     mid = block.mid_channels
@@ -62,7 +73,7 @@ def layer_costs(arch: Architecture, num_classes: int = 1000,
     channels = arch.blocks[-1].out_channels
     layers.append(("head", conv_bn_cost(1, channels, arch.head_channels, height * width)))
     weights = arch.head_channels * num_classes
-    layers.append(("classifier", Cost(weights + num_classes, weights)))
+    layers.append(("classifier", Cost(weights + num_classes * arch.classifier_bias, weights)))
     return layers
 
 

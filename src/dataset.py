@@ -47,7 +47,13 @@ def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation
         transforms.append(vision.RandomHorizontalFlip())
     if augmentation.color_jitter:
         transforms.append(vision.RandomColorAdjust(*augmentation.color_jitter))
-    return transforms + _normalise(preprocessing)
+    if augmentation.auto_augment:
+        policy = vision.AutoAugmentPolicy[augmentation.auto_augment.upper()]
+        transforms.append(vision.AutoAugment(policy, Inter.BILINEAR))
+    transforms += _normalise(preprocessing)
+    if augmentation.cutout:
+        transforms.append(vision.CutOut(augmentation.cutout, is_hwc=False))
+    return transforms
 
 
 def _normalise(preprocessing: Preprocessing) -> list:

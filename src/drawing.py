@@ -96,6 +96,30 @@ def draw_search(history: list[dict[str, Any]], space: SearchSpace, table: Latenc
     save(figure, path)
 
 
+def draw_path_search(history: list[dict[str, Any]], strategy: str, unit: str, path: Path) -> None:
+    """Draw the top-1 of paths: as a histogram, or over the generations of an evolution, and over their cost."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    scores = [line["top1"] for line in history]
+    if strategy == "random":
+        left.hist(scores, bins=min(40, max(5, len(scores) // 5)), color="#4c9be8")
+        left.axvline(max(scores), color="#d1495b", linestyle="--", label=f"best {max(scores):.2f} %")
+        left.set(xlabel="top-1 (%)", ylabel="paths")
+    else:
+        generations = [line["generation"] for line in history]
+        left.scatter(generations, scores, s=8, alpha=0.5)
+        left.step(generations, np.maximum.accumulate(scores), where="post", color="#d1495b",
+                  label=f"best {max(scores):.2f} %")
+        left.set(xlabel="generation", ylabel="top-1 (%)")
+        left.xaxis.get_major_locator().set_params(integer=True)
+    right.scatter([line["cost"] for line in history], scores, s=8, alpha=0.5)
+    right.set(xlabel=unit, ylabel="top-1 (%)")
+    left.legend(frameon=False)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def _rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[i:i + 2], 16) / 255 for i in (1, 3, 5))
 

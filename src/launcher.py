@@ -32,6 +32,7 @@ SHARED_PORT = 8118  # msrun's own default
 # How long a process waits for another one. MindSpore's 30 s are short where several processes compile on few cores.
 NODE_TIMEOUT_SECONDS = 120
 POLL_SECONDS = 0.2
+ONE_SHOT = "scripts/run_spnas.py"  # whose flags are those of another program; it takes DEVICE_TARGET from the environment
 LOG = "msrun.log"
 _FAILURE = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 
@@ -70,7 +71,7 @@ class Plan:
     def environment(self) -> dict[str, str]:
         """Environment of msrun and all that it starts."""
         # msrun starts the first python3 of PATH.
-        values = {"MS_NODE_TIMEOUT": str(NODE_TIMEOUT_SECONDS), **os.environ,
+        values = {"MS_NODE_TIMEOUT": str(NODE_TIMEOUT_SECONDS), "DEVICE_TARGET": "Ascend", **os.environ,
                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         if self.device_ids is not None:
             values["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, self.device_ids))
@@ -117,7 +118,9 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
     if not program.is_file():
         raise UserError(f"program is '{args.program}', should be a script of {ROOT}, such as train.py or search.py")
     target = os.environ.get("DEVICE_TARGET", "Ascend")
-    flags = (str(program), "--dataset_name", words[0], "--device_target", target, *rest)
+    own = ("--dataset", words[0]) if args.program == ONE_SHOT else (
+        "--dataset_name", words[0], "--device_target", target)
+    flags = (str(program), *own, *rest)
     log_dir = args.log_dir or Path("logs") / time.strftime("%Y%m%d-%H%M%S")
     if table_file is None:
         if args.device_num < 1:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Optional
 
 Triple = tuple[float, float, float]
+POLICIES = ("imagenet", "cifar10")
 
 # Mean and standard deviation per RGB channel, of 255. ImageNet: the model zoo; CIFAR-10: of its training set.
 IMAGENET_MEAN: Triple = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -44,16 +45,21 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Training augmentation, before normalisation.
+    """Training augmentation; all but cutout comes before normalisation.
 
     Attributes:
         crop_scale: smallest area fraction of a random resized crop; None for no such crop.
         crop_padding: zero padding of a random crop at full size, in pixels; used without ``crop_scale``.
         flip: horizontal flip of every other image.
         color_jitter: brightness, contrast, saturation, hue; None for no jitter.
+        auto_augment: policy of AutoAugment (Cubuk et al., arXiv 1805.09501), one of POLICIES; None for none.
+        cutout: side of a square that is zeroed after normalisation (DeVries and Taylor, arXiv 1708.04552), in pixels,
+            of which a part may lie outside the image; 0 for none.
     """
 
     crop_scale: Optional[float] = None
     crop_padding: int = 0
     flip: bool = False
     color_jitter: Optional[tuple[float, float, float, float]] = None
+    auto_augment: Optional[str] = None
+    cutout: int = 0

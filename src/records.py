@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Mapping
 
 from src.errors import UserError, nearest
+
+_NONE: Mapping[str, type] = MappingProxyType({})
 
 
 def read_json(path: Path, error: type[UserError]) -> Any:
@@ -27,13 +30,16 @@ def find_file(name_or_file: str | Path, folder: Path, what: str, error: type[Use
     return path
 
 
-def check_keys(data: Mapping[str, Any], known: Mapping[str, type], origin: str, error: type[UserError]) -> None:
-    """Refuse unknown and missing keys and values of the wrong type."""
+def check_keys(data: Mapping[str, Any], known: Mapping[str, type], origin: str, error: type[UserError],
+               optional: Mapping[str, type] = _NONE) -> None:
+    """Refuse unknown and missing keys and values of the wrong type; keys of ``optional`` may be missing."""
     for key in data:
-        if key not in known:
-            raise error(f"{origin}: unknown key '{key}'{nearest(str(key), known)}")
-    for key, kind in known.items():
+        if key not in known and key not in optional:
+            raise error(f"{origin}: unknown key '{key}'{nearest(str(key), [*known, *optional])}")
+    for key, kind in {**known, **optional}.items():
         if key not in data:
+            if key in optional:
+                continue
             raise error(f"{origin}: key '{key}' is missing")
         value = data[key]
         fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool) == isinstance(value, bool)
@@ -42,11 +48,11 @@ def check_keys(data: Mapping[str, Any], known: Mapping[str, type], origin: str, 
 
 
 def check_record(data: Any, form: str, version: int, known: Mapping[str, type], origin: str,
-                 error: type[UserError]) -> dict[str, Any]:
-    """Values of ``known`` from a record that says of which format and version it is."""
+                 error: type[UserError], optional: Mapping[str, type] = _NONE) -> dict[str, Any]:
+    """Values of ``known``, and of ``optional`` where they are there, from a record that says its format and version."""
     if not isinstance(data, Mapping) or data.get("format") != form:
         raise error(f"{origin}: not of the expected kind (no \"format\": \"{form}\")")
     if data.get("version") != version:
         raise error(f"{origin}: version {data.get('version')!r}, this program reads {version}")
-    check_keys(data, {"format": str, "version": int, **known}, origin, error)
-    return {key: data[key] for key in known}
+    check_keys(data, {"format": str, "version": int, **known}, origin, error, optional)
+    return {key: data[key] for key in (*known, *optional) if key in data}

@@ -26,17 +26,21 @@ class RunLog:
     """Writes the story of a run into its folder; ranks other than 0 only print, into the logs that the launcher keeps.
 
     Args:
+        print_steps: steps between lines on the terminal; 0 for none.
         resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,
             as their steps are taken again. None starts a new story.
     """
 
     METRICS = "metrics.jsonl"
 
-    def __init__(self, folder: Path, *, active: bool, resume_from: Optional[tuple[int, int]] = None) -> None:
-        self._active, self._folder = active, folder
+    def __init__(self, folder: Path, *, active: bool, print_steps: int = 0,
+                 resume_from: Optional[tuple[int, int]] = None) -> None:
+        self._active, self._folder, self._print_steps = active, folder, print_steps
         self._bar: Optional[tqdm] = None
         root = logging.getLogger()
-        root.handlers[:] = [_BarHandler()]
+        shown = _BarHandler()
+        shown.addFilter(lambda record: not getattr(record, "file_only", False))
+        root.handlers[:] = [shown]
         self._metrics = None
         if active:
             cut_jsonl(folder / self.METRICS, resume_from)
@@ -70,6 +74,16 @@ class RunLog:
         if self._metrics:
             self._metrics.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
             self._metrics.flush()
+
+    def step(self, epoch: int, batch: int, loss: float, images_per_second: float) -> None:
+        """Write a line of one step, in the form that ``scripts/loss.py`` reads.
+
+        Args:
+            epoch: from 0.
+            batch: of the epoch, from 1.
+        """
+        log.info("Epoch: %d Iteration: %d rank : 0 train.loss : %.6f train.ips : %.1f imgs/s", epoch, batch, loss,
+                 images_per_second, extra={"file_only": not self._print_steps or batch % self._print_steps != 0})
 
     def close(self) -> None:
         if self._metrics:

@@ -173,6 +173,9 @@ class Searcher(Trainer):
     def __init__(self, config: SearchConfig) -> None:
         # What needs no device and no images is checked first.
         self.space = load_space(config.space)
+        if self.space.one_shot:
+            raise UserError(f"space '{self.space.name}' is that of a one-shot supernet: scripts/run_spnas.py trains it, "
+                            "and --method one_shot searches it")
         self.table, self.target = open_table(config, self.space), search_target(config)
         if self.target is not None:
             self.table.check_target(self.target)

@@ -2,7 +2,8 @@
 
 A space is a JSON file: stem and head as in an architecture, and a list of layers, each either a fixed block
 string or the choices of a searched layer. Choices have names: ``K3E6`` is a 3x3 kernel with expansion 6,
-``SKIP`` an absent layer. ``decisions`` are one name a searched layer. This module imports no framework.
+``SKIP`` an absent layer. Layers of one-shot spaces choose among whole blocks: ``K5`` is a 5x5 shuffle block, ``X`` the
+Xception-like one. ``decisions`` are one name a searched layer. This module imports no framework.
 """
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence, Union
 
 
-from src.architecture import (KERNEL_SIZES, Architecture, ArchitectureError, Block, decode_block, encode_block)
+from src.architecture import (KERNEL_SIZES, OPTIONAL_KEYS, AnyBlock, Architecture, ArchitectureError, Block,
+                              ShuffleBlock, XceptionBlock, decode_block, encode_block, optional_values)
 from src.errors import UserError
 from src.records import check_keys, check_record, find_file, read_json
 
@@ -82,7 +84,57 @@ class SearchedLayer:
         return Block(kernel_size, self.stride, expansion, self.in_channels, self.out_channels)
 
 
-Layer = Union[Block, SearchedLayer]
+    def to_dict(self) -> dict[str, Any]:
+        return {"stride": self.stride, "in_channels": self.in_channels, "out_channels": self.out_channels,
+                "kernel_sizes": list(self.kernel_sizes), "expansions": list(self.expansions),
+                "skippable": self.skippable}
+
+
+# In the order of their numbers in arXiv 1904.00420: 0, 1, 2 and 3.
+BLOCK_CHOICES = {"K3": (ShuffleBlock, 3), "K5": (ShuffleBlock, 5), "K7": (ShuffleBlock, 7), "X": (XceptionBlock, 3)}
+
+
+@dataclass(frozen=True)
+class BlockLayer:
+    """A layer that is one of several blocks, each with weights of its own.
+
+    Attributes:
+        names: of the blocks, from BLOCK_CHOICES and in that order.
+    """
+
+    stride: int
+    in_channels: int
+    out_channels: int
+    names: tuple[str, ...]
+
+    skippable = False
+
+    def __post_init__(self) -> None:
+        if not self.names or [name for name in BLOCK_CHOICES if name in self.names] != list(self.names):
+            raise SpaceError(f"blocks {list(self.names)} are not some of {list(BLOCK_CHOICES)}, in this order")
+        self.block(self.names[0])  # channels that fit
+
+    @property
+    def choices(self) -> dict[str, tuple[type[ShuffleBlock], int]]:
+        """Kind of block and kernel size of each choice by name."""
+        return {name: BLOCK_CHOICES[name] for name in self.names}
+
+    @property
+    def largest(self) -> str:
+        return self.names[-1]
+
+    def block(self, name: str) -> ShuffleBlock:
+        """The block of a choice."""
+        kind, kernel_size = BLOCK_CHOICES[name]
+        return kind(kernel_size, self.stride, self.in_channels, self.out_channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"stride": self.stride, "in_channels": self.in_channels, "out_channels": self.out_channels,
+                "blocks": list(self.names)}
+
+
+Layer = Union[AnyBlock, SearchedLayer, BlockLayer]
+_SEARCHED = (SearchedLayer, BlockLayer)
 
 
 @dataclass(frozen=True)
@@ -96,6 +148,8 @@ class SearchSpace:
     stem_stride: int = 2
     head_channels: int = 1280
     bn_epsilon: float = 1e-5
+    activation: str = "relu"
+    classifier_bias: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -104,9 +158,14 @@ class SearchSpace:
         self.largest()  # checks that the channels fit
 
     @property
-    def searched(self) -> dict[str, SearchedLayer]:
+    def searched(self) -> dict[str, Union[SearchedLayer, BlockLayer]]:
         """Searched layers by name, which is ``layer`` and the number of their block in the supernet."""
-        return {f"layer{index}": layer for index, layer in enumerate(self.layers) if isinstance(layer, SearchedLayer)}
+        return {f"layer{index}": layer for index, layer in enumerate(self.layers) if isinstance(layer, _SEARCHED)}
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether layers choose among whole blocks, with weights of their own, and not among nested parts of one."""
+        return any(isinstance(layer, BlockLayer) for layer in self.layers)
 
     def size(self) -> int:
         """Number of networks."""
@@ -129,14 +188,14 @@ class SearchSpace:
         rest = iter(decisions)
         blocks = []
         for layer in self.layers:
-            if isinstance(layer, Block):
+            if not isinstance(layer, _SEARCHED):
                 blocks.append(layer)
                 continue
             choice = next(rest)
             if choice != SKIP:
                 blocks.append(layer.block(choice))
         return Architecture(name, self.image_size, tuple(blocks), self.stem_channels, self.stem_stride,
-                            self.head_channels, self.bn_epsilon,
+                            self.head_channels, self.bn_epsilon, self.activation, self.classifier_bias,
                             {**(provenance or {}), "space": self.name, "decisions": list(decisions)})
 
     def largest(self) -> Architecture:
@@ -151,16 +210,17 @@ class SearchSpace:
         """
         blocks, decisions = list(arch.blocks), []
         for layer in self.layers:
-            options = {layer: None} if isinstance(layer, Block) else {layer.block(name): name for name in layer.choices}
+            searched = isinstance(layer, _SEARCHED)
+            options = {layer.block(name): name for name in layer.choices} if searched else {layer: None}
             if blocks and blocks[0] in options:
                 choice = options[blocks.pop(0)]
-            elif isinstance(layer, SearchedLayer) and layer.skippable:
+            elif searched and layer.skippable:
                 choice = SKIP
             else:
                 found = f"block '{encode_block(blocks[0])}'" if blocks else "no block"
                 raise SpaceError(f"architecture '{arch.name}' is not of space '{self.name}': {found} stands where one "
                                  f"of {', '.join(encode_block(block) for block in options)} should")
-            if isinstance(layer, SearchedLayer):
+            if searched:
                 decisions.append(choice)
         if self.derive(decisions, arch.name) != arch:
             raise SpaceError(f"architecture '{arch.name}' is not of space '{self.name}': stem, head, image size or the "
@@ -170,12 +230,9 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, "name": self.name, "image_size": self.image_size,
                 "stem_channels": self.stem_channels, "stem_stride": self.stem_stride,
-                "layers": [encode_block(layer) if isinstance(layer, Block) else
-                           {"stride": layer.stride, "in_channels": layer.in_channels,
-                            "out_channels": layer.out_channels, "kernel_sizes": list(layer.kernel_sizes),
-                            "expansions": list(layer.expansions), "skippable": layer.skippable}
+                "layers": [layer.to_dict() if isinstance(layer, _SEARCHED) else encode_block(layer)
                            for layer in self.layers],
-                "head_channels": self.head_channels, "bn_epsilon": self.bn_epsilon,
+                "head_channels": self.head_channels, "bn_epsilon": self.bn_epsilon, **optional_values(self),
                 "provenance": dict(self.provenance)}
 
     @classmethod
@@ -183,7 +240,7 @@ class SearchSpace:
         """Inverse of ``to_dict``; ``origin`` names the file in errors."""
         fields = check_record(data, FORMAT, VERSION, {
             "name": str, "image_size": int, "stem_channels": int, "stem_stride": int, "layers": list,
-            "head_channels": int, "bn_epsilon": float, "provenance": dict}, origin, SpaceError)
+            "head_channels": int, "bn_epsilon": float, "provenance": dict}, origin, SpaceError, OPTIONAL_KEYS)
         layers = [_decode_layer(layer, f"{origin}: layer {index}") for index, layer in enumerate(fields["layers"])]
         try:
             return cls(**{**fields, "layers": tuple(layers)})
@@ -197,6 +254,10 @@ def _decode_layer(data: Any, origin: str) -> Layer:
             return decode_block(data)
         if not isinstance(data, Mapping):
             raise SpaceError(f"{data!r} is neither a block string nor the choices of a searched layer")
+        if "blocks" in data:
+            known = {"stride": int, "in_channels": int, "out_channels": int, "blocks": list}
+            check_keys(data, known, "choices", SpaceError)
+            return BlockLayer(data["stride"], data["in_channels"], data["out_channels"], tuple(data["blocks"]))
         known = {"stride": int, "in_channels": int, "out_channels": int, "kernel_sizes": list, "expansions": list,
                  "skippable": bool}
         check_keys(data, known, "choices", SpaceError)

@@ -6,79 +6,15 @@ Parameter names follow the layers of ``src.cost.layer_costs``: ``stem.conv.weigh
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform
 
-from src.architecture import Architecture, Block
-from src.kernels import (BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, available,
-                         mbconv_operator)
-
-
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` that can convolve with another weight too."""
-
-    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolution with another weight than its own, without bias."""
-        return self.conv2d(x, weight)
-
-
-class ConvBN(nn.Cell):
-    """Convolution with symmetric padding, batch normalisation and optionally ReLU.
-
-    Weights start from a normal distribution with variance 2 / fan-out, the fan-out counted per group
-    (He et al., arXiv 1502.01852, as in MnasNet).
-
-    Args:
-        kernels: use the project's CPU operators where they can be used; parameters are the same.
-        folded: a convolution with bias in place of convolution and batch normalisation (``src.folding``).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1,
-                 relu: bool = True, epsilon: float = 1e-5, momentum: float = 0.9, kernels: bool = False,
-                 folded: bool = False) -> None:
-        super().__init__()
-        sigma = math.sqrt(2 / (kernel_size ** 2 * out_channels / groups))
-        kernels = kernels and available()
-        fused = kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups)
-        kernels = kernels and not folded
-        if fused:
-            self.conv = ConvReLU(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
-        elif kernels and DepthwiseConv2d.supports(in_channels, out_channels, kernel_size, stride, groups):
-            self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
-        elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
-            self.conv = ImageConv2d(in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma))
-        else:
-            self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad",
-                               padding=kernel_size // 2, group=groups, weight_init=Normal(sigma), has_bias=folded)
-        if folded:
-            self.bn = None
-        elif kernels:
-            self.bn = BatchNormReLU(out_channels, eps=epsilon, momentum=momentum, relu=relu)
-        else:
-            self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum)
-        self.relu = nn.ReLU() if relu and not kernels and not fused else None
-
-    def construct(self, x: Tensor, weight: Optional[Tensor] = None, factor: Optional[Tensor] = None) -> Tensor:
-        """Not for folded layers, nor for the stem, are:
-
-        Args:
-            weight: in place of the convolution's own.
-            factor: of the normalised output, (1,); not where there is a ReLU.
-        """
-        x = self.conv(x) if weight is None else self.conv.filter(x, weight)
-        if factor is not None:
-            return self._scaled(x, factor)
-        if self.bn is not None:
-            x = self.bn(x)
-        return x if self.relu is None else self.relu(x)
-
-    def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
-        if isinstance(self.bn, BatchNormReLU):
-            return self.bn(x, factor)  # as part of gamma and beta: no output is kept for the factor's gradient
-        x = self.bn(x)
-        return x * factor.astype(x.dtype)
+from src.architecture import AnyBlock, Architecture, Block, ShuffleBlock
+from src.kernels import BatchNormReLU, DepthwiseConv2d, Float32Cell, available, mbconv_operator
+from src.layers import ConvBN
+from src.shuffle_blocks import CLASSIFIER_SIGMA, ShuffleUnit, first_sigma
 
 
 class SqueezeExcite(nn.Cell):
@@ -152,8 +88,10 @@ class FusedMBConv(MBConv, Float32Cell):
                              project.bias)
 
 
-def create_block(block: Block, *, kernels: bool = False, folded: bool = False, **bn) -> MBConv:
+def create_block(block: AnyBlock, *, kernels: bool = False, folded: bool = False, **bn) -> nn.Cell:
     """The cell of a block, in the form that inference likes best where ``folded``; ``bn`` as in ``MBConv``."""
+    if isinstance(block, ShuffleBlock):
+        return ShuffleUnit(block, kernels=kernels, folded=folded, **bn)
     fused = folded and kernels and available() and not block.se_channels
     return (FusedMBConv if fused else MBConv)(block, kernels=kernels, folded=folded, **bn)
 
@@ -161,23 +99,33 @@ def create_block(block: Block, *, kernels: bool = False, folded: bool = False, *
 class SPNASNet(nn.Cell):
     """Classifier of an architecture.
 
-    Works for any image size that its strides leave at least one pixel of (global average pooling).
+    Works for any image size that its strides leave at least one pixel of (global average pooling). Shuffle blocks, and
+    the stem, head and classifier around them, start from the weights of ShuffleNetV2's training, others from MnasNet's.
 
     Args:
+        affine: whether scale and shift of batch normalisation are trained, or stay 1 and 0.
         momentum: weight of the old value in the moving statistics of batch normalisation.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
         folded: for inference, with the parameters that ``src.folding`` makes.
     """
 
-    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9, kernels: bool = False,
-                 folded: bool = False) -> None:
+    def __init__(self, arch: Architecture, num_classes: int, *, momentum: float = 0.9, affine: bool = True,
+                 kernels: bool = False, folded: bool = False) -> None:
         super().__init__()
-        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "kernels": kernels, "folded": folded}
-        self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **bn)
-        self.blocks = nn.SequentialCell([create_block(block, **bn) for block in arch.blocks])
-        self.head = ConvBN(arch.blocks[-1].out_channels, arch.head_channels, 1, **bn)
-        bound = 1 / math.sqrt(arch.head_channels)
-        self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=Uniform(bound), bias_init="zeros")
+        bn = {"epsilon": arch.bn_epsilon, "momentum": momentum, "affine": affine, "kernels": kernels, "folded": folded}
+        channels, init = arch.blocks[-1].out_channels, Uniform(1 / math.sqrt(arch.head_channels))
+        ends = {"relu": arch.activation == "relu", "relu6": arch.activation == "relu6", **bn}
+        stem, head = dict(ends), dict(ends)
+        if isinstance(arch.blocks[0], ShuffleBlock):
+            stem["sigma"], head["sigma"], init = first_sigma(3), first_sigma(channels), Normal(CLASSIFIER_SIGMA)
+        self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **stem)
+        self.blocks = self._create_blocks(arch, bn)
+        self.head = ConvBN(channels, arch.head_channels, 1, **head)
+        self.classifier = nn.Dense(arch.head_channels, num_classes, weight_init=init, bias_init="zeros",
+                                   has_bias=arch.classifier_bias)
+
+    def _create_blocks(self, arch: Architecture, bn: dict[str, Any]) -> nn.Cell:
+        return nn.SequentialCell([create_block(block, **bn) for block in arch.blocks])
 
     def construct(self, x: Tensor, dropout: Optional[Tensor] = None) -> Tensor:
         """Logits: (N, 3, H, W) -> (N, num_classes).

@@ -189,26 +189,26 @@ class TrainStep(nn.Cell):
         (_, loss, correct), gradients = self.gradient(images, labels, dropout)
         return ops.depend(loss, self.learn(gradients)), correct
 
-    def learn(self, gradients: tuple) -> Tensor:
-        """Reduce gradients over ranks, and update or accumulate."""
+    def learn(self, gradients: tuple, *more: Tensor) -> Tensor:
+        """Reduce gradients over ranks, and update or accumulate; ``more`` is what the optimizer takes besides them."""
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         if self.accumulate_steps == 1:
-            return self.update(gradients)
-        return self.accumulate(gradients)
+            return self.update(gradients, *more)
+        return self.accumulate(gradients, *more)
 
-    def accumulate(self, gradients: tuple) -> Tensor:
+    def accumulate(self, gradients: tuple, *more: Tensor) -> Tensor:
         """Add to the sums; on every n-th call update with their mean and start anew."""
         added = self.map(ops.partial(_add_to, self.accumulate_steps), self.sums, gradients)
         count = ops.depend(self.batches + 1, added)
         ops.assign(self.batches, count % self.accumulate_steps)
         if count == self.accumulate_steps:
             means = self.map(ops.partial(_after, added), self.sums)
-            updated = self.update(means)
+            updated = self.update(means, *more)
             count = ops.depend(count, self.map(ops.partial(_clear_after, updated), self.sums))
         return count
 
-    def update(self, gradients: tuple) -> Tensor:
+    def update(self, gradients: tuple, *more: Tensor) -> Tensor:
         """Unscale, check, clip, and let optimizer and average take a step."""
         finite = Tensor(True)
         if self.loss_scale is not None:
@@ -218,14 +218,14 @@ class TrainStep(nn.Cell):
         if self.clip_norm:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
         if self.loss_scale is None:
-            finite = ops.depend(finite, self.apply(gradients))
+            finite = ops.depend(finite, self.apply(gradients, *more))
         elif finite:
-            finite = ops.depend(finite, self.apply(gradients))
+            finite = ops.depend(finite, self.apply(gradients, *more))
         return finite
 
-    def apply(self, gradients: tuple) -> Tensor:
+    def apply(self, gradients: tuple, *more: Tensor) -> Tensor:
         """One step of the optimizer and, after it, of the weight average."""
-        done = self.optimizer(gradients)
+        done = self.optimizer(gradients, *more)
         if self.ema_decay:
             # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's does.
             step = ops.depend(self.optimizer.global_step, done).astype("float32").reshape(())

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 # Keys whose change between a run and its resumption alters no result.
 _FREE_KEYS = frozenset(("resume", "data_path", "val_data_path", "checkpoint_path", "device_id", "compile_cache",
-                        "pre_trained", "log_steps", "keep_checkpoint_max", "ckpt_save_policy", "val_while_train",
-                        "val_interval_epochs", "save_checkpoint_epochs", "save_checkpoint_steps"))
+                        "pre_trained", "log_steps", "print_steps", "keep_checkpoint_max", "ckpt_save_policy",
+                        "val_while_train", "val_interval_epochs", "save_checkpoint_epochs", "save_checkpoint_steps"))
 
 
 class _StopSignal:
@@ -101,7 +101,8 @@ class Trainer:
         self.loader = Loader(sources["train"], training=True, augmentation=config.augmentation(),
                              max_images=config.train_images, **shared)
         self.val_loader = Loader(sources["val"], training=False, **shared) if config.val_while_train else None
-        self.steps_per_epoch = self.loader.batches_per_epoch // config.accumulate_steps
+        batches = self.loader.batches_per_epoch
+        self.steps_per_epoch = min(batches, config.epoch_steps or batches) // config.accumulate_steps
         self.batches_per_epoch = self.steps_per_epoch * config.accumulate_steps
         if not self.steps_per_epoch:
             raise UserError(f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need more "
@@ -191,7 +192,7 @@ class Trainer:
         if self.rank == 0:
             make_folder(self.folder)
         saved = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else None
-        story = RunLog(self.folder, active=self.rank == 0, resume_from=saved)
+        story = RunLog(self.folder, active=self.rank == 0, print_steps=config.print_steps, resume_from=saved)
         try:
             self.ranks.alone(self._describe)
             with CompileCache(self._graph_values(), config.compile_cache and self.device_num == 1):
@@ -308,6 +309,7 @@ class Trainer:
                 extra = self._observe(pending, epoch, batch)
                 line.update(extra)
                 story.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
+                story.step(epoch, batch, line["loss"], line["images_per_second"])
                 story.advance(loss=f"{line['loss']:.3f}", top1=f"{line['top1']:.1f}", lr=f"{line['lr']:.4f}",
                               ips=line["images_per_second"], **extra)
                 pending, images_seen, mark = [], 0, now
@@ -356,7 +358,7 @@ class Trainer:
                f"{line['images_per_second']:.1f} images/s"
         if self.val_loader and (final or done % config.val_interval_epochs == 0):
             network = self._average_network()
-            self._share_statistics(network)
+            self._share_statistics()
             result = evaluate(network, self.val_loader, ranks=self.ranks)
             metrics = result.metrics()
             story.record("val", done, 0, progress=done, images=result.images, **metrics)
@@ -374,9 +376,9 @@ class Trainer:
             parameter.set_data(current[name].value())
         return self.val_network
 
-    def _share_statistics(self, network: nn.Cell) -> None:
-        """Give rank 0's moving statistics, which are those that are saved, to all ranks; each has seen other images."""
-        own = [parameter for parameter in network.get_parameters() if "moving_" in parameter.name]
+    def _share_statistics(self) -> None:
+        """Validate with rank 0's moving statistics, which are those that are saved; each rank has seen other images."""
+        own = [parameter for parameter in self.val_network.get_parameters() if "moving_" in parameter.name]
         if not own:
             return
         values = self.ranks.broadcast(np.concatenate([parameter.asnumpy() for parameter in own]))

@@ -62,10 +62,10 @@ bool run_all() {
             ok &= run(DepthwiseForward1, {x, weight, x}) && run(DepthwiseForward2, {x, weight, y2});
             ok &= run(DepthwiseBackward1, {x, weight, x, x, weight});
             ok &= run(DepthwiseBackward2, {x, weight, y2, x, weight});
-            ok &= run_core(MBConvCoreTrain1, MBConvCoreTrainBackward1, x, weight, x, 4);
-            ok &= run_core(MBConvCoreTrain2, MBConvCoreTrainBackward2, x, weight, y2, 4);
-            ok &= run_core(MBConvCoreInfer1, MBConvCoreInferBackward1, x, weight, x, 2);
-            ok &= run_core(MBConvCoreInfer2, MBConvCoreInferBackward2, x, weight, y2, 2);
+            ok &= run_core(CoreReluTrain1, CoreReluTrainBackward1, x, weight, x, 4);
+            ok &= run_core(CoreReluTrain2, CoreReluTrainBackward2, x, weight, y2, 4);
+            ok &= run_core(CoreReluInfer1, CoreReluInferBackward1, x, weight, x, 2);
+            ok &= run_core(CoreReluInfer2, CoreReluInferBackward2, x, weight, y2, 2);
             const Dims image{n, 3, h, w}, kernels{c, 3, k, k};
             ok &= run(ImageForward1, {image, kernels, x}) && run(ImageForward2, {image, kernels, y2});
             ok &= run(ImageBackward1, {image, kernels, x, kernels});

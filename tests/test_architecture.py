@@ -53,9 +53,13 @@ def test_arithmetic_equals_the_built_network(name):
     arch = load_architecture(name)
     network = SPNASNet(arch, 10)
     built = sum(parameter.size for parameter in network.trainable_params())
-    size, macs = arch.image_size, 0
-    for _, cell in network.cells_and_names():
+    size, macs, block = arch.image_size, 0, ""
+    for name, cell in network.cells_and_names():
         if type(cell).__name__ == "Conv2d":
+            if name.split(".")[:2] != block:
+                block, entry = name.split(".")[:2], size
+            if ".projection.0." in name:  # beside the branch
+                size = entry
             size = -(-size // cell.stride[0])
             macs += cell.weight.size * size * size
     macs += network.classifier.weight.size

@@ -15,7 +15,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from PIL import Image
 
-from src.architecture import Architecture, Block
+from src.architecture import Architecture, Block, ShuffleBlock, XceptionBlock
 from src.checkpoint import Meta, read_checkpoint, write_checkpoint
 from src.dataset import Loader
 from src.errors import Fault, UserError
@@ -29,16 +29,19 @@ from tests.conftest import ENVIRONMENT, ROOT
 
 ARCH = Architecture(name="small", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, blocks=(
     Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 12), Block(3, 1, 6, 12, 12, se_ratio=0.25)))
+SHUFFLES = Architecture(
+    name="shuffles", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, activation="relu6",
+    classifier_bias=False, blocks=(ShuffleBlock(3, 2, 8, 20), ShuffleBlock(7, 1, 20, 20), XceptionBlock(3, 2, 20, 28),
+                                   XceptionBlock(3, 1, 28, 28), ShuffleBlock(5, 1, 28, 32)))
 PREPROCESSING = Preprocessing(28, 24, 30, (120.0, 127.5, 110.0), (60.0, 64.0, 70.0))
 KINDS = {"v1": {}, "v1_unfolded": {"fold": False, "batch_size": 3}, "v3": {"mindir_version": 3},
          "v3_unfolded": {"mindir_version": 3, "fold": False}, "onnx": {"file_format": "ONNX"},
          "onnx_unfolded": {"file_format": "ONNX", "fold": False}}
 
 
-@pytest.fixture(scope="session")
-def checkpoint(few_digits, tmp_path_factory):
-    """A small network with squeeze-and-excitation: random weights, and a classifier that fits some digits."""
-    network, random = SPNASNet(ARCH, 10), np.random.default_rng(0)
+def random_network(arch: Architecture) -> SPNASNet:
+    """A network in evaluation mode, of random weights and statistics."""
+    network, random = SPNASNet(arch, 10), np.random.default_rng(0)
     for parameter in network.get_parameters():
         if ".bn." in parameter.name:
             values = random.uniform(0.5, 1.5, parameter.shape) - parameter.name.endswith(("mean", "beta"))
@@ -47,7 +50,13 @@ def checkpoint(few_digits, tmp_path_factory):
         else:
             values = random.standard_normal(parameter.shape) * np.sqrt(2 / np.prod(parameter.shape[1:]))
         parameter.set_data(Tensor(values.astype(np.float32)))
-    network.set_train(False)
+    return network.set_train(False)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(few_digits, tmp_path_factory):
+    """A small network with squeeze-and-excitation: random weights, and a classifier that fits some digits."""
+    network = random_network(ARCH)
     train = Loader(ImageFolder(few_digits / "train"), PREPROCESSING, batch_size=120, training=False)
     ((images, labels),) = train.epoch()
     features = ops.mean(network.head(network.blocks(network.stem(Tensor(images)))), (2, 3)).asnumpy()
@@ -193,6 +202,20 @@ class Shuffled(nn.Cell):
         x = self.average(self.largest(self.wide(x)))
         gate = ops.sigmoid(ops.mean(x, (2, 3), True))
         return self.classifier(ops.softmax(ops.mean(x * gate, (2, 3)), 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"fold": False, "batch_size": 3}], ids=("folded", "unfolded"))
+def test_networks_of_shuffle_blocks_give_pythons_logits(classify, few_digits, tmp_path, options):
+    path = tmp_path / "shuffles.ckpt"
+    meta = Meta(SHUFFLES.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {})
+    write_checkpoint(path, random_network(SHUFFLES), meta)
+    model = export(read_checkpoint(path), file_name=str(tmp_path / "model" / "shuffles"), **options)
+    process, answers = classify(model, few_digits / "val")
+    assert process.returncode == 0, process.stderr
+    expected = python_logits(read_checkpoint(path), few_digits / "val")
+    assert list(answers) == list(expected)
+    for file, logits in expected.items():
+        assert_close(logits_of(tmp_path, file), logits)
 
 
 def test_conversion_knows_the_primitives_of_other_networks(classify, models, few_digits, tmp_path):

@@ -196,7 +196,7 @@ def test_core_equals_float64(shape, training):
 
     inputs = [x, weight, *norms[0], *moving[0], *norms[1], *moving[1], np.array([1e-5, 0.9], np.float32)]
     mode, each = ("Train", 4) if training else ("Infer", 2)
-    out = run(f"MBConvCore{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
+    out = run(f"CoreRelu{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
     count, next_count = n * h * w, dy[:, 0].size
     # The deviation of few values may be near zero, which enlarges rounding.
     tolerance = 1e-5 if next_count > 4 else 1e-3
@@ -207,7 +207,7 @@ def test_core_equals_float64(shape, training):
                                 (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8])):
             assert_near(new, 0.9 * old + 0.1 * value, 1e-5)
     if next_count > 4 or not training:
-        actual = run(f"MBConvCore{mode}Backward{stride}",
+        actual = run(f"CoreRelu{mode}Backward{stride}",
                      [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each:3 + each], dy],
                      [x.shape, weight.shape] + [(c,)] * 4)
         for a, e in zip(actual, expected):
@@ -256,11 +256,11 @@ def test_wrong_types_and_shapes_are_refused():
             run("ImageForward1", inputs, [shape])
     small = [normal(i, 3) for i in range(4)]
     options = np.array([1e-5, 0.9], np.float32)
-    run("MBConvCoreInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
+    run("CoreReluInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
     for inputs in ([x, weight, *small, *small, small[0]], [x, weight, *small, *small[:3], normal(1, 4), options],
                    [x.astype(np.float64), weight, *small, *small, options]):
         with pytest.raises(ValueError, match="returned"):
-            run("MBConvCoreInfer1", inputs, [x.shape] + [(3,)] * 4)
+            run("CoreReluInfer1", inputs, [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
         run("NormTrain", [x, *small, normal(1, 3)], [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
@@ -302,8 +302,8 @@ out = run("NormReluTrain", norm, [x.shape] + [(37,)] * 4)
 out += run("DepthwiseForward2", [x, weight], [dy.shape])
 out += run("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape])
 out += run("NormReluTrainBackward", [x, *small[:2], out[1], out[2], x], [x.shape, (37,), (37,)])
-core = run("MBConvCoreTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
-out += core + run("MBConvCoreTrainBackward2", [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy],
+core = run("CoreReluTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
+out += core + run("CoreReluTrainBackward2", [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy],
                   [x.shape, weight.shape] + [(37,)] * 4)
 images, kernels, dimages = normal(4, 5, 3, 9, 9), normal(5, 20, 3, 3, 3), normal(6, 5, 20, 9, 9)
 out += run("ImageForward1", [images, kernels], [dimages.shape])
@@ -517,7 +517,7 @@ def test_masked_kernel_of_a_core_gets_its_gradient(mode):
     weight, mask = Parameter(normal(1, 3, 1, 5, 5), name="weight"), np.pad(np.ones((3, 3), np.float32), 1)
     x, dy, norm = 2 + normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9), (normal(4, 3), normal(5, 3) + 2)
     statistics, options = [Tensor(np.ones(3, np.float32))] * 2, Tensor([1e-5, 0.9], ms.float32)
-    inputs, core = [*map(Tensor, norm), *statistics], core_operator(1, True)
+    inputs, core = [*map(Tensor, norm), *statistics], core_operator(1, True, True)
 
     def forward(x, weight):
         return (core(x, weight * Tensor(mask), *inputs, *inputs, options)[0] * Tensor(dy)).sum()

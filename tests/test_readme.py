@@ -10,17 +10,20 @@ import sys
 
 import pytest
 
+from search import find_method
 from src.architecture import load_architecture, shipped_architectures
-from scripts.latency_tables import create_parser
-from src.config import EvalConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, parse_config
+from scripts import latency_tables, loss, run_spnas
+from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig, parse_config
 from src.cost import network_cost
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 
-CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "search.py": SearchConfig,
-           "export.py": ExportConfig, "scripts/profile_latency.py": ProfileConfig}
+CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "export.py": ExportConfig,
+           "scripts/profile_latency.py": ProfileConfig}
+PARSERS = {"scripts/run_spnas.py": run_spnas.parse_arguments, "scripts/loss.py": loss.parse_arguments,
+           "scripts/latency_tables.py": latency_tables.create_parser().parse_args}
 
 
 def commands(text: str) -> list[str]:
@@ -62,10 +65,11 @@ def test_figures_come_from_the_result_files():
 def test_flags_of_all_commands_are_known(text):
     for command in commands(text):
         words = shlex.split(command)
-        if words[:2] == ["python", "scripts/latency_tables.py"]:
-            create_parser().parse_args(words[2:])
+        if words[0] == "python" and words[1] in PARSERS:
+            PARSERS[words[1]](words[2:])
         elif words[0] == "python" and words[1] != "-c":
-            parse_config(CONFIGS[words[1]], words[2:], "")
+            kind = find_method(words[2:]) if words[1] == "search.py" else CONFIGS[words[1]]
+            parse_config(kind, words[2:], "")
 
 
 def test_the_guide_runs_its_own_commands():

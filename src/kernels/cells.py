@@ -7,8 +7,9 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, STRIDES, conv_relu_operator, core_operator,
-                                   depthwise_operator, image_operator, norm_operator)
+from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, MAX_POINTWISE_CHANNELS, STRIDES,
+                                   conv_relu_operator, core_operator, depthwise_operator, image_operator,
+                                   norm_operator, pointwise_operator)
 
 
 def available() -> bool:
@@ -32,7 +33,9 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         super().__init__(channels, channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
                          group=channels, **options)
         self.depthwise = depthwise_operator(stride)
-        self.train_core, self.infer_core = core_operator(stride, True), core_operator(stride, False)
+        # By whether ReLU follows.
+        self.train_cores = tuple(core_operator(stride, relu, True) for relu in (False, True))
+        self.infer_cores = tuple(core_operator(stride, relu, False) for relu in (False, True))
 
     @staticmethod
     def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
@@ -50,7 +53,7 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
 
     def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU,
                 weight: Optional[Tensor] = None) -> Tensor:
-        """``next_norm(self(norm(x)))``, both with ReLU, as one operator for float32 that stores x and y only.
+        """``next_norm(self(norm(x)))``, the first with ReLU, as one operator for float32 that stores x and y only.
 
         Args:
             weight: in place of its own.
@@ -59,15 +62,37 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         if not self.applies(x, weight) or norm.training != next_norm.training:
             return next_norm(self.filter(norm(x), weight))
         if norm.training:
-            outputs = self.train_core(
+            outputs = self.train_cores[1 if next_norm.with_relu else 0](
                 x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
                 next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
             norm.move(outputs[3], outputs[4])
             next_norm.move(outputs[7], outputs[8])
             return outputs[0]
-        return self.infer_core(
+        return self.infer_cores[1 if next_norm.with_relu else 0](
             x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
             next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
+
+
+class PointwiseConv2d(nn.Conv2d, Float32Cell):
+    """``nn.Conv2d`` of kernel size 1, through the operator for float32."""
+
+    def __init__(self, in_channels: int, out_channels: int, **options) -> None:
+        super().__init__(in_channels, out_channels, 1, **options)
+        self.pointwise = pointwise_operator()
+
+    @staticmethod
+    def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+        """Whether a convolution takes each pixel by itself, over few channels: of more MindSpore's own is as fast."""
+        return kernel_size == stride == groups == 1 and max(in_channels, out_channels) <= MAX_POINTWISE_CHANNELS
+
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution with another weight than its own."""
+        if self.applies(x, weight):
+            return self.pointwise(x, weight)
+        return self.conv2d(x, weight)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.filter(x, self.weight)
 
 
 class ImageConv2d(nn.Conv2d, Float32Cell):
@@ -114,8 +139,9 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
     It stores nothing but its input and two numbers a channel for the backward pass.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.9, relu: bool = True) -> None:
-        super().__init__(channels, eps=eps, momentum=momentum)
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.9, affine: bool = True,
+                 relu: bool = True) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
         self.with_relu = relu
         self.train_operator, self.infer_operator = norm_operator(relu, True), norm_operator(relu, False)
         self.options = Tensor([eps, momentum], ms.float32)

@@ -1,7 +1,7 @@
-// The core of an MBConv block as one operator: batch normalisation, ReLU, depthwise convolution, batch
-// normalisation, ReLU. With x the output of the expansion,
+// The core of an MBConv or shuffle block as one operator: batch normalisation, ReLU, depthwise convolution, batch
+// normalisation and, with kRelu, ReLU. With x the output of the expansion,
 //
-//     h = relu(norm(x)),   z = depthwise(h),   y = relu(next_norm(z)),
+//     h = relu(norm(x)),   z = depthwise(h),   y = relu(next_norm(z)) or next_norm(z),
 //
 // all of it channel by channel, so that a task needs nothing but its own few channels. Only x and y are ever kept:
 // h and z exist a plane at a time, in training z also in the place of y until its statistics are known, and
@@ -48,7 +48,8 @@ class Core {
 
 // x, weight, then gamma, beta, moving mean and moving variance of both normalisations, options
 //   -> y, then mean, inverse deviation, new moving mean and new moving variance of both
-inline Status core_train(const Call &call, int stride) {
+template <bool kRelu>
+Status core_train(const Call &call, int stride) {
   if (Status status = call.check(20)) {
     return status;
   }
@@ -90,14 +91,15 @@ inline Status core_train(const Call &call, int stride) {
     for (int64_t n = 0; n < s.n; ++n) {
       for (int64_t c = first; c < last; ++c) {
         float *z = y + (n * s.c + c) * out_plane;
-        next_norm.map(c).apply<true>(z, z, out_plane);
+        next_norm.map(c).template apply<kRelu>(z, z, out_plane);
       }
     }
   });
 }
 
 // Inputs as in core_train -> y, then mean and inverse deviation of both normalisations
-inline Status core_infer(const Call &call, int stride) {
+template <bool kRelu>
+Status core_infer(const Call &call, int stride) {
   if (Status status = call.check(16)) {
     return status;
   }
@@ -124,14 +126,14 @@ inline Status core_infer(const Call &call, int stride) {
       const int64_t c = i % s.c;
       float *z = y + i * out_plane;
       core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
-      next_norm.map(c).apply<true>(z, z, out_plane);
+      next_norm.map(c).template apply<kRelu>(z, z, out_plane);
     }
   });
 }
 
 // x, weight, then gamma, beta, mean and inverse deviation of both normalisations, dy
 //   -> dx, dweight, then dgamma and dbeta of both
-template <bool kBatch>
+template <bool kRelu, bool kBatch>
 Status core_backward(const Call &call, int stride) {
   if (Status status = call.check(17)) {
     return status;
@@ -166,7 +168,7 @@ Status core_backward(const Call &call, int stride) {
         const int64_t i = n * s.c + c;
         float *z = group_plane(n, c);
         core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
-        next_norm.map(c).template add_gradient_sums<true>(next_sums[c - first], dy + i * out_plane, z, out_plane);
+        next_norm.map(c).template add_gradient_sums<kRelu>(next_sums[c - first], dy + i * out_plane, z, out_plane);
       }
     }
     for (int64_t c = first; c < last; ++c) {
@@ -177,7 +179,7 @@ Status core_backward(const Call &call, int stride) {
       for (int64_t c = first; c < last; ++c) {
         const int64_t i = n * s.c + c;
         float *dz = group_plane(n, c), *dh = dx + i * in_plane;
-        next_norm.map(c).template gradient<true>(dz, dy + i * out_plane, dz, out_plane, correction[c - first]);
+        next_norm.map(c).template gradient<kRelu>(dz, dy + i * out_plane, dz, out_plane, correction[c - first]);
         conv.pack_output(line, dz);
         kernel.add(c - first, line, core.pack_hidden(x + i * in_plane, norm.map(c)));
         conv.input_gradient(dh, core.lines(), line, weight + c * conv.taps);

@@ -11,7 +11,7 @@ from mindspore.ops.operations import nn_ops
 
 from src.kernels import build
 
-KERNEL_SIZES, STRIDES, MAX_IMAGE_CHANNELS = (3, 5, 7), (1, 2), 4
+KERNEL_SIZES, STRIDES, MAX_IMAGE_CHANNELS, MAX_POINTWISE_CHANNELS = (3, 5, 7), (1, 2), 4, 96
 _zeros_like = ops.ZerosLike()  # the function ops.zeros_like takes several times the memory to compile
 
 
@@ -57,6 +57,26 @@ def depthwise_operator(stride: int) -> ops.Custom:
         return backward(x, weight, dout)
 
     return _custom(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
+
+
+@functools.lru_cache(maxsize=None)
+def pointwise_operator() -> ops.Custom:
+    """1x1 convolution: takes x (N, C, H, W) and weight (O, C, 1, 1), returns (N, O, H, W)."""
+    def forward_shape(x, weight):
+        if len(x) != 4 or list(weight) != [weight[0], x[1], 1, 1]:
+            raise ValueError(f"a 1x1 convolution takes x (N, C, H, W) and weight (O, C, 1, 1), not {tuple(x)} and "
+                             f"{tuple(weight)}")
+        return _output_shape(x, weight[0], 1)
+
+    def backward_shape(x, weight, dy):
+        return x, weight
+
+    backward = _custom("PointwiseBackward", backward_shape, 2)
+
+    def bprop(x, weight, out, dout):
+        return backward(x, weight, dout)
+
+    return _custom("PointwiseForward", forward_shape, 1, bprop)
 
 
 @functools.lru_cache(maxsize=None)
@@ -117,14 +137,14 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
 
 
 @functools.lru_cache(maxsize=None)
-def core_operator(stride: int, training: bool) -> ops.Custom:
-    """The core of an MBConv block: batch normalisation, ReLU, depthwise convolution, batch normalisation, ReLU.
+def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
+    """The core of a block: normalisation, ReLU, depthwise convolution, normalisation and, if ``relu``, ReLU.
 
     Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance (C,) of the
     first and of the second normalisation, and options (2,) as ``norm_operator`` does, for both. Returns y, then
     what ``norm_operator`` returns of the first, and of the second normalisation.
     """
-    name = f"MBConvCore{'Train' if training else 'Infer'}"
+    name = f"Core{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
     statistics = 4 if training else 2
 
     def forward_shape(x, weight, gamma, *others):
