@@ -19,7 +19,7 @@ from typing import Any, Iterator, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.train import checkpoint_pb2
 
 from src.architecture import Architecture
@@ -124,6 +124,15 @@ def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path)
         if stored.shape != parameter.shape:
             raise UserError(f"{path}: '{parameter.name}' has shape {stored.shape}, should be {parameter.shape}")
         parameter.set_data(stored.value())
+
+
+def overwrite(parameter: Parameter, value: Tensor) -> None:
+    """Give a parameter other values in the memory that it has.
+
+    A compiled graph with branches that has run once goes on reading that memory: what ``set_data`` puts in its place is
+    silently not seen by the branches.
+    """
+    ops.assign(parameter, value)
 
 
 def _remove_scratch(folder: Path, stem: str) -> None:

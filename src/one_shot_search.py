@@ -18,7 +18,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src import kernels
-from src.checkpoint import (Checkpoint, CheckpointFolder, load_parameters, read_checkpoint, to_parameters,
+from src.checkpoint import (Checkpoint, CheckpointFolder, load_parameters, overwrite, read_checkpoint, to_parameters,
                             write_checkpoint)
 from src.compile_cache import CompileCache
 from src.config import OneShotSearchConfig
@@ -104,7 +104,7 @@ class PathEvaluator:
             sums = [total + parameter.asnumpy().astype(np.float64) for total, parameter in zip(sums, wanted)]
             batches += 1
         for total, parameter in zip(sums, wanted):
-            self._own[parameter.name].set_data(Tensor((total / batches).astype(np.float32)))
+            overwrite(self._own[parameter.name], Tensor((total / batches).astype(np.float32)))
 
     def __call__(self, path: Path_) -> Result:
         self.calibrate(path)

@@ -17,7 +17,7 @@ from mindspore import Tensor, nn
 
 from src import kernels
 from src.architecture import Architecture, load_architecture
-from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters
+from src.checkpoint import EMA_PREFIX, Checkpoint, CheckpointFolder, Meta, load_parameters, overwrite
 from src.compile_cache import CompileCache
 from src.config import RunConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
@@ -373,7 +373,7 @@ class Trainer:
         prefix = EMA_PREFIX if self.config.ema_decay else ""
         for parameter in self.val_network.get_parameters():
             name = prefix + parameter.name if averaged(parameter.name) else parameter.name
-            parameter.set_data(current[name].value())
+            overwrite(parameter, current[name].value())
         return self.val_network
 
     def _share_statistics(self) -> None:
@@ -383,7 +383,7 @@ class Trainer:
             return
         values = self.ranks.broadcast(np.concatenate([parameter.asnumpy() for parameter in own]))
         for parameter, value in zip(own, np.split(values, np.cumsum([len(parameter) for parameter in own]))):
-            parameter.set_data(Tensor(value))
+            overwrite(parameter, Tensor(value))
 
     def _save(self, epoch: int, batch: int, metrics: Optional[dict[str, float]] = None) -> None:
         meta = replace(self.meta, epoch=epoch, step=batch, metrics=metrics or {})
