@@ -16,17 +16,14 @@ FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
 
 def room(space: SearchSpace) -> tuple[int, int]:
-    """Most kernel sizes and most expansions that any layer has; at least 2, so that no array is empty."""
+    """Most kernel sizes and most expansions that any layer has."""
     layers = space.searched.values()
-    return (max(2, *(len(layer.kernel_sizes) for layer in layers)), max(2, *(len(layer.expansions) for layer in layers)))
+    return max(len(layer.kernel_sizes) for layer in layers), max(len(layer.expansions) for layer in layers)
 
 
-def ring_masks(layer: SearchedLayer, rows: int, side: int) -> np.ndarray:
-    """Which taps each kernel size adds to the size before, (rows, side * side) of 0 and 1.
-
-    Args:
-        side: of the kernel in whose centre the layer's kernels lie.
-    """
+def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
+    """Which taps of the largest kernel each size adds to the size before, (rows, k * k) of 0 and 1."""
+    side = layer.kernel_sizes[-1]
     from_centre = np.abs(np.arange(side) - side // 2)
     distance = np.maximum.outer(from_centre, from_centre).ravel()
     masks, inner = np.zeros((rows, side * side), np.float32), -1

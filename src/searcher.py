@@ -164,7 +164,7 @@ class DecisionState(nn.Cell):
         self.network = network  # all of it: a cached graph finds its parameters among those of its cell only
 
     def construct(self) -> tuple[Tensor, Tensor]:
-        return self.network.decisions.indicators(self.network.decisions.kernels())
+        return self.network.decisions.indicators()
 
 
 class Searcher(Trainer):

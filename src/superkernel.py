@@ -47,45 +47,31 @@ class Decisions(nn.Cell):
         self.even_slope = even_slope
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
         object.__setattr__(self, "weights", tuple(weights))
-        layers = list(space.searched.values())
+        layers = space.searched
         self.sizes, self.parts = room(space)
         missing = missing_indicators(space)
         self.thresholds = Parameter(Tensor(np.zeros(missing.shape, np.float32)), name="thresholds")
         self.scales = Parameter(Tensor(np.ones(missing.shape, np.float32)), name="scales", requires_grad=False)
         self.fixed = Parameter(Tensor(missing), name="fixed", requires_grad=False)
-        # Kernels of all layers, one behind the other, stand in one array (C of all layers, K * K), K being the largest side.
-        self.side = max(layer.kernel_sizes[-1] for layer in layers)
-        self.channels = [weight.shape[0] for weight in weights]
-        self.first_channels = [sum(self.channels[:i]) for i in range(len(layers))]
-        self.rings = Tensor(np.stack([ring_masks(layer, self.sizes, self.side) for layer in layers]))  # (L, S, K * K)
-        members = np.zeros((len(layers), self.parts, sum(self.channels)), np.float32)
+        self.rings = tuple(Tensor(ring_masks(layer, self.sizes)) for layer in layers.values())  # each (S, k * k)
+        self.channels = tuple(Tensor(part_masks(layer, self.parts)) for layer in layers.values())  # each (P, C)
         costs = np.zeros((len(layers), self.sizes, self.parts), np.float32)
-        for i, (name, layer) in enumerate(space.searched.items()):
-            first = self.first_channels[i]
-            members[i, :, first:first + self.channels[i]] = part_masks(layer, self.parts)
+        for row, (name, layer) in zip(costs, layers.items()):
             matrix = table.matrix(name, layer)
-            # What each size and part adds, so that the sum over nested ones is their cost.
-            added = np.diff(np.diff(matrix, axis=0, prepend=0), axis=1, prepend=0)
-            costs[i, :matrix.shape[0], :matrix.shape[1]] = added
-        self.members = Tensor(members.reshape((len(layers) * self.parts, -1)))  # which channels a part of a layer has
-        self.owners = Tensor(members.max(1).T.copy())  # which layer a channel is of, (C of all layers, L)
+            row[:matrix.shape[0], :matrix.shape[1]] = matrix
         self.costs = Tensor(costs)
-        self.skip_costs = Tensor(np.array([[table.skip_cost(name)] for name in space.searched], np.float32))
+        self.skip_costs = Tensor(np.array([[table.skip_cost(name)] for name in layers], np.float32))
         self.constant = float(table.constant)
-        # Primitives: slices, sums and functions of Tensor compile to many times as many nodes.
-        self.product, self.cut, self.sum, self.join = ops.MatMul(), ops.Slice(), ops.ReduceSum(), ops.Concat(1)
-        self.pads = {side: ops.Pad(((0, 0), (0, 0)) + (((self.side - side) // 2,) * 2,) * 2)
-                     for side in {layer.kernel_sizes[-1] for layer in layers} if side != self.side}
+        # Primitives: the functions of the same names compile to many times as many nodes, here for every layer.
+        self.product, self.product_transposed = ops.MatMul(), ops.MatMul(transpose_b=True)
+        self.rows = ops.Split(0, len(layers))
         self.first = Tensor(np.ones((len(layers), 1), np.float32))
-
-    def columns(self, x: Tensor, first: int, last: int) -> Tensor:
-        """x[:, first:last]."""
-        return self.cut(x, (0, first), (x.shape[0], last - first))
+        self.rest = Tensor(np.zeros((len(layers), 1), np.float32))
 
     def indicator(self, norm: Tensor, first: int, last: int) -> Tensor:
         """Indicators ``first`` to ``last`` of all layers, (L, n): 1 where a norm is above its threshold, 0 elsewhere."""
-        threshold, fixed = self.columns(self.thresholds, first, last), self.columns(self.fixed, first, last)
-        t = threshold * self.columns(self.scales, first, last)
+        threshold, fixed = self.thresholds[:, first:last], self.fixed[:, first:last]
+        t = threshold * self.scales[:, first:last]
         hard = ops.select(fixed >= 0, fixed, (norm > t).astype(ms.float32))
         soft = ops.sigmoid(norm - (ops.stop_gradient(t) if self.even_slope else t))
         if self.even_slope:
@@ -93,45 +79,40 @@ class Decisions(nn.Cell):
         soft = ops.select(fixed >= 0, ops.zeros_like(soft), soft)  # what is fixed has no gradient
         return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))  # the sum is exactly ``hard``
 
-    def kernels(self) -> Tensor:
-        """Depthwise kernels of all layers, (C of all layers, K * K), smaller ones with 0 around."""
-        kernels = ()
-        for weight in self.weights:
-            side = weight.shape[-1]
-            weight = weight if side == self.side else self.pads[side](weight)
-            kernels += (weight.reshape((-1, self.side * self.side)),)
-        return ops.concat(kernels)
-
-    def indicators(self, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    def indicators(self) -> tuple[Tensor, Tensor]:
         """Indicators and the norms that decide them, both (L, D)."""
-        energy = self.product(self.members, ops.square(kernels))  # of each part of channels in each tap
-        energy = energy.reshape((-1, self.parts, 1, self.side * self.side))
-        energy = self.sum(energy * self.rings.expand_dims(1), 3)  # in each ring, (L, P, S)
+        energy = ()  # of each channel part in each ring
+        for weight, rings, channels in zip(self.weights, self.rings, self.channels):
+            squares = ops.square(weight).reshape((weight.shape[0], -1))
+            energy += (self.product_transposed(self.product(channels, squares), rings),)
+        energy = ops.stack(energy)  # (L, P, S)
         d, last = self.sizes - 1, self.thresholds.shape[1]
-        ring_norm = _norm(self.columns(self.sum(energy, 1), 1, self.sizes))
+        ring_norm = _norm(energy.sum(1)[:, 1:])
         size = self.indicator(ring_norm, 0, d)
         # Of the kernel whose size is decided.
-        part_norm = _norm(self.sum(energy * ops.square(self.nest(size, 0, d)).expand_dims(1), 2))  # (L, P)
-        part_norm = self.join((self.columns(part_norm, 1, self.parts), self.columns(part_norm, 0, 1)))
-        return self.join((size, self.indicator(part_norm, d, last))), self.join((ring_norm, part_norm))
+        part_norm = _norm((energy * ops.square(self.nest(size)).expand_dims(1)).sum(2))  # (L, P)
+        part_norm = ops.concat((part_norm[:, 1:], part_norm[:, :1]), 1)
+        return ops.concat((size, self.indicator(part_norm, d, last)), 1), ops.concat((ring_norm, part_norm), 1)
 
-    def nest(self, indicators: Tensor, first: int, last: int) -> Tensor:
-        """Factors of nested parts, (L, n + 1), from n columns: the first is 1, each later one needs all before."""
+    def nest(self, indicators: Tensor) -> Tensor:
+        """Factors of nested parts, (L, n + 1), of n indicators: the first is 1, each later one needs all before."""
         factors = (self.first,)
-        for i in range(first, last):
-            factors += (factors[-1] * self.columns(indicators, i, i + 1),)
-        return self.join(factors)
+        for i in range(indicators.shape[1]):
+            factors += (factors[-1] * indicators[:, i:i + 1],)
+        return ops.concat(factors, 1)
 
     def split(self, indicators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Factors of the rings (L, S), of the channel parts (L, P) and of the layer (L, 1)."""
-        d, last = self.sizes - 1, indicators.shape[1] - 1
-        return (self.nest(indicators, 0, d), self.nest(indicators, d, last), self.columns(indicators, last, last + 1))
+        d = self.sizes - 1
+        return self.nest(indicators[:, :d]), self.nest(indicators[:, d:-1]), indicators[:, -1:]
 
     def cost(self, indicators: Tensor) -> Tensor:
         """Expected cost of the network, (): multilinear in the indicators and exact at every choice."""
         rings, parts, presence = self.split(indicators)
-        layers = self.sum(self.costs * rings.expand_dims(2) * parts.expand_dims(1), (1, 2)).reshape((-1, 1))
-        return self.sum(presence * layers + (1 - presence) * self.skip_costs) + self.constant
+        size = rings - ops.concat((rings[:, 1:], self.rest), 1)
+        part = parts - ops.concat((parts[:, 1:], self.rest), 1)
+        layers = (self.costs * size.expand_dims(2) * part.expand_dims(1)).sum((1, 2)).reshape((-1, 1))
+        return (presence * layers + (1 - presence) * self.skip_costs).sum() + self.constant
 
     def construct(self, factors: Tensor) -> tuple[tuple, Tensor, Tensor, Tensor]:
         """Everything that follows from weights and thresholds.
@@ -140,22 +121,17 @@ class Decisions(nn.Cell):
             factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep probability.
 
         Returns:
-            For each layer masked kernel (C, 1, k, k), channel mask (1, C, 1, 1) and presence (1,), with dropout; without
+            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1, 1), with dropout; without
             it cost (), indicators (L, D) and the norms that decide them (L, D).
         """
-        kernels = self.kernels()
-        indicators, norms = self.indicators(kernels)
+        indicators, norms = self.indicators()
         rings, parts, presence = self.split(indicators * factors)
-        taps = self.sum(self.rings * rings.expand_dims(2), 1)  # factors of each, (L, K * K)
-        kernels = (kernels * self.product(self.owners, taps)).reshape((-1, 1, self.side, self.side))
-        channels = self.product(parts.reshape((1, -1)), self.members).reshape((1, -1, 1, 1))
-        presence, masked = presence.reshape((-1,)), ()
+        rings, parts, presence, masks = self.rows(rings), self.rows(parts), self.rows(presence), ()
         for i, weight in enumerate(self.weights):
-            first, count, side = self.first_channels[i], self.channels[i], weight.shape[-1]
-            trim = (self.side - side) // 2
-            masked += ((self.cut(kernels, (first, 0, trim, trim), (count, 1, side, side)),
-                        self.cut(channels, (0, first, 0, 0), (1, count, 1, 1)), self.cut(presence, (i,), (1,))),)
-        return masked, self.cost(indicators), indicators, norms
+            side = weight.shape[-1]
+            masks += ((self.product(rings[i], self.rings[i]).reshape((1, 1, side, side)),
+                       self.product(parts[i], self.channels[i]).reshape((1, -1, 1, 1)), presence[i]),)
+        return masks, self.cost(indicators), indicators, norms
 
 
 def _norm(squared: Tensor) -> Tensor:
@@ -165,12 +141,11 @@ def _norm(squared: Tensor) -> Tensor:
 class SuperBlock(MBConv):
     """An MBConv of the largest choice, masked by its layer's decisions."""
 
-    def construct(self, x: Tensor, kernel: Tensor, channel_mask: Tensor, presence: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, ...); the rest as ``Decisions`` gives it."""
-        projection = self.project.conv.weight
-        y = self.branch(x, kernel, projection * channel_mask.astype(projection.dtype),
-                        presence if self.residual else None)
-        return x + y if self.residual else y
+    def construct(self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ...); masks as ``Decisions`` gives them."""
+        kernel, projection = self.depthwise.conv.weight, self.project.conv.weight
+        y = self.branch(x, kernel * kernel_mask.astype(kernel.dtype), projection * channel_mask.astype(projection.dtype))
+        return x + y * presence.astype(y.dtype) if self.residual else y
 
 
 class Supernet(SPNASNet):
@@ -204,11 +179,11 @@ class Supernet(SPNASNet):
         Returns:
             Logits (N, classes), or with ``factors`` logits, cost (), indicators (L, D) and norms (L, D).
         """
-        masked, cost, indicators, norms = self.decisions(self.no_dropout if factors is None else factors)
+        masks, cost, indicators, norms = self.decisions(self.no_dropout if factors is None else factors)
         x, layer = self.stem(x), 0
         for block, searched in zip(self.blocks, self.searched):
             if searched:
-                x = block(x, *masked[layer])
+                x = block(x, *masks[layer])
                 layer += 1
             else:
                 x = block(x)

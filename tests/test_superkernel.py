@@ -96,7 +96,7 @@ def sigmoid(x):
 
 
 def plain(space, table, weights, thresholds, hard=None):
-    """The formulas of the paper in float64: indicators, distances, masked kernels with masks, and cost.
+    """The formulas of the paper in float64: indicators, distances, masks and cost.
 
     Args:
         hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point where sigmoids
@@ -118,12 +118,13 @@ def plain(space, table, weights, thresholds, hard=None):
         side = layer.kernel_sizes[-1]
         ring = np.maximum.outer(*[np.abs(np.arange(side) - side // 2)] * 2)
         kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
+        kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
         sizes = [1.0]
         for smaller, size in zip(layer.kernel_sizes, layer.kernel_sizes[1:]):
             outer = (ring > smaller // 2) & (ring <= size // 2)
             present = present * decide(np.linalg.norm(w * outer))
             sizes.append(present)
-            kernel = kernel + present * w * outer
+            kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
         bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
         parts = [kernel[first:last] for first, last in zip(bounds, bounds[1:])]
         channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
@@ -139,7 +140,7 @@ def plain(space, table, weights, thresholds, hard=None):
                 chosen = (sizes[i] - (sizes + [0])[i + 1]) * (ratios[j] - (ratios + [0])[j + 1])
                 cost += chosen * table.layers[name][f"K{size}E{ratio}"]
         total += presence * cost + (1 - presence) * table.skip_cost(name)
-        masks.append((kernel, channel_mask, presence))
+        masks.append((kernel_mask, channel_mask, presence))
         indicators += [((row, column), value) for column, value in zip(columns, own)]
     return dict(indicators), dict(distances), masks, total
 
@@ -154,7 +155,7 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
         weight.set_data(Tensor(random.normal(0, 0.15, weight.shape).astype(np.float32)))
     cell.thresholds.set_data(Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32)))
     ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
-    factors = [(random.standard_normal((c, s, s)), random.standard_normal(c), random.standard_normal())
+    factors = [(random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
                for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)]
     constants = [[Tensor(np.asarray(f, np.float32)) for f in factor] for factor in factors]
 
