@@ -133,7 +133,7 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
     (("--target", 9), "networks of space 'tiny' cost"),
     (("--cost", "latency"), "latency_table is not given"),
     (("--cost", "latency", "--latency_table", "pixel1"), "made for space 'imagenet', the space searched is 'tiny'"),
-    (("--cost", "latency", "--latency_table", "nokia"), "neither a file nor one of pixel1"),
+    (("--cost", "latency", "--latency_table", "nokia"), "neither a file nor one of epyc_1thread"),
     (("--target_latency_ms", 9), "target_latency_ms is for --cost latency"),
     (("--random", 3), "random networks need a target"),
     (("--sweep", "a,b"), "should be numbers with commas"),
