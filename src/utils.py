@@ -97,8 +97,9 @@ def setup_device(device_target: str, device_id: int) -> Ranks:
             own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
             ms.set_device(device_target, **own)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
-                        f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
+        if ms.get_context("device_target") != device_target:  # otherwise this process computes on it already
+            raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
+                            f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
         log.warning("MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
                     "used", ms.__version__)
