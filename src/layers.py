@@ -62,9 +62,22 @@ class ConvBN(nn.Cell):
         elif relu and not kernels and not fused:
             self.relu = nn.ReLU()
 
-    def construct(self, x: Tensor, weight: Optional[Tensor] = None) -> Tensor:
-        """``weight`` takes the place of the convolution's own; not for folded layers, nor for the stem."""
+    def construct(self, x: Tensor, weight: Optional[Tensor] = None, factor: Optional[Tensor] = None) -> Tensor:
+        """Not for folded layers, nor for the stem, are:
+
+        Args:
+            weight: in place of the convolution's own.
+            factor: of the normalised output, (1,); not where there is a ReLU.
+        """
         x = self.conv(x) if weight is None else self.conv.filter(x, weight)
+        if factor is not None:
+            return self._scaled(x, factor)
         if self.bn is not None:
             x = self.bn(x)
         return x if self.relu is None else self.relu(x)
+
+    def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
+        if isinstance(self.bn, BatchNormReLU):
+            return self.bn(x, factor)  # as part of gamma and beta: no output is kept for the factor's gradient
+        x = self.bn(x)
+        return x * factor.astype(x.dtype)

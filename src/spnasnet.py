@@ -48,12 +48,14 @@ class MBConv(nn.Cell):
         self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
             self.depthwise.conv, DepthwiseConv2d)
 
-    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None) -> Tensor:
+    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None,
+               presence: Optional[Tensor] = None) -> Tensor:
         """The output without the residual.
 
         Args:
             kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
             projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
+            presence: factor of the output, (1,).
         """
         if self.fused:
             y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
@@ -61,7 +63,7 @@ class MBConv(nn.Cell):
             y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
             y = self.se(y)
-        return self.project(y, projection)
+        return self.project(y, projection, presence)
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.branch(x)

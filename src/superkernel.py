@@ -15,13 +15,13 @@ would leak as ReLU(beta). So the supernet in evaluation mode equals the network 
 """
 from __future__ import annotations
 
-from typing import Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.architecture import Block
+from src.architecture import Architecture
 from src.indicators import missing_indicators, part_masks, ring_masks, room
 from src.latency import LatencyTable
 from src.space import SKIP, SearchedLayer, SearchSpace
@@ -121,12 +121,12 @@ class Decisions(nn.Cell):
             factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep probability.
 
         Returns:
-            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1, 1), with dropout; without
+            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1,), with dropout; without
             it cost (), indicators (L, D) and the norms that decide them (L, D).
         """
         indicators, norms = self.indicators()
         rings, parts, presence = self.split(indicators * factors)
-        rings, parts, presence, masks = self.rows(rings), self.rows(parts), self.rows(presence), ()
+        rings, parts, presence, masks = self.rows(rings), self.rows(parts), self.rows(presence.reshape((-1,))), ()
         for i, weight in enumerate(self.weights):
             side = weight.shape[-1]
             masks += ((self.product(rings[i], self.rings[i]).reshape((1, 1, side, side)),
@@ -144,8 +144,9 @@ class SuperBlock(MBConv):
     def construct(self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ...); masks as ``Decisions`` gives them."""
         kernel, projection = self.depthwise.conv.weight, self.project.conv.weight
-        y = self.branch(x, kernel * kernel_mask.astype(kernel.dtype), projection * channel_mask.astype(projection.dtype))
-        return x + y * presence.astype(y.dtype) if self.residual else y
+        y = self.branch(x, kernel * kernel_mask.astype(kernel.dtype), projection * channel_mask.astype(projection.dtype),
+                        presence if self.residual else None)
+        return x + y if self.residual else y
 
 
 class Supernet(SPNASNet):
@@ -158,15 +159,15 @@ class Supernet(SPNASNet):
 
     def __init__(self, space: SearchSpace, table: LatencyTable, num_classes: int, *, momentum: float = 0.9,
                  kernels: bool = False, even_slope: bool = False) -> None:
+        self.searched = tuple(isinstance(layer, SearchedLayer) for layer in space.layers)
         super().__init__(space.largest(), num_classes, momentum=momentum, kernels=kernels)
-        bn = {"epsilon": space.bn_epsilon, "momentum": momentum, "kernels": kernels}
-        blocks = [MBConv(layer, **bn) if isinstance(layer, Block) else SuperBlock(layer.block(layer.largest), **bn)
-                  for layer in space.layers]
-        self.blocks = nn.CellList(blocks)
-        self.searched = tuple(isinstance(block, SuperBlock) for block in blocks)
-        self.decisions = Decisions(space, table, [block.depthwise.conv.weight for block in blocks
+        self.decisions = Decisions(space, table, [block.depthwise.conv.weight for block in self.blocks
                                                   if isinstance(block, SuperBlock)], even_slope)
         self.no_dropout = Tensor(np.ones(self.decisions.thresholds.shape, np.float32))
+
+    def _create_blocks(self, arch: Architecture, bn: dict[str, Any]) -> nn.Cell:
+        return nn.CellList([(SuperBlock if searched else MBConv)(block, **bn)
+                            for block, searched in zip(arch.blocks, self.searched)])
 
     def construct(self, x: Tensor, dropout: Optional[Tensor] = None, factors: Optional[Tensor] = None):
         """Logits of the decided network; with ``factors`` also what the search needs.

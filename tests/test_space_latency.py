@@ -35,7 +35,10 @@ def test_published_network_derives_from_its_decisions():
     assert space.derive(PIXEL1, "any").blocks == load_architecture("spnas_pixel1").blocks
     assert space.decisions_of(load_architecture("spnas_pixel1")) == PIXEL1
     assert space.largest().blocks == load_architecture("spnas_largest").blocks
-    assert load_space("imagenet_32").decisions_of(load_architecture("spnas_pixel1_32")) == PIXEL1
+    small = load_space("imagenet_32")
+    assert small.decisions_of(load_architecture("spnas_pixel1_32")) == PIXEL1
+    assert small.largest().blocks == load_architecture("spnas_largest_32").blocks
+    assert small.decisions_of(load_architecture("spnas_smallest_32")) == space.decisions_of(load_architecture("spnas_smallest"))
     with pytest.raises(SpaceError, match="not of space .imagenet.: block"):
         space.decisions_of(load_architecture("spnas_pixel1_32"))
 

@@ -152,13 +152,15 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
         self.assign(self.moving_mean, mean)
         self.assign(self.moving_variance, variance)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, factor: Optional[Tensor] = None) -> Tensor:
+        """Normalised x, times ``factor`` (1,) if given; that is for cells without ReLU, whose gradient ends at 0."""
         if not self.applies(x, self.gamma):
             y = super().construct(x)
-            return ops.relu(y) if self.with_relu else y
+            y = ops.relu(y) if self.with_relu else y
+            return y if factor is None else y * factor.astype(y.dtype)
+        gamma, beta = (self.gamma, self.beta) if factor is None else (self.gamma * factor, self.beta * factor)
         if self.training:
-            outputs = self.train_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance,
-                                          self.options)
+            outputs = self.train_operator(x, gamma, beta, self.moving_mean, self.moving_variance, self.options)
             self.move(outputs[3], outputs[4])
             return outputs[0]
-        return self.infer_operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.options)[0]
+        return self.infer_operator(x, gamma, beta, self.moving_mean, self.moving_variance, self.options)[0]
