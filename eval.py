@@ -53,8 +53,9 @@ def evaluate_file(file, config, ranks):
     val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
     source = open_sources(name, data_path, val_data_path, splits=("val",))["val"]
     if list(source.classes) != checkpoint.meta.classes:
+        others = " others" if len(source.classes) == len(checkpoint.meta.classes) else ""
         raise UserError(f"{source.path}: holds {len(source.classes)} classes, {file} was trained on "
-                        f"{len(checkpoint.meta.classes)}{'' if len(source.classes) != len(checkpoint.meta.classes) else ' others'}")
+                        f"{len(checkpoint.meta.classes)}{others}")
     batch_size = min(config.batch_size, len(source))
     loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
                     num_parallel_workers=config.num_parallel_workers, rank=ranks.rank, device_num=ranks.size)

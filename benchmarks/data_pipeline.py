@@ -6,8 +6,8 @@
 The pipeline reads, decodes, augments as for ImageNet at 224x224 and batches one epoch; bare decoding reads
 and decodes every file with libjpeg-turbo (simplejpeg) in as many threads, and drops the pixels. The third is
 MindSpore's own reading and decoding with the same augmentation, which a damaged file may end: the difference to
-it is what safety costs. They take turns, after a first turn of each that is not counted. The start of the pipeline is part of an epoch: it weighs
-on folders of few images. The ratio is the median of the ratios within a round.
+it is what safety costs. They take turns, after a first turn of each that is not counted. The start of the pipeline
+is part of an epoch: it weighs on folders of few images. The ratio is the median of the ratios within a round.
 """
 from __future__ import annotations
 

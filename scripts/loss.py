@@ -3,8 +3,8 @@
     python scripts/loss.py runs/mine/ckpt_0/train.log reference.log
 
 draws both curves (``--output loss.png``), prints the mean relative and the mean absolute error of the first run's
-losses against the second's, both with their sign, and the verdict. It reads ``train.log`` and ``metrics.jsonl`` of this project, and any log with
-lines such as
+losses against the second's, both with their sign, and the verdict. It reads ``train.log`` and ``metrics.jsonl`` of
+this project, and any log with lines such as
 
     ... Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s
 

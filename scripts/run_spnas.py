@@ -58,10 +58,11 @@ def configure(args):
             "resize": 256 if args.dataset == "imagenet" else 224} if large else {
             "image_height": 32, "image_width": 32, "resize": 32, "crop_padding": 4}
     return build_config(OneShotConfig, {
-        "device_target": os.environ.get("DEVICE_TARGET", "CPU"), "name": args.exp_name, "dataset_name": args.dataset, "data_path": args.data_path, "num_classes": args.classes,
-        "mean": preset["mean"], "std": preset["std"], "flip": True, **size,
-        "auto_augment": args.dataset if args.auto_aug else None, "cutout": args.cutout_length if args.cutout else 0,
-        "layers": args.layers, "num_choices": args.num_choices, "batch_size": args.batch_size,
+        "device_target": os.environ.get("DEVICE_TARGET", "CPU"), "name": args.exp_name, "dataset_name": args.dataset,
+        "data_path": args.data_path, "num_classes": args.classes, "mean": preset["mean"],
+        "std": preset["std"], "flip": True, **size, "auto_augment": args.dataset if args.auto_aug else None,
+        "cutout": args.cutout_length if args.cutout else 0, "layers": args.layers, "num_choices": args.num_choices,
+        "batch_size": args.batch_size,
         "epoch_size": args.epochs, "epoch_steps": args.num_steps, "lr_init": args.lr, "momentum": args.momentum,
         "weight_decay": args.weight_decay, "label_smooth_factor": 0.0, "seed": args.seed, "log_steps": 1,
         "print_steps": args.print_freq, "val_interval_epochs": args.val_interval,

@@ -207,7 +207,8 @@ class SearchConfig(RunConfig):
 
     method: Literal["superkernel"] = _key("superkernel", "how to search: superkernel, or one_shot with keys of its own")
     space: str = _key("imagenet", "shipped search space or space file")
-    cost: Literal[COSTS] = _key("latency", "what is traded for accuracy: latency by a table, macs or params")  # type: ignore[valid-type]
+    cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
+        "latency", "what is traded for accuracy: latency by a table, macs or params")
     latency_table: Optional[str] = _key(None, "shipped latency table or table file")
     target_latency_ms: Optional[float] = _key(None, "latency to end at, milliseconds", gt=0)
     target: Optional[float] = _key(None, "the same for cost macs and params, millions", gt=0)

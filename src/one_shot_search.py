@@ -297,9 +297,9 @@ class OneShotSearch:
         name = f"{config.name}_{best['cost']:.4g}{self.table.unit[0]}"
         arch = self.space.derive(path_names(self.space, path), name, {
             "source": "search.py --method one_shot", "strategy": config.strategy, "path": list(path),
-            "top1": best["top1"], "images": best["images"], "evaluated": len(self.history), "cost": best["cost"], "unit": self.table.unit,
-            "limit": self.limit, "seed": config.seed, "supernet": checkpoint.path.name, "epochs": checkpoint.meta.epoch,
-            "mindspore": versions["mindspore"], "commit": versions["commit"]})
+            "top1": best["top1"], "images": best["images"], "evaluated": len(self.history), "cost": best["cost"],
+            "unit": self.table.unit, "limit": self.limit, "seed": config.seed, "supernet": checkpoint.path.name,
+            "epochs": checkpoint.meta.epoch, "mindspore": versions["mindspore"], "commit": versions["commit"]})
         write_text(self.folder / "arch.json", json.dumps(arch.to_dict(), indent=2) + "\n")
         self.evaluator.calibrate(path)
         weights = {parameter.name: parameter.asnumpy() for parameter in self.evaluator.network.get_parameters()}

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
 
-from src.config import SEARCH_PRESETS, PRESETS, SearchConfig, TrainConfig, build_config  # noqa: E402
+from src.config import SEARCH_PRESETS, PRESETS, OneShotConfig, SearchConfig, TrainConfig, build_config  # noqa: E402
 from src.errors import Fault  # noqa: E402
 from src.evaluation import evaluate  # noqa: E402
+from src.one_shot_trainer import OneShotTrainer  # noqa: E402
 from src.searcher import Searcher  # noqa: E402
 from src.spnasnet import SPNASNet  # noqa: E402
 from src.trainer import Trainer  # noqa: E402
@@ -40,6 +41,7 @@ SPACE = {"format": "spnas-space", "version": 1, "name": "tiny", "image_size": 16
          "head_channels": 32, "bn_epsilon": 1e-3, "provenance": {}}
 COMMON = {"augment": False, "image_height": 16, "image_width": 16, "resize": 16, "epoch_size": 1, "log_steps": 1,
           "lr_init": 0.1, "lr_scheduler": "constant", "val_while_train": False, "compile_cache": False}
+IMAGE_KEYS = {key: PRESETS["digits"][key] for key in ("name", "mean", "std")}
 
 
 def digest(trainer: Trainer) -> str:
@@ -58,12 +60,20 @@ class WithoutBN(Trainer):
         return SPNASNet(self.arch, len(self.classes), folded=True)
 
 
-class FrozenBNSearch(Searcher):
-    """Searches with batch normalisation in evaluation form, in which an image does not depend on its batch."""
+class FrozenBN(Trainer):
+    """Trains with batch normalisation in evaluation form, in which an image does not depend on its batch."""
 
     def _build(self) -> None:
         super()._build()
         self.step.network.set_train(False)
+
+
+class FrozenBNSearch(FrozenBN, Searcher):
+    """A search."""
+
+
+class FrozenBNOneShot(FrozenBN, OneShotTrainer):
+    """Training of a one-shot supernet."""
 
 
 class OfAllRanks(Trainer):
@@ -129,6 +139,14 @@ class Work:
         state = [value.asnumpy().tolist() for value in (trainer.decisions.thresholds, *trainer.state())]
         return {"digests": trainer.ranks.gather(digest(trainer)), "states": trainer.ranks.gather(state)}
 
+    def one_shot(self) -> dict[str, Any]:
+        values = {**IMAGE_KEYS, **COMMON, "dataset_name": "digits", "data_path": self.args.data_path, "layers": 3,
+                  "lr_init": 0.025, "batch_size": self.batch, "train_images": 20 * PROCESSES * BATCH,
+                  "checkpoint_path": str(self.folder / "one_shot")}
+        trainer = FrozenBNOneShot(build_config(OneShotConfig, values, "one_shot"))
+        trainer.run()
+        return {"digests": trainer.ranks.gather(digest(trainer))}
+
     def evaluation(self) -> dict[str, Any]:
         """Of an untrained network on images of which one is broken."""
         trainer = Trainer(self.config("evaluation", val_data_path=str(self.args.broken), val_while_train=True))
@@ -179,7 +197,7 @@ class Work:
         found = {"plain": self.train(WithoutBN, "plain"),
                  "rest": self.train(WithoutBN, "rest", accumulate_steps=2, clip_norm=0.5, ema_decay=0.9,
                                     optimizer="rmsprop", lr_init=0.01),
-                 "search": self.search(), "evaluation": self.evaluation()}
+                 "search": self.search(), "one_shot": self.one_shot(), "evaluation": self.evaluation()}
         alone = {"batch_size": BATCH, "accumulate_steps": PROCESSES} if self.processes == 1 else {}
         found["own_statistics"] = self.train(OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone)
         # One step: at its start this network turns the last bit of a gradient into a percent of the next one.

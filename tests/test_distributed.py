@@ -20,7 +20,7 @@ from src.ranks import Ranks
 from tests.conftest import ROOT
 from tests.distributed_worker import ARCH, PROCESSES
 
-STEPS = {"plain": 20, "rest": 20, "search": 20, "own_statistics": 4, "published": 1}
+STEPS = {"plain": 20, "rest": 20, "search": 20, "one_shot": 20, "own_statistics": 4, "published": 1}
 
 
 def start(*flags: object, cwd: Path) -> subprocess.Popen:
