@@ -28,7 +28,7 @@ from src.folding import fold_batch_norm
 from src.preprocessing import Preprocessing
 from src.safe_pickle import damage_reported
 from src.spnasnet import SPNASNet
-from src.utils import write_text
+from src.utils import release_memory, write_text
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
         _remove_scratch(path.parent, scratch.stem)
         reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else str(error).strip().splitlines()[0]
         raise Fault(f"{path}: cannot be saved ({reason}); the checkpoints before it are whole") from None
+    release_memory()  # save_checkpoint leaves copies of all parameters that refer to each other
 
 
 def read_entries(path: Path) -> dict[str, np.ndarray | str]:
