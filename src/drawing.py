@@ -42,6 +42,24 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def draw_comparison(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: Path) -> None:
+    """Draw validation top-1 and loss of runs over epochs, a colour for each group of runs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, (group, runs) in enumerate(groups.items()):
+        for number, lines in enumerate(runs):
+            epochs = [line["progress"] for line in lines]
+            style = {"marker": "o", "markersize": 3, "color": f"C{index}", "label": None if number else group}
+            left.plot(epochs, [line["loss"] for line in lines], **style)
+            right.plot(epochs, [line["top1"] for line in lines], **style)
+    left.set(xlabel="epoch", ylabel="validation loss", yscale="log")
+    right.set(xlabel="epoch", ylabel="validation top-1 (%)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    save(figure, path)
+
+
 def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, path: Path) -> None:
     """Draw a network: layers from left to right, colour by kernel size, height by expansion, gaps where skipped."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")

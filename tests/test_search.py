@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -145,3 +146,22 @@ def test_mistakes_are_told_before_any_training(flags, run_program, tmp_path, wro
     assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
     assert reason in run.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_trained_networks_are_compared(run_program, tmp_path):
+    for name, arch, top1 in (("random_0", "spnas_smallest_32", 50.0), ("random_1", "spnas_smallest_32", 53.0),
+                             ("largest", "spnas_largest_32", 60.0)):
+        folder = tmp_path / name / "ckpt_0"
+        folder.mkdir(parents=True)
+        (folder / "arch.json").write_text(json.dumps(load_architecture(arch).to_dict()))
+        lines = [{"kind": "train", "progress": 0.5, "loss": 2.0}] + [
+            {"kind": "val", "progress": epoch, "top1": value, "top5": 90.0, "loss": 1.0}
+            for epoch, value in ((1, 99.0), (2, top1))]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = run_program("scripts/compare_runs.py", "random_0", "random_1", "largest", "--out", "all.png")
+    assert run.returncode == 0, run.stderr
+    assert "random: top-1 51.50 +- 2.12 (mean and standard deviation of 2), 50.00 to 53.00" in run.stdout
+    assert re.search(r"largest +4.83M +162.6M +2 +60.00", run.stdout)
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    run = run_program("scripts/compare_runs.py", "random_2")
+    assert run.returncode == 2 and run.stderr.startswith("compare_runs.py: error: random_2: should be")
