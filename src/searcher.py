@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.architecture import Architecture
-from src.checkpoint import Meta, load_parameters, to_parameters, write_checkpoint
+from src.checkpoint import Meta, load_parameters, overwrite, to_parameters, write_checkpoint
 from src.config import SearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.drawing import draw_decisions, draw_search
@@ -260,16 +260,18 @@ class Searcher(Trainer):
         if self.target is not None:
             margins = norms / self.decisions.scales.asnumpy() - self.decisions.thresholds.asnumpy()
             indicators = settle(self.space, self.table, indicators, margins, self.target)
-        self.decisions.fixed.set_data(Tensor(indicators.astype(np.float32)))
+        overwrite(self.decisions.fixed, Tensor(indicators.astype(np.float32)))
         log.info("decisions settle at %.2f %s, found were %.2f", self.table.total(to_decisions(self.space, indicators)),
                  self.table.unit, found)
 
     def _observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
         lines, first = [], batch - len(outputs) + 1
-        for number, (loss, _, cross_entropy, cost, indicators, weight) in enumerate(outputs, start=first):
+        # The rest is the same on all ranks.
+        losses = np.mean(self.ranks.gather([[float(step[0].asnumpy()), float(step[2].asnumpy())] for step in outputs]), 0)
+        for number, ((loss, cross_entropy), (*_, cost, indicators, weight)) in enumerate(zip(losses, outputs), start=first):
             last = number == self.batches_per_epoch
-            lines.append({"epoch": epoch + last, "step": 0 if last else number, "loss": float(loss.asnumpy()),
-                          "cross_entropy": float(cross_entropy.asnumpy()), "cost": float(cost.asnumpy()),
+            lines.append({"epoch": epoch + last, "step": 0 if last else number, "loss": float(loss),
+                          "cross_entropy": float(cross_entropy), "cost": float(cost.asnumpy()),
                           "latency_weight": float(weight.asnumpy()),
                           "decisions": to_decisions(self.space, indicators.asnumpy())})
         if self.rank == 0:

@@ -74,7 +74,11 @@ def test_search_decides_alike_on_all_ranks(found):
     first, second = findings["search"]["states"]
     assert first == second
     assert np.ptp(first[0]) > 0.1  # thresholds moved
-    assert (found["one"][0] / "search/arch.json").read_text() == (found["several"][0] / "search/arch.json").read_text()
+    one, several = (found[name][0] / "search" for name in ("one", "several"))
+    assert (one / "arch.json").read_text() == (several / "arch.json").read_text()
+    histories = [[json.loads(line)["cross_entropy"] for line in (folder / "history.jsonl").read_text().splitlines()]
+                 for folder in (one, several)]
+    np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=1e-5)
 
 
 def test_rank_0_alone_writes(found):
