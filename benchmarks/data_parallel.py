@@ -1,6 +1,6 @@
 """What data-parallel training costs on CPU beside the computation, and how long a job takes to its first step.
 
-    python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1_32
+    python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1
     python benchmarks/data_parallel.py --start_up 8     # from the launcher's start to the first step of 8 processes
 
 The first prints the median step of one process, of two that train apart at the same time, and of two that average their
@@ -102,7 +102,7 @@ def launch(device_num: int, args: argparse.Namespace) -> dict:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="spnas_pixel1_32", help="architecture by name")
+    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--batch_size", type=int, default=32, help="images a step of each process")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--start_up", type=int, default=0, metavar="N", help="time the start of N processes instead")

@@ -1,7 +1,7 @@
 """A step of the search, in the supernet, against a training step of the largest network of the space.
 
-    python benchmarks/search_step.py                                            # the paper's space, 224x224
-    python benchmarks/search_step.py --space imagenet_32 --batch_size 128
+    python benchmarks/search_step.py                          # the paper's space, 224x224, batch 128
+    python benchmarks/search_step.py --space imagenet_32
 
 Both are processes of their own (``benchmarks.contenders``) with the CPU operators and the same batch of noise, and both are
 updated by SGD with momentum. A step of the search includes the latency term, the thresholds' step and the decisions.
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace, image_size: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="imagenet", help="search space by name")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--image_size", type=int, help="default: the space's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
