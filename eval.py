@@ -44,18 +44,9 @@ def evaluate_file(file, config, ranks):
     from src.compile_cache import CompileCache
     from src.dataset import Loader
     from src.evaluation import evaluate
-    from src.sources import open_sources
 
     checkpoint = read_checkpoint(file)
-    trained = checkpoint.meta.config
-    name = config.dataset_name or trained["dataset_name"]
-    data_path = config.data_path or trained["data_path"]
-    val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
-    source = open_sources(name, data_path, val_data_path, splits=("val",))["val"]
-    if list(source.classes) != checkpoint.meta.classes:
-        others = " others" if len(source.classes) == len(checkpoint.meta.classes) else ""
-        raise UserError(f"{source.path}: holds {len(source.classes)} classes, {file} was trained on "
-                        f"{len(checkpoint.meta.classes)}{others}")
+    source = checkpoint.source(config, "val")
     batch_size = min(config.batch_size, len(source))
     loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
                     num_parallel_workers=config.num_parallel_workers, rank=ranks.rank, device_num=ranks.size)

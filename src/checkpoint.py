@@ -27,6 +27,7 @@ from src.errors import Fault, UserError
 from src.folding import fold_batch_norm
 from src.preprocessing import Preprocessing
 from src.safe_pickle import damage_reported
+from src.sources import ImageFolder, PixelArray, open_sources
 from src.spnasnet import SPNASNet
 from src.utils import release_memory, write_text
 
@@ -84,6 +85,25 @@ class Checkpoint:
         average = {name[len(EMA_PREFIX):]: value for name, value in self.parameters.items()
                    if name.startswith(EMA_PREFIX)}
         return average or self.parameters
+
+    def source(self, config: Any, split: str) -> ImageFolder | PixelArray:
+        """A split of the data that ``config`` names, or of that of the training where it names none.
+
+        Args:
+            config: has dataset_name, data_path and val_data_path.
+
+        Raises:
+            UserError: it cannot be opened, or its classes are others than those of the training.
+        """
+        trained = self.meta.config
+        data_path = config.data_path or trained["data_path"]
+        val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
+        source = open_sources(config.dataset_name or trained["dataset_name"], data_path, val_data_path, (split,))[split]
+        if list(source.classes) != self.meta.classes:
+            others = " others" if len(source.classes) == len(self.meta.classes) else ""
+            raise UserError(f"{source.path}: holds {len(source.classes)} classes, {self.path} was trained on "
+                            f"{len(self.meta.classes)}{others}")
+        return source
 
     def network(self, *, kernels: bool = False, folded: bool = False) -> SPNASNet:
         """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
@@ -158,6 +178,14 @@ def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
         reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else str(error).strip().splitlines()[0]
         raise Fault(f"{path}: cannot be saved ({reason}); the checkpoints before it are whole") from None
     release_memory()  # save_checkpoint leaves copies of all parameters that refer to each other
+
+
+def write_inherited(folder: Path, weights: Mapping[str, np.ndarray], meta: Meta) -> None:
+    """Save weights that a network has from its supernet; ``meta`` is the network's own."""
+    path = folder / "inherited.ckpt"
+    network = SPNASNet(Architecture.from_dict(meta.arch), len(meta.classes))
+    load_parameters(network, to_parameters(weights), path)
+    write_checkpoint(path, network, meta)
 
 
 def read_entries(path: Path) -> dict[str, np.ndarray | str]:

@@ -18,8 +18,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src import kernels
-from src.checkpoint import (Checkpoint, CheckpointFolder, load_parameters, overwrite, read_checkpoint, to_parameters,
-                            write_checkpoint)
+from src.checkpoint import (Checkpoint, CheckpointFolder, load_parameters, overwrite, read_checkpoint, write_inherited)
 from src.compile_cache import CompileCache
 from src.config import OneShotSearchConfig
 from src.dataset import Loader
@@ -28,14 +27,12 @@ from src.errors import UserError
 from src.evaluation import Result, evaluate
 from src.latency import LatencyTable, arithmetic_table, load_table
 from src.one_shot import OneShotSupernet, inherit, path_names
-from src.sources import open_sources
 from src.space import SearchSpace
-from src.spnasnet import SPNASNet
 from src.utils import environment, make_folder, read_jsonl, setup_device, write_text
 
 log = logging.getLogger(__name__)
 
-HISTORY, SETTINGS, INHERITED = "paths.jsonl", "search.json", "inherited.ckpt"
+HISTORY, SETTINGS = "paths.jsonl", "search.json"
 # Keys that may change when a search is resumed.
 _FREE_KEYS = frozenset(("resume", "checkpoint_path", "compile_cache", "device_id", "data_path", "val_data_path"))
 _TRIES = 100_000  # draws until one is new and within the limit
@@ -153,13 +150,7 @@ class OneShotSearch:
         return value
 
     def _open_batches(self, split: str, count: Optional[int]) -> Batches:
-        config, trained = self.config, self.checkpoint.meta.config
-        name = config.dataset_name or trained["dataset_name"]
-        data_path = config.data_path or trained["data_path"]
-        val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
-        source = open_sources(name, data_path, val_data_path, splits=(split,))[split]
-        if list(source.classes) != self.checkpoint.meta.classes:
-            raise UserError(f"{source.path}: its {len(source.classes)} classes are not those of {self.checkpoint.path}")
+        config, source = self.config, self.checkpoint.source(self.config, split)
         batch_size = min(config.batch_size, count or len(source), len(source))
         return Batches(Loader(source, self.checkpoint.preprocessing, batch_size=batch_size, training=False,
                               max_images=count, num_parallel_workers=config.num_parallel_workers))
@@ -303,11 +294,8 @@ class OneShotSearch:
         write_text(self.folder / "arch.json", json.dumps(arch.to_dict(), indent=2) + "\n")
         self.evaluator.calibrate(path)
         weights = {parameter.name: parameter.asnumpy() for parameter in self.evaluator.network.get_parameters()}
-        network = SPNASNet(arch, len(checkpoint.meta.classes))
-        load_parameters(network, to_parameters(inherit(weights, path)), self.folder / INHERITED)
-        write_checkpoint(self.folder / INHERITED, network,
-                         replace(checkpoint.meta, arch=arch.to_dict(), space=None, step=0,
-                                 metrics={"top1": best["top1"]}))
+        write_inherited(self.folder, inherit(weights, path), replace(
+            checkpoint.meta, arch=arch.to_dict(), space=None, step=0, metrics={"top1": best["top1"]}))
         draw_path_search(self.history, config.strategy, self.table.unit, self.folder / "search.png")
         log.info("best of %d paths: %s, top-1 %.2f %%, %.2f %s; %s", len(self.history), " ".join(map(str, path)),
                  best["top1"], best["cost"], self.table.unit, self.folder / "arch.json")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.architecture import Architecture
-from src.checkpoint import Meta, load_parameters, overwrite, to_parameters, write_checkpoint
+from src.checkpoint import overwrite, write_inherited
 from src.config import SearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.drawing import draw_decisions, draw_search
@@ -20,7 +20,6 @@ from src.errors import UserError
 from src.indicators import FREE, settle, to_decisions
 from src.latency import LatencyTable, arithmetic_table, load_table
 from src.space import SearchSpace, load_space
-from src.spnasnet import SPNASNet
 from src.stopwatch import installed_version
 from src.superkernel import Supernet, inherit
 from src.train_step import TrainStep, create_optimizer
@@ -30,7 +29,6 @@ from src.utils import cut_jsonl, environment, read_jsonl, write_text
 log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
-INHERITED = "inherited.ckpt"
 TYPICAL_GRADIENT = 0.3  # of a decision that costs some percent, at the paper's lambda
 
 
@@ -324,8 +322,5 @@ class Searcher(Trainer):
     def _write_inherited(self, decisions: list[str]) -> None:
         source = self._average_network() if self.val_network else self.step.network
         parameters = {parameter.name: parameter.asnumpy() for parameter in source.get_parameters()}
-        weights = inherit(parameters, self.space, decisions)
-        network = SPNASNet(self.arch, len(self.classes))
-        load_parameters(network, to_parameters(weights), self.results / INHERITED)
-        meta = Meta(**{**asdict(self.meta), "arch": self.arch.to_dict(), "space": None, "epoch": self.config.epoch_size})
-        write_checkpoint(self.results / INHERITED, network, meta)
+        write_inherited(self.results, inherit(parameters, self.space, decisions), replace(
+            self.meta, arch=self.arch.to_dict(), space=None, epoch=self.config.epoch_size))
