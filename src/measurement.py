@@ -87,35 +87,42 @@ def summarise_all(models: np.ndarray, milliseconds: np.ndarray) -> tuple[list[Su
 
 @dataclass(frozen=True)
 class Correction:
-    """From isolated blocks to their share of a whole network: ``slope * isolated + offset_ms``.
+    """From isolated blocks to their share of a network: ``slope * isolated + weight_ms * weights + offset_ms``.
 
     Attributes:
         constant_ms: what every network pays beside its searched blocks.
         slope: what a millisecond of an isolated block costs within a network.
+        weight_ms: what a million weights cost: alone, a block finds them in the nearest cache.
         offset_ms: usually below 0: an isolated block also pays for being a model of its own.
     """
 
     constant_ms: float
     slope: float
+    weight_ms: float
     offset_ms: float
 
-    def entry(self, isolated_ms: float) -> float:
-        return max(0.0, self.slope * isolated_ms + self.offset_ms)  # the cheapest may be -1e-17
+    def entry(self, isolated_ms: float, weights: float) -> float:
+        """Milliseconds of a block of so many million weights; the cheapest may compute to -1e-17."""
+        return max(0.0, self.slope * isolated_ms + self.weight_ms * weights + self.offset_ms)
 
 
-def fit_correction(isolated: Sequence[Sequence[float]], whole: Sequence[float]) -> Correction:
+def fit_correction(isolated: Sequence[Sequence[float]], weights: Sequence[Sequence[float]],
+                   whole: Sequence[float]) -> Correction:
     """Least squares of relative errors over whole networks, under which no block and no constant is below 0.
 
     Args:
         isolated: milliseconds of the searched blocks of each network, one at a time.
+        weights: of the same blocks, millions.
         whole: milliseconds of each network.
     """
     measured = np.asarray(whole, np.float64)
     cheapest = min(min(blocks) for blocks in isolated if len(blocks))
-    # whole = constant + slope * sum(isolated - cheapest) + count * cost of the cheapest; all three are not negative.
-    columns = np.array([(1.0, sum(blocks) - len(blocks) * cheapest, len(blocks)) for blocks in isolated])
-    (constant, slope, floor), _ = nnls(columns / measured[:, None], np.ones(len(measured)))
-    return Correction(float(constant), float(slope), float(floor - slope * cheapest))
+    # whole = constant + slope * sum(isolated - cheapest) + weight_ms * sum(weights) + count * cost of the cheapest; all
+    # four are not negative.
+    columns = np.array([(1.0, sum(blocks) - len(blocks) * cheapest, sum(millions), len(blocks))
+                        for blocks, millions in zip(isolated, weights)])
+    (constant, slope, weight, floor), _ = nnls(columns / measured[:, None], np.ones(len(measured)))
+    return Correction(float(constant), float(slope), float(weight), float(floor - slope * cheapest))
 
 
 @dataclass(frozen=True)

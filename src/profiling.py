@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from src.architecture import Block, encode_block, load_architecture, shipped_architectures
 from src.config import ProfileConfig
-from src.cost import conv_out
+from src.cost import block_cost, conv_out
 from src.errors import Fault, UserError
 from src.latency import (UNIT, LatencyError, LatencyTable, arithmetic_table, conditions, load_table, sample_decisions,
                          write_table)
@@ -34,7 +34,7 @@ from src.utils import environment, make_folder, read_jsonl, write_text
 
 log = logging.getLogger(__name__)
 
-FIT_NETWORKS = 14  # whole networks, beside the smallest and the largest, that the correction is fitted to
+FIT_NETWORKS = 22  # whole networks, beside the smallest and the largest, that the correction is fitted to
 BATCH = 20  # rounds between two looks at the medians; what an interruption loses at most
 REPEATS = 2  # samples of a model in each round
 STABLE = 0.02  # a median whose 95 % confidence interval reaches no further to either side
@@ -240,14 +240,16 @@ def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
              sum(map(len, blocks.values())), len(networks))
     summaries, noise = measure(session, runtime, [*distinct.values(), *networks], plan.config)
 
-    isolated = [[summaries[blocks[layer][choice].name].median_ms for layer, choice in zip(blocks, decisions)
-                 if choice != SKIP] for decisions in chosen]
+    weights = {name: block_cost(model.network, *model.shape[2:]).params / 1e6 for name, model in distinct.items()}
+    of_networks = [[blocks[layer][choice].name for layer, choice in zip(blocks, decisions) if choice != SKIP]
+                   for decisions in chosen]
     whole = [summaries[network.name].median_ms for network in networks]
-    correction = fit_correction(isolated, whole)
+    correction = fit_correction([[summaries[name].median_ms for name in names] for names in of_networks],
+                                [[weights[name] for name in names] for names in of_networks], whole)
     layers = {}
     for name, layer in plan.space.searched.items():
-        layers[name] = {choice: round(correction.entry(summaries[blocks[name][choice].name].median_ms), 5)
-                        for choice in layer.choices}
+        layers[name] = {choice: round(correction.entry(summaries[model.name].median_ms, weights[model.name]), 5)
+                        for choice, model in blocks[name].items()}
         if layer.skippable:
             layers[name][SKIP] = 0.0
     table = LatencyTable(out.stem, plan.space.name, device_name(plan.config), runtime.version, plan.config.batch_size,
@@ -259,15 +261,16 @@ def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
         "versions": {key: versions[key] for key in ("python", "mindspore", "numpy", "commit")},
         "simd": [name for name in SIMD if name in _cpu_value("flags|Features").split()],
         "rounds": session.rounds, "noise": round(noise, 4),
-        "correction": {"entry": "slope * isolated + offset_ms", "slope": round(correction.slope, 5),
+        "correction": {"entry": "slope * isolated + weight_ms * millions of weights + offset_ms",
+                       "slope": round(correction.slope, 5), "weight_ms": round(correction.weight_ms, 5),
                        "offset_ms": round(correction.offset_ms, 5), "fitted": fit.to_dict()},
         "isolated": {name: summaries[name].to_dict() for name in distinct},
         "networks": {network.name: {"decisions": " ".join(decisions), **summaries[network.name].to_dict()}
                      for network, decisions in zip(networks, chosen)}}
     write_table(out, replace(table, provenance=provenance))
     session.close()
-    log.info("a block costs %.3f of its time alone, %+.3f ms; the rest of a network %.3f ms", correction.slope,
-             correction.offset_ms, correction.constant_ms)
+    log.info("a block costs %.3f of its time alone, %+.3f ms a million weights, %+.3f ms; the rest of a network %.3f ms",
+             correction.slope, correction.weight_ms, correction.offset_ms, correction.constant_ms)
     log.info("%s: networks of space %s cost %.3f to %.3f ms; fitted networks err by %.1f %% (RMSE)", out,
              plan.space.name, *table.range(), 100 * fit.rmse)
 

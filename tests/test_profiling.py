@@ -78,15 +78,18 @@ def test_bursts_of_a_busy_machine_do_not_move_medians():
 def test_correction_is_the_least_squares_of_numpy_and_never_negative():
     random = np.random.default_rng(0)
     isolated = [list(random.uniform(0.2, 2, count)) for count in (3, 8, 5, 6, 7, 4)]
-    exact = [2 + sum(1.1 * block - 0.05 for block in blocks) for blocks in isolated]
-    noisy = np.array(exact) * random.lognormal(0, 0.02, 6)
-    columns = np.array([(1, sum(blocks), len(blocks)) for blocks in isolated])
+    weights = [list(random.uniform(0.01, 0.6, len(blocks))) for blocks in isolated]
+    exact = [2 + sum(1.1 * block + 0.3 * millions - 0.05 for block, millions in zip(blocks, own))
+             for blocks, own in zip(isolated, weights)]
+    noisy = np.array(exact) * random.lognormal(0, 0.002, 6)
+    columns = np.array([(1, sum(blocks), sum(own), len(blocks)) for blocks, own in zip(isolated, weights)])
     expected = np.linalg.lstsq(columns / noisy[:, None], np.ones(6), rcond=None)[0]
-    for whole, values in ((exact, (2, 1.1, -0.05)), (noisy, expected)):
-        found = fit_correction(isolated, whole)
-        assert (found.constant_ms, found.slope, found.offset_ms) == pytest.approx(tuple(values), rel=1e-6)
-    steep = fit_correction(isolated, [max(0.1, 3 * sum(blocks) - 2 * len(blocks)) for blocks in isolated])
-    assert steep.constant_ms >= 0 and min(steep.entry(block) for block in sum(isolated, [])) >= 0
+    for whole, values in ((exact, (2, 1.1, 0.3, -0.05)), (noisy, expected)):
+        found = fit_correction(isolated, weights, whole)
+        assert (found.constant_ms, found.slope, found.weight_ms, found.offset_ms) == pytest.approx(tuple(values), rel=1e-6)
+    steep = fit_correction(isolated, weights, [max(0.1, 3 * sum(blocks) - 2 * len(blocks)) for blocks in isolated])
+    assert steep.constant_ms >= 0
+    assert min(steep.entry(block, own) for block, own in zip(sum(isolated, []), sum(weights, []))) >= 0
 
 
 def test_verdict_counts_pairs_and_errors():
@@ -200,8 +203,10 @@ def test_a_profile_of_the_deployments_runtime(table_file, space_file):
     # Layers 2 and 3 have the same shapes; entries are the corrected isolated ones.
     assert table.layers["layer2"] == table.layers["layer3"]
     rule, name = facts["correction"], "r1_k5_s22_e6_i8_o12_16x16"
+    weights = (8 * 48 + 2 * 48 + 25 * 48 + 2 * 48 + 48 * 12 + 2 * 12) / 1e6
     assert table.layers["layer1"]["K5E6"] == pytest.approx(
-        max(0, rule["slope"] * facts["isolated"][name]["median_ms"] + rule["offset_ms"]), abs=1e-4)
+        max(0, rule["slope"] * facts["isolated"][name]["median_ms"] + rule["weight_ms"] * weights + rule["offset_ms"]),
+        abs=1e-4)
     network = facts["networks"]["network0"]
     assert space.derive(network["decisions"].split(), "any") and SKIP in network["decisions"]
     assert LatencyTable.from_dict(json.loads(table_file.read_text())) == table
