@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
 def draw_random(config):
     """Write ``config.random`` random networks of the target's cost as architecture files."""
     from src.latency import sample_decisions
-    from src.searcher import open_table, search_target
+    from src.search_cost import cost_bound, open_table
     from src.space import load_space
 
     space = load_space(config.space)
-    table, target = open_table(config, space), search_target(config)
+    table = open_table(config, space, config.preprocessing(), config.num_classes)
+    target = cost_bound(config)
     if target is None:
         raise UserError("random networks need a target: --target_latency_ms, or --target for macs and params")
     folder = make_folder(Path(config.checkpoint_path))
@@ -48,7 +49,8 @@ def draw_random(config):
 def sweep(config):
     """Search for each target in a folder of its own; one table and one picture of all."""
     from src.drawing import draw_pareto
-    from src.searcher import Searcher, open_table
+    from src.search_cost import open_table
+    from src.searcher import Searcher
     from src.space import load_space
 
     key = "target_latency_ms" if config.cost == "latency" else "target"
@@ -56,9 +58,11 @@ def sweep(config):
         targets = [float(text) for text in config.sweep.split(",")]
     except ValueError:
         raise UserError(f"sweep is '{config.sweep}', should be numbers with commas between them") from None
-    table, folder, rows = open_table(config, load_space(config.space)), Path(config.checkpoint_path), []
-    for target in targets:
-        table.check_target(target)
+    table = open_table(config, load_space(config.space), config.preprocessing(), config.num_classes)
+    folder, rows = Path(config.checkpoint_path), []
+    if config.cost != "params" or config.num_classes:  # those of the classifier may not be known yet
+        for target in targets:
+            table.check_target(target)
     for target in targets:
         place = folder / f"target_{target:g}"
         # MindSpore's cache knows graphs by their order in the process, which is another one for each target.

@@ -18,15 +18,15 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src import kernels
-from src.checkpoint import (Checkpoint, CheckpointFolder, load_parameters, overwrite, read_checkpoint, write_inherited)
+from src.checkpoint import Checkpoint, CheckpointFolder, load_parameters, overwrite, read_checkpoint, write_inherited
 from src.compile_cache import CompileCache
 from src.config import OneShotSearchConfig
 from src.dataset import Loader
 from src.drawing import draw_path_search
 from src.errors import UserError
 from src.evaluation import Result, evaluate
-from src.latency import LatencyTable, arithmetic_table, load_table
 from src.one_shot import OneShotSupernet, inherit, path_names
+from src.search_cost import cost_bound, open_table
 from src.space import SearchSpace
 from src.utils import environment, make_folder, read_jsonl, setup_device, write_text
 
@@ -122,32 +122,14 @@ class OneShotSearch:
         self.checkpoint = read_supernet(config.ckpt)
         meta = self.checkpoint.meta
         self.space = SearchSpace.from_dict(meta.space, str(self.checkpoint.path))
-        self.table = self._open_table()
-        self.limit = self._open_limit()
+        self.limit = cost_bound(config)
+        self.table = open_table(config, self.space, self.checkpoint.preprocessing, len(meta.classes))
+        if self.limit is not None and self.limit < self.table.range()[0]:
+            self.table.check_target(self.limit)
         self.folder = Path(config.checkpoint_path)
         self.random = np.random.default_rng(config.seed)
         self.history: list[dict[str, Any]] = []
         self.known: dict[Path_, dict[str, Any]] = {}
-
-    def _open_table(self) -> LatencyTable:
-        config, size = self.config, self.checkpoint.preprocessing
-        if config.cost == "latency":
-            if config.latency_table is None:
-                raise UserError("latency_table is not given; it names a latency table; --cost macs|params do without")
-            return load_table(config.latency_table, self.space)
-        return arithmetic_table(self.space, config.cost, len(self.checkpoint.meta.classes), (size.height, size.width))
-
-    def _open_limit(self) -> Optional[float]:
-        """The most that a network may cost, in the unit of the table; None for no limit."""
-        config = self.config
-        other, value = ("target", config.target_latency_ms) if config.cost == "latency" else (
-            "target_latency_ms", config.target)
-        if getattr(config, other) is not None:
-            raise UserError(f"{other} does not fit --cost {config.cost}; target_latency_ms limits a latency, target "
-                            "multiply-adds or parameters in millions")
-        if value is not None and value < self.table.range()[0]:
-            self.table.check_target(value)
-        return value
 
     def _open_batches(self, split: str, count: Optional[int]) -> Batches:
         config, source = self.config, self.checkpoint.source(self.config, split)

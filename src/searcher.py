@@ -18,9 +18,8 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.drawing import draw_decisions, draw_search
 from src.errors import UserError
 from src.indicators import FREE, settle, to_decisions
-from src.latency import LatencyTable, arithmetic_table, load_table
-from src.space import SearchSpace, load_space
-from src.stopwatch import installed_version
+from src.search_cost import cost_bound, open_table
+from src.space import load_space
 from src.superkernel import Supernet, inherit
 from src.train_step import TrainStep, create_optimizer
 from src.trainer import Trainer
@@ -30,43 +29,6 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
 TYPICAL_GRADIENT = 0.3  # of a decision that costs some percent, at the paper's lambda
-
-
-def open_table(config: SearchConfig, space: SearchSpace) -> LatencyTable:
-    """The table that the configuration asks for."""
-    if config.cost == "latency":
-        if config.latency_table is None:
-            raise UserError("latency_table is not given; it names a shipped table (pixel1) or a table file, "
-                            "or --cost macs|params does without")
-        table = load_table(config.latency_table, space)
-        _tell_changes(table, config)
-        return table
-    if config.latency_table is not None:
-        raise UserError(f"latency_table is for --cost latency, cost is {config.cost}; give one of the two")
-    return arithmetic_table(space, config.cost, image_size=(config.image_height, config.image_width))
-
-
-def _tell_changes(table: LatencyTable, config: SearchConfig) -> None:
-    """Warn where a measured table is of another runtime than the one installed, or of other images."""
-    installed = installed_version(table.runtime)
-    if installed not in (None, table.runtime):
-        log.warning("latency table '%s' was made with %s, installed is %s; scripts/profile_latency.py makes it again",
-                    table.name, table.runtime, installed)
-    size = table.provenance.get("image_size")
-    if size and (size, size) != (config.image_height, config.image_width):
-        log.warning("latency table '%s' is of images of %dx%d, the search of %dx%d", table.name, size, size,
-                    config.image_height, config.image_width)
-
-
-def search_target(config: SearchConfig) -> Optional[float]:
-    """The cost to end at, in the unit of the table; None for a fixed latency weight."""
-    if config.cost == "latency":
-        if config.target is not None:
-            raise UserError("target is for --cost macs and params; a latency has --target_latency_ms")
-        return config.target_latency_ms
-    if config.target_latency_ms is not None:
-        raise UserError(f"target_latency_ms is for --cost latency; {config.cost} have --target, in millions")
-    return config.target
 
 
 class SearchStep(TrainStep):
@@ -174,10 +136,11 @@ class Searcher(Trainer):
         if self.space.one_shot:
             raise UserError(f"space '{self.space.name}' is that of a one-shot supernet: scripts/run_spnas.py trains it, "
                             "and --method one_shot searches it")
-        self.table, self.target = open_table(config, self.space), search_target(config)
+        self.target = cost_bound(config)
+        super().__init__(config)
+        self.table = open_table(config, self.space, config.preprocessing(), len(self.classes))
         if self.target is not None:
             self.table.check_target(self.target)
-        super().__init__(config)
         self.results = Path(config.checkpoint_path)
         self.meta = replace(self.meta, space=self.space.to_dict())
         total = config.epoch_size

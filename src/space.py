@@ -83,7 +83,6 @@ class SearchedLayer:
         kernel_size, expansion = self.choices[name]
         return Block(kernel_size, self.stride, expansion, self.in_channels, self.out_channels)
 
-
     def to_dict(self) -> dict[str, Any]:
         return {"stride": self.stride, "in_channels": self.in_channels, "out_channels": self.out_channels,
                 "kernel_sizes": list(self.kernel_sizes), "expansions": list(self.expansions),

@@ -13,6 +13,7 @@ import pytest
 
 from src.architecture import load_architecture
 from src.checkpoint import read_checkpoint
+from src.cost import network_cost
 from src.latency import arithmetic_table
 from src.space import load_space
 from tests.conftest import ROOT
@@ -128,6 +129,15 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
     archs = [load_architecture(file) for file in sorted((tmp_path / "random").glob("*.json"))]
     assert len({tuple(arch.provenance["decisions"]) for arch in archs}) == 4
     assert all(abs(table.total(arch.provenance["decisions"]) / 0.4 - 1) <= 0.02 for arch in archs)
+
+
+def test_parameters_are_those_of_the_classes(flags, run_program, tmp_path, space_file):
+    target = np.mean(arithmetic_table(load_space(space_file), "params", 10).range())
+    run = run_program("search.py", *flags, "--random", 1, "--cost", "params", "--num_classes", 10, "--target", target,
+                      "--checkpoint_path", tmp_path)
+    assert run.returncode == 0, run.stderr
+    params = network_cost(load_architecture(tmp_path / "random_0.json"), 10).params / 1e6
+    assert params == pytest.approx(target, rel=0.02)
 
 
 @pytest.mark.parametrize("wrong, reason", [
