@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.dataset import Loader
+from src.dataset import Loader, cut_out
 from src.errors import Fault, UserError
 from src.images import ImageError, decode_image
 from src.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Augmentation, Preprocessing
@@ -92,7 +92,7 @@ def test_shards_cover_the_training_images_without_overlap(few_digits):
 
 def test_epochs_repeat_exactly_and_resume_in_the_middle(few_digits):
     source = ImageFolder(few_digits / "train")
-    augmentation = Augmentation(crop_scale=0.3, flip=True, color_jitter=(0.4, 0.4, 0.4, 0.1))
+    augmentation = Augmentation(crop_scale=0.3, flip=True, color_jitter=(0.4, 0.4, 0.4, 0.1), cutout=8)
 
     def epoch(number: int, skip: int = 0) -> list[np.ndarray]:
         fresh = loader(source, training=True, augmentation=augmentation, seed=5)
@@ -103,6 +103,19 @@ def test_epochs_repeat_exactly_and_resume_in_the_middle(few_digits):
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[3:], resumed)
     assert not np.array_equal(first[0], epoch(3)[0])
+
+
+def test_cutout_zeroes_a_square_around_any_pixel():
+    images = np.random.default_rng(0).uniform(1, 2, (4000, 3, 32, 24)).astype(np.float32)
+    cut = cut_out(images, 16, np.random.default_rng(1))
+    zero = cut == 0
+    assert cut.dtype == np.float32 and (zero == zero[:, :1]).all()
+    np.testing.assert_array_equal(cut[~zero], images[~zero])
+    for axis, size in ((2, 32), (1, 24)):
+        sides = zero[:, 0].any(axis).sum(1)
+        expected = [min(centre + 8, size) - max(centre - 8, 0) for centre in range(size)]
+        assert set(sides) == set(expected) and sides.mean() == pytest.approx(np.mean(expected), rel=0.01)
+    assert (zero[:, 0].sum((1, 2)) == zero[:, 0].any(1).sum(1) * zero[:, 0].any(2).sum(1)).all()
 
 
 def test_max_images_is_a_fixed_choice(few_digits):
