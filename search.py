@@ -25,6 +25,15 @@ from src.utils import make_folder, run_main, write_text
 log = logging.getLogger(__name__)
 
 
+def count_classes(config):
+    """Classes that the flags or the data tell, which arithmetic costs depend on; None where neither does."""
+    from src.sources import open_sources
+
+    if config.num_classes or config.cost == "latency" or config.data_path is None:
+        return config.num_classes
+    return len(open_sources(config.dataset_name, config.data_path, splits=("train",))["train"].classes)
+
+
 def draw_random(config):
     """Write ``config.random`` random networks of the target's cost as architecture files."""
     from src.latency import sample_decisions
@@ -32,7 +41,7 @@ def draw_random(config):
     from src.space import load_space
 
     space = load_space(config.space)
-    table = open_table(config, space, config.preprocessing(), config.num_classes)
+    table = open_table(config, space, config.preprocessing(), count_classes(config))
     target = cost_bound(config)
     if target is None:
         raise UserError("random networks need a target: --target_latency_ms, or --target for macs and params")
@@ -58,11 +67,10 @@ def sweep(config):
         targets = [float(text) for text in config.sweep.split(",")]
     except ValueError:
         raise UserError(f"sweep is '{config.sweep}', should be numbers with commas between them") from None
-    table = open_table(config, load_space(config.space), config.preprocessing(), config.num_classes)
+    table = open_table(config, load_space(config.space), config.preprocessing(), count_classes(config))
     folder, rows = Path(config.checkpoint_path), []
-    if config.cost != "params" or config.num_classes:  # those of the classifier may not be known yet
-        for target in targets:
-            table.check_target(target)
+    for target in targets:
+        table.check_target(target)
     for target in targets:
         place = folder / f"target_{target:g}"
         # MindSpore's cache knows graphs by their order in the process, which is another one for each target.

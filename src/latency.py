@@ -90,8 +90,8 @@ class LatencyTable:
         """Raise LatencyError for a target that no network has."""
         low, high = self.range()
         if not low <= target <= high:
-            raise LatencyError(f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.2f} to "
-                               f"{high:.2f} {self.unit} by table '{self.name}'")
+            raise LatencyError(f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.4g} to "
+                               f"{high:.4g} {self.unit} by table '{self.name}'")
 
     def matrix(self, name: str, layer: SearchedLayer) -> np.ndarray:
         """Costs of a layer's choices, (kernel sizes, expansions) of float64, smaller choices first."""

@@ -21,7 +21,7 @@ from typing import Any, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from src.architecture import Block, encode_block, load_architecture, shipped_architectures
+from src.architecture import AnyBlock, encode_block, load_architecture, shipped_architectures
 from src.config import ProfileConfig
 from src.cost import block_cost, conv_out
 from src.errors import Fault, UserError
@@ -152,12 +152,12 @@ class Plan:
         """The block of each searched layer and choice but SKIP; equal ones have equal models."""
         side, blocks = conv_out(self.image_size, self.space.stem_stride), {}
         for index, layer in enumerate(self.space.layers):
-            if not isinstance(layer, Block):
+            if f"layer{index}" in self.space.searched:
                 blocks[f"layer{index}"] = {choice: self._block(layer.block(choice), side) for choice in layer.choices}
             side = conv_out(side, layer.stride)
         return blocks
 
-    def _block(self, block: Block, side: int) -> Model:
+    def _block(self, block: AnyBlock, side: int) -> Model:
         return Model(f"{encode_block(block)}_{side}x{side}", block,
                      (self.config.batch_size, block.in_channels, side, side))
 

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Optional, Sequence, Union
 
 import numpy as np
 
-from src.architecture import Architecture, Block
+from src.architecture import AnyBlock, Architecture
 from src.config import ProfileConfig
 from src.errors import EXIT_USER, Fault, UserError
 from src.utils import setup_device
@@ -34,7 +34,7 @@ class Model:
     """A block or a whole network that is measured, for inputs of ``shape`` (N, C, H, W)."""
 
     name: str
-    network: Union[Block, Architecture]
+    network: Union[AnyBlock, Architecture]
     shape: tuple[int, int, int, int]
     num_classes: int = 0
 
@@ -42,8 +42,8 @@ class Model:
         """Its network in evaluation mode; ``options`` are kernels and folded of ``SPNASNet``."""
         from src.spnasnet import SPNASNet, create_block
 
-        cell = create_block(self.network, **options) if isinstance(self.network, Block) else \
-            SPNASNet(self.network, self.num_classes, **options)
+        cell = SPNASNet(self.network, self.num_classes, **options) if isinstance(self.network, Architecture) else \
+            create_block(self.network, **options)
         return cell.set_train(False)
 
 

@@ -131,7 +131,7 @@ class Work:
 
     def search(self) -> dict[str, Any]:
         values = {**SEARCH_PRESETS["digits"], "dataset_name": "digits", "data_path": self.args.data_path, **COMMON,
-                  "space": str(self.folder / "space.json"), "cost": "params", "target": 0.04, "batch_size": self.batch,
+                  "space": str(self.folder / "space.json"), "cost": "params", "target": 0.01, "batch_size": self.batch,
                   "train_images": 20 * PROCESSES * BATCH, "checkpoint_path": str(self.folder / "search"),
                   "indicator_keep_prob": 0.8, "cpu_kernels": "off"}
         trainer = FrozenBNSearch(build_config(SearchConfig, values, "search"))

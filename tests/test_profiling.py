@@ -21,6 +21,7 @@ from src.errors import UserError
 from src.export import write_model
 from src.latency import LatencyTable, arithmetic_table, load_table, write_table
 from src.measurement import fit_correction, judge, machine_slowness, summarise, summarise_all
+from src.one_shot_trainer import one_shot_space
 from src.profiling import SAMPLES, Plan, Session, profile
 from src.space import SKIP, load_space
 from src.stopwatch import Model
@@ -276,10 +277,12 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
     assert json.loads(out.read_text()) == old
 
 
-def test_a_profile_of_the_training_runtime(space_file, tmp_path, monkeypatch):
-    """In this process: the networks that eval.py runs, by the same statistics."""
+@pytest.mark.parametrize("space", (SPACE, one_shot_space("one_shot_32", 2, 2).to_dict()), ids=lambda space: space["name"])
+def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
+    """In this process: the networks that eval.py runs, by the same statistics; with either kind of blocks."""
     monkeypatch.setattr("src.profiling.FIT_NETWORKS", 2)
-    out = tmp_path / "training.json"
+    out, space_file = tmp_path / "training.json", tmp_path / "space.json"
+    space_file.write_text(json.dumps(space))
     assert profile(ProfileConfig(space=str(space_file), runtime="mindspore", num_classes=10, max_rounds=20,
                                  out=str(out))) == 0
     table = load_table(out, load_space(space_file))

@@ -40,6 +40,11 @@ def flags(space_file, few_digits):
     return [*map(str, SEARCH), "--space", str(space_file), "--data_path", str(few_digits)]
 
 
+def macs_table(space_file):
+    """Multiply-adds of networks for the ten digits."""
+    return arithmetic_table(load_space(space_file), "macs", 10)
+
+
 def history(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -59,14 +64,14 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
     assert {"arch.json", "history.jsonl", "inherited.ckpt", "search.png", "arch.png", "arch.svg", "ckpt_0"} <= names
     arch, lines = load_architecture(reference / "arch.json"), history(reference)
     space = load_space(space_file)
-    cost = arithmetic_table(space, "macs").total(arch.provenance["decisions"])
+    cost = macs_table(space_file).total(arch.provenance["decisions"])
     assert abs(cost / 0.4 - 1) <= 0.03 and arch.provenance["cost"] == pytest.approx(cost)
     assert space.decisions_of(arch) == arch.provenance["decisions"] == lines[-1]["decisions"]
     assert len(lines) == 4 * 6 and lines[0]["decisions"] == ["K5E6"] * 4
     assert {"loss", "cross_entropy", "cost", "latency_weight"} <= set(lines[0])
     # The cost of a line is that of its decisions.
     for line in lines:
-        assert line["cost"] == pytest.approx(arithmetic_table(space, "macs").total(line["decisions"]), rel=1e-5)
+        assert line["cost"] == pytest.approx(macs_table(space_file).total(line["decisions"]), rel=1e-5)
 
 
 def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(reference, run_program, few_digits, tmp_path):
@@ -111,7 +116,7 @@ def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file
         run = run_program("search.py", *flags, "--latency_weight", weight, "--checkpoint_path", tmp_path / str(weight))
         assert run.returncode == 0, run.stderr
         costs.append(load_architecture(tmp_path / str(weight) / "arch.json").provenance["cost"])
-    low, high = arithmetic_table(load_space(space_file), "macs").range()
+    low, high = macs_table(space_file).range()
     assert costs[0] == pytest.approx(high) and costs[2] == pytest.approx(low)
     assert costs[2] <= costs[1] <= costs[0]
 
@@ -125,7 +130,7 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
     assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
     run = run_program("search.py", *flags, "--random", 4, "--target", 0.4, "--checkpoint_path", tmp_path / "random")
     assert run.returncode == 0, run.stderr
-    table = arithmetic_table(load_space(space_file), "macs")
+    table = macs_table(space_file)
     archs = [load_architecture(file) for file in sorted((tmp_path / "random").glob("*.json"))]
     assert len({tuple(arch.provenance["decisions"]) for arch in archs}) == 4
     assert all(abs(table.total(arch.provenance["decisions"]) / 0.4 - 1) <= 0.02 for arch in archs)
@@ -133,7 +138,7 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
 
 def test_parameters_are_those_of_the_classes(flags, run_program, tmp_path, space_file):
     target = np.mean(arithmetic_table(load_space(space_file), "params", 10).range())
-    run = run_program("search.py", *flags, "--random", 1, "--cost", "params", "--num_classes", 10, "--target", target,
+    run = run_program("search.py", *flags, "--random", 1, "--cost", "params", "--target", target,
                       "--checkpoint_path", tmp_path)
     assert run.returncode == 0, run.stderr
     params = network_cost(load_architecture(tmp_path / "random_0.json"), 10).params / 1e6
