@@ -4,7 +4,7 @@
 
 Runs whose folders differ only in a number at the end, such as ``random_0`` and ``random_1``, are a group, which gets a
 line with mean and standard deviation. Accuracies are those of the last epoch, on the validation images: none is picked
-for being the best. Parameters and multiply-adds are those of 1000 classes.
+for being the best. Parameters and multiply-adds are those of ``--num_classes``.
 """
 import argparse
 import logging
@@ -25,14 +25,14 @@ from src.utils import make_folder, read_jsonl, run_main  # noqa: E402
 log = logging.getLogger(__name__)
 
 
-def read_run(folder):
+def read_run(folder, num_classes):
     """What a run has written: cost of its network, and its validations."""
     own = folder / "ckpt_0" if (folder / "ckpt_0").is_dir() else folder
     lines = [line for line in read_jsonl(own / RunLog.METRICS) if line["kind"] == "val"]
     if not lines or not (own / "arch.json").is_file():
         raise UserError(f"{folder}: should be the folder of a training run, with {RunLog.METRICS}, in which there are "
                         "validations, and arch.json")
-    return {"cost": network_cost(load_architecture(own / "arch.json"), 1000), "val": lines}
+    return {"cost": network_cost(load_architecture(own / "arch.json"), num_classes), "val": lines}
 
 
 def print_table(runs, groups):
@@ -52,11 +52,14 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint_path of a training run")
     parser.add_argument("--out", default="comparison.png", help="picture, .png or .svg")
+    parser.add_argument("--num_classes", type=int, default=1000, help="that costs are counted for (default: %(default)s)")
     args = parser.parse_args(argv)
     out = Path(args.out)
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"out is '{args.out}', should be a file that ends in .png or .svg")
-    runs = {Path(folder).name: read_run(Path(folder)) for folder in args.runs}
+    if args.num_classes < 1:
+        raise UserError(f"num_classes is {args.num_classes}, should be at least 1")
+    runs = {Path(folder).name: read_run(Path(folder), args.num_classes) for folder in args.runs}
     groups = {}
     for name in runs:
         groups.setdefault(re.sub(r"_\d+$", "", name), []).append(name)

@@ -22,7 +22,7 @@ def open_table(config: Union[SearchConfig, OneShotSearchConfig], space: SearchSp
     """The table of costs that the configuration asks for, for preprocessed ``images``.
 
     Args:
-        num_classes: outputs of the classifier, which its parameters are counted for; 1000 where not known.
+        num_classes: outputs of the classifier, for which arithmetic is counted; 1000 where not known.
     """
     if config.cost == "latency":
         if config.latency_table is None:

@@ -178,5 +178,7 @@ def test_trained_networks_are_compared(run_program, tmp_path):
     assert "random: top-1 51.50 +- 2.12 (mean and standard deviation of 2), 50.00 to 53.00" in run.stdout
     assert re.search(r"largest +4.83M +162.6M +2 +60.00", run.stdout)
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    run = run_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
+    assert re.search(r"largest +3.57M +161.3M", run.stdout)
     run = run_program("scripts/compare_runs.py", "random_2")
     assert run.returncode == 2 and run.stderr.startswith("compare_runs.py: error: random_2: should be")
