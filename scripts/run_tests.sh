@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh requirements-test.txt
-exec .venv/bin/python -m pytest "$@"
+# Two files of tests at a time: most tests compile graphs, on one core. A file shares what it trains.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -20,6 +20,7 @@ from src.ranks import Ranks
 from tests.conftest import ROOT
 from tests.distributed_worker import ARCH, PROCESSES
 
+pytestmark = pytest.mark.slow
 STEPS = {"plain": 20, "rest": 20, "search": 20, "one_shot": 20, "own_statistics": 4, "published": 1}
 
 
@@ -138,7 +139,7 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     job = start(*launch, cwd=tmp_path)
     wait_for(folder / "digits-1_8.ckpt", job)
     job.send_signal(signal.SIGTERM)
-    output, errors = job.communicate(timeout=100)
+    output, errors = job.communicate(timeout=200)
     assert job.returncode == 128 + signal.SIGTERM, output + errors
     assert "stopped by SIGTERM" in output
     stopped = CheckpointFolder(folder).newest().meta
@@ -148,7 +149,7 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     epoch = stopped.epoch + 2
     wait_for(folder / f"digits-{epoch}_8.ckpt", job)
     worker(job, 1).kill()
-    output, errors = job.communicate(timeout=60)
+    output, errors = job.communicate(timeout=200)
     assert job.returncode == 1
     assert re.search(r"error: rank 1 was ended by SIGKILL .* see .*worker_1\.log; --resume continues", errors), errors
     killed = CheckpointFolder(folder).newest().meta
@@ -166,7 +167,7 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
 
 def test_mistakes_in_flags_end_a_job_in_the_background(tmp_path):
     job = start("--device_num", 2, "digits", "--epoch_sise", 3, "--log_dir", "logs", cwd=tmp_path)
-    output, _ = job.communicate(timeout=100)
+    output, _ = job.communicate(timeout=200)
     assert job.returncode == 0 and "output in logs/job.log" in output
     deadline = time.monotonic() + 60
     while "exit code 2" not in (tmp_path / "logs/job.log").read_text() and time.monotonic() < deadline:

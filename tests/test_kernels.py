@@ -321,6 +321,7 @@ def test_results_do_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+@pytest.mark.slow
 def test_sanitizers_find_nothing(sanitizer, tmp_path):
     program = tmp_path / "sanitize"
     flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
@@ -456,6 +457,7 @@ def test_network_is_as_near_to_float64_as_stock():
     assert stock.max() < 1e-4 and ours.mean() <= 1.1 * stock.mean(), (stock.mean(), ours.mean())
 
 
+@pytest.mark.slow
 def test_loss_curve_on_digits_equals_stock(few_digits):
     files = sorted((few_digits / "train").glob("*/*"))
     images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files])

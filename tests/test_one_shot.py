@@ -276,6 +276,7 @@ def test_every_validation_is_that_of_the_weights_of_its_epoch(supernet, cifar):
     np.testing.assert_allclose(*zip(*lines), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_continues_bit_for_bit(supernet, cifar, run_program, tmp_path):
     command = training(cifar)
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -372,6 +373,7 @@ def test_statistics_are_those_of_the_path(found, supernet, run_program, cifar, t
                               theirs.parameters[f"blocks.1.{choice}.branch.0.bn.moving_mean"].asnumpy())
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run = search(supernet, whole)
@@ -392,6 +394,7 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     assert run.returncode == 2 and "seed is 1 in the search that is resumed, and 9 now" in run.stderr
 
 
+@pytest.mark.slow
 def test_no_path_exceeds_a_limit(supernet, tmp_path):
     space = one_shot_space("one_shot_32", 2, 2)
     costs = sorted(network_cost(space.derive([a, b], "x"), 10).macs / 1e6 for a in ("K3", "K5") for b in ("K3", "K5"))

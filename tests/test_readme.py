@@ -85,6 +85,7 @@ def cpp_can_be_built() -> bool:
     return not subprocess.run(build, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_commands_from_training_to_inference_run(tmp_path):
     """As written, in an empty folder; training is cut short by two more flags."""
     chosen = [command for command in commands(ENGLISH) if "runs/digits" in command]
@@ -103,6 +104,7 @@ def test_commands_from_training_to_inference_run(tmp_path):
     assert (tmp_path / "runs/digits/ckpt_0/curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path):
     run = subprocess.run(["bash", str(ROOT / "scripts/quickstart.sh"), str(tmp_path / "run")], capture_output=True,
                          text=True, timeout=900, check=False)

@@ -59,6 +59,7 @@ def reference(flags, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file):
     names = {file.name for file in reference.iterdir()}
     assert {"arch.json", "history.jsonl", "inherited.ckpt", "search.png", "arch.png", "arch.svg", "ckpt_0"} <= names
@@ -74,6 +75,7 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
         assert line["cost"] == pytest.approx(macs_table(space_file).total(line["decisions"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(reference, run_program, few_digits, tmp_path):
     run = run_program("eval.py", "--checkpoint_path", reference, "--output", tmp_path / "eval.json")
     assert run.returncode == 0, run.stderr
@@ -91,6 +93,7 @@ def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(reference
     assert run.returncode == 2 and "inherited.ckpt" in run.stderr
 
 
+@pytest.mark.slow
 def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run_program, tmp_path):
     own = [*flags, "--target", "0.4", "--save_checkpoint_steps", "2", "--checkpoint_path", str(tmp_path)]
     process = subprocess.Popen([sys.executable, str(ROOT / "search.py"), *own], stdout=subprocess.DEVNULL,
@@ -109,6 +112,7 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
         np.testing.assert_array_equal(value.asnumpy(), theirs[name].asnumpy(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file):
     """From the largest network, which nothing but the cross-entropy could change, to the smallest legal one."""
     costs = []
@@ -121,6 +125,7 @@ def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file
     assert costs[2] <= costs[1] <= costs[0]
 
 
+@pytest.mark.slow
 def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
     run = run_program("search.py", *flags, "--sweep", "0.3,0.5", "--checkpoint_path", tmp_path / "sweep",
                       "--epoch_size", 2, "--latency_free_epochs", 0.5)

@@ -63,6 +63,7 @@ def test_a_run_explains_itself(reference):
 
 
 @pytest.mark.parametrize("wait_for", ["digits-1_2.ckpt", "digits-2_4.ckpt"])
+@pytest.mark.slow
 def test_resume_after_kill_equals_the_uninterrupted_run(reference, few_digits, run_program, tmp_path, wait_for):
     flags = [*map(str, TRAIN), "--data_path", str(few_digits), "--checkpoint_path", str(tmp_path)]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=subprocess.DEVNULL,
@@ -77,6 +78,7 @@ def test_resume_after_kill_equals_the_uninterrupted_run(reference, few_digits, r
     assert_same_run(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_resume_continues(reference, few_digits, run_program, tmp_path):
     flags = [*map(str, TRAIN), "--data_path", str(few_digits), "--checkpoint_path", str(tmp_path)]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=subprocess.PIPE, text=True)
@@ -90,6 +92,7 @@ def test_sigterm_saves_and_resume_continues(reference, few_digits, run_program, 
     assert_same_run(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_compile_cache_does_not_go_stale(few_digits, run_program, tmp_path):
     """A changed value that is no source must change the result just as it does without a cache."""
     flags = [*TRAIN[:-2], "--epoch_size", 1, "--val_while_train", "false", "--data_path", few_digits]
@@ -110,6 +113,7 @@ def test_compile_cache_does_not_go_stale(few_digits, run_program, tmp_path):
     assert uncached == results["weight_decay"]
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_image_whatever_the_batch(reference, run_program, tmp_path):
     rows = []
     for batch_size in (7, 50):
@@ -139,6 +143,7 @@ def test_bad_image_makes_evaluation_fail_and_is_named(reference, few_digits, run
     assert [os.path.basename(name) for name in result["bad_images"]] == ["broken.jpg"]
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_the_run_and_names_the_step(few_digits, run_program, tmp_path):
     run = run_program("train.py", *TRAIN, "--data_path", few_digits, "--checkpoint_path", tmp_path, "--lr_init", 1e30,
                       "--clip_norm", 0)
