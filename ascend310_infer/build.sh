@@ -57,6 +57,8 @@ fi
     fail "LITE_HOME=$LITE_HOME: holds no include/api/model.h; expected an unpacked MindSpore Lite package"
 [ -f "$LITE_HOME/include/api/model.h" ] || LITE_HOME=$LITE_HOME/runtime
 
+exec 9< "$root"
+flock 9 # one build at a time
 cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" > "$root/out.log" 2>&1 &&
     cmake --build "$root/out" --parallel "$(nproc)" >> "$root/out.log" 2>&1 || {
     grep -E -m 5 -A 2 "rror" "$root/out.log" >&2 || tail -n 5 "$root/out.log" >&2
