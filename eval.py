@@ -9,16 +9,18 @@ import json
 import logging
 from pathlib import Path
 
-from src.config import EvalConfig, parse_config
+from src.cli import parse_config
+from src.config import EvalConfig
 from src.errors import EXIT_FAULT, UserError
-from src.utils import run_main, setup_device, write_text
+from src.files import write_text
+from src.utils import run_main, setup_device
 
 log = logging.getLogger(__name__)
 
 
 def find_checkpoints(path, which):
     """Checkpoint files that ``which`` selects at ``path``."""
-    from src.checkpoint import CheckpointFolder
+    from src.checkpoint.folder import CheckpointFolder
 
     path = Path(path)
     if path.is_file():
@@ -40,10 +42,10 @@ def evaluate_file(file, config, ranks):
     from tqdm import tqdm
 
     from src import kernels
-    from src.checkpoint import read_checkpoint
-    from src.compile_cache import CompileCache
+    from src.checkpoint.format import read_checkpoint
     from src.dataset import Loader
-    from src.evaluation import evaluate
+    from src.training.compile_cache import CompileCache
+    from src.training.evaluation import evaluate
 
     checkpoint = read_checkpoint(file)
     source = checkpoint.source(config, "val")

@@ -7,7 +7,8 @@ has been loaded again and compared with the network on real images.
 """
 import logging
 
-from src.config import ExportConfig, parse_config
+from src.cli import parse_config
+from src.config import ExportConfig
 from src.utils import run_main, setup_device
 
 log = logging.getLogger(__name__)
@@ -15,8 +16,10 @@ log = logging.getLogger(__name__)
 
 def main(argv=None):
     config = parse_config(ExportConfig, argv, __doc__)
-    from src.checkpoint import read_checkpoint  # after the flags are checked, as importing MindSpore takes seconds
-    from src.export import export
+    from src.checkpoint.format import (
+        read_checkpoint,  # after the flags are checked, as importing MindSpore takes seconds
+    )
+    from src.deployment.export import export
 
     setup_device(config.device_target, config.device_id)
     checkpoint = read_checkpoint(config.ckpt_file)

@@ -18,16 +18,18 @@ import json
 import logging
 from pathlib import Path
 
-from src.config import OneShotSearchConfig, SearchConfig, parse_config
+from src.cli import parse_config
+from src.config import OneShotSearchConfig, SearchConfig
 from src.errors import UserError
-from src.utils import make_folder, run_main, write_text
+from src.files import make_folder, write_text
+from src.utils import run_main
 
 log = logging.getLogger(__name__)
 
 
 def count_classes(config):
     """Classes that the flags or the data tell, which arithmetic costs depend on; None where neither does."""
-    from src.sources import open_sources
+    from src.data.sources import open_sources
 
     if config.num_classes or config.cost == "latency" or config.data_path is None:
         return config.num_classes
@@ -36,9 +38,9 @@ def count_classes(config):
 
 def draw_random(config):
     """Write ``config.random`` random networks of the target's cost as architecture files."""
-    from src.latency import sample_decisions
-    from src.search_cost import cost_bound, open_table
-    from src.space import load_space
+    from src.arch.sampling import sample_decisions
+    from src.arch.space import load_space
+    from src.search.budget import cost_bound, open_table
 
     space = load_space(config.space)
     table = open_table(config, space, config.preprocessing(), count_classes(config))
@@ -57,10 +59,10 @@ def draw_random(config):
 
 def sweep(config):
     """Search for each target in a folder of its own; one table and one picture of all."""
+    from src.arch.space import load_space
     from src.drawing import draw_pareto
-    from src.search_cost import open_table
-    from src.searcher import Searcher
-    from src.space import load_space
+    from src.search.budget import open_table
+    from src.search.superkernel_search import Searcher
 
     key = "target_latency_ms" if config.cost == "latency" else "target"
     try:
@@ -101,14 +103,16 @@ def find_method(argv):
 def main(argv=None):
     config = parse_config(find_method(argv), argv, __doc__)
     if isinstance(config, OneShotSearchConfig):
-        from src.one_shot_search import OneShotSearch
+        from src.search.one_shot_search import OneShotSearch
 
         return OneShotSearch(config).run()
     if config.random:
         return draw_random(config)
     if config.sweep:
         return sweep(config)
-    from src.searcher import Searcher  # after the flags are checked, as importing MindSpore takes seconds
+    from src.search.superkernel_search import (
+        Searcher,  # after the flags are checked, as importing MindSpore takes seconds
+    )
 
     return Searcher(config).run()
 

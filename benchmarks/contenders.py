@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Callable, Collection, Mapping, Optional, Sequence
 
-from src.architecture import load_architecture
+from src.arch.architecture import load_architecture
 
 TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
 CLASSES = 1000

@@ -36,12 +36,12 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], Non
     from mindspore import Tensor
 
     from benchmarks.contenders import CLASSES, noise
-    from src.architecture import load_architecture
+    from src.arch.architecture import load_architecture
     from src.config import TrainConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import wanted
     from src.spnasnet import SPNASNet
-    from src.train_step import TrainStep, create_optimizer
+    from src.training.step import TrainStep, create_optimizer
 
     ms.set_seed(1)
     architecture, config = load_architecture(arch), TrainConfig()

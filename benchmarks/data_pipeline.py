@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--rounds, --workers and --batch_size must be at least 1")
 
     from src.config import TrainConfig, imagenet_cfg
+    from src.data.sources import ImageFolder
     from src.dataset import Loader
     from src.errors import UserError
-    from src.sources import ImageFolder
 
     config = TrainConfig(**imagenet_cfg)
     workers = min(args.workers, os.cpu_count() or 1)  # as the loader does

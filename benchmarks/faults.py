@@ -97,7 +97,7 @@ class Runs:
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """State at the end of a run."""
-        from src.checkpoint import CheckpointFolder
+        from src.checkpoint.folder import CheckpointFolder
 
         newest = CheckpointFolder(self.folder / name / "ckpt_0").newest()
         expect(newest and newest.meta.epoch == EPOCHS, f"{name} did not end")
@@ -373,7 +373,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     if args.list:
         print("\n".join(f"{name:<20}{function.__doc__}" for name, function in FAULTS.items()))
         return 0
-    from src.sources import prepare_digits
+    from src.data.sources import prepare_digits
 
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -24,10 +24,10 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     """Print how the two agree; raises UserError for files that do not fit."""
     from mindspore import Tensor
 
-    from src.checkpoint import read_checkpoint
+    from src.checkpoint.format import read_checkpoint
+    from src.data.sources import ImageFolder
     from src.dataset import Loader
     from src.errors import UserError
-    from src.sources import ImageFolder
     from src.utils import setup_device
 
     setup_device("CPU", 0)

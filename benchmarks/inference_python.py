@@ -17,7 +17,7 @@ from typing import Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import CLASSES, TORCH_ARCHS, add_arguments, compare, noise, parse, run, work
-from src.architecture import load_architecture
+from src.arch.architecture import load_architecture
 
 WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm"}
 WARM_UP = 3  # the first batches are slower everywhere

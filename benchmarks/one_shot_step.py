@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from benchmarks.contenders import compare, noise, run, work
-from src.space import SearchSpace, load_space
+from src.arch.space import SearchSpace, load_space
 
 WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, channels-last",
            "torch_nchw": "PyTorch, NCHW"}
@@ -41,7 +41,7 @@ def create_mindspore_step(space: SearchSpace, batch_size: int, kernels: bool) ->
     from src.config import OneShotConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import wanted
-    from src.one_shot import OneShotStep, OneShotSupernet, PathMomentum
+    from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum
     from src.utils import setup_device
 
     setup_device("CPU", 0)

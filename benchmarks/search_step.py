@@ -16,7 +16,7 @@ from typing import Callable
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import CLASSES, compare, noise, run, work  # noqa: E402
-from src.space import load_space  # noqa: E402
+from src.arch.space import load_space  # noqa: E402
 
 WORKERS = {"supernet": "supernet, search step", "largest": "largest network"}
 
@@ -27,14 +27,14 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     import numpy as np
     from mindspore import Tensor
 
+    from src.arch.cost_table import arithmetic_table
     from src.config import SearchConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import wanted
-    from src.latency import arithmetic_table
-    from src.searcher import SearchStep
+    from src.search.superkernel import Supernet
+    from src.search.superkernel_search import SearchStep
     from src.spnasnet import SPNASNet
-    from src.superkernel import Supernet
-    from src.train_step import TrainStep, create_optimizer
+    from src.training.step import TrainStep, create_optimizer
     from src.utils import setup_device
 
     setup_device("CPU", 0)

@@ -22,8 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import CLASSES
-from src.architecture import Architecture, Block, load_architecture
-from src.cost import conv_out, layer_costs
+from src.arch.architecture import Architecture, load_architecture
+from src.arch.blocks import Block
+from src.arch.cost import conv_out, layer_costs
 
 SIDE, COPIED = 2048, 1 << 26  # of the matrices; floats of the copy, far more than caches hold
 

@@ -47,10 +47,10 @@ def write(weights_file: str, logits_file: str) -> None:
 def check(weights_file: str, logits_file: str) -> int:
     from mindspore import Tensor
 
-    from src.architecture import load_architecture
+    from src.arch.architecture import load_architecture
+    from src.checkpoint.pretrained import load_pretrained
     from src.errors import EXIT_FAULT
     from src.spnasnet import SPNASNet
-    from src.weights import load_pretrained
 
     expected = np.load(logits_file)
     network = SPNASNet(load_architecture("spnas_pixel1"), num_classes=expected["logits"].shape[1])

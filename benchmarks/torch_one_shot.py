@@ -6,8 +6,8 @@ from typing import Sequence
 import torch
 from torch import nn
 
-from src.architecture import ConvLayer, ShuffleBlock
-from src.space import SearchSpace
+from src.arch.blocks import ConvLayer, ShuffleBlock
+from src.arch.space import SearchSpace
 
 
 def conv_bn(layer: ConvLayer, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import CLASSES, TORCH_ARCHS, add_arguments, compare, noise, parse, run, work  # noqa: E402
 from benchmarks.step_bounds import SIDE, matrices, product_seconds, step_macs
-from src.architecture import load_architecture
+from src.arch.architecture import load_architecture
 
 WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm",
            "other": "other, CPU operators", "floor": "floor: matrix product"}
@@ -39,7 +39,7 @@ def create_mindspore_step(arch: str, batch_size: int, image_size: int, kernels: 
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import wanted
     from src.spnasnet import SPNASNet
-    from src.train_step import TrainStep, create_optimizer
+    from src.training.step import TrainStep, create_optimizer
     from src.utils import setup_device
 
     setup_device("CPU", 0)

@@ -15,12 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.architecture import load_architecture  # noqa: E402
-from src.config import Parser  # noqa: E402
-from src.cost import network_cost  # noqa: E402
+from src.arch.architecture import load_architecture  # noqa: E402
+from src.arch.cost import network_cost  # noqa: E402
+from src.cli import Parser  # noqa: E402
 from src.errors import UserError  # noqa: E402
-from src.run_log import RunLog  # noqa: E402
-from src.utils import make_folder, read_jsonl, run_main  # noqa: E402
+from src.files import make_folder, read_jsonl  # noqa: E402
+from src.training.run_log import RunLog  # noqa: E402
+from src.utils import run_main  # noqa: E402
 
 log = logging.getLogger(__name__)
 

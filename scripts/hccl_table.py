@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.devices.rank_table import build_rank_table, load_rank_table, merge_rank_tables  # noqa: E402
 from src.errors import UserError  # noqa: E402
-from src.rank_table import build_rank_table, load_rank_table, merge_rank_tables  # noqa: E402
-from src.utils import run_main, write_text  # noqa: E402
+from src.files import write_text  # noqa: E402
+from src.utils import run_main  # noqa: E402
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import Parser  # noqa: E402
+from src.arch.cost_table import load_table, space_of, write_table  # noqa: E402
+from src.arch.space import load_space  # noqa: E402
+from src.cli import Parser  # noqa: E402
 from src.errors import UserError  # noqa: E402
-from src.latency import compare_tables, conditions, load_table, merge_tables, space_of, write_table  # noqa: E402
-from src.measurement import judge  # noqa: E402
-from src.space import load_space  # noqa: E402
-from src.utils import make_folder, run_main  # noqa: E402
+from src.files import make_folder  # noqa: E402
+from src.latency.statistics import judge  # noqa: E402
+from src.latency.tables import compare_tables, conditions, merge_tables  # noqa: E402
+from src.utils import run_main  # noqa: E402
 
 log = logging.getLogger(__name__)
 

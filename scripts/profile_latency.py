@@ -12,13 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import ProfileConfig, parse_config  # noqa: E402
+from src.cli import parse_config  # noqa: E402
+from src.config import ProfileConfig  # noqa: E402
 from src.utils import run_main  # noqa: E402
 
 
 def main(argv=None):
     config = parse_config(ProfileConfig, argv, __doc__)
-    from src.profiling import profile
+    from src.latency.profile import profile
 
     return profile(config)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import PRESETS, OneShotConfig, build_config  # noqa: E402
+from src.cli import build_config  # noqa: E402
+from src.config import PRESETS, OneShotConfig  # noqa: E402
 from src.errors import UserError
 from src.utils import run_main
 
@@ -72,7 +73,9 @@ def configure(args):
 
 def main(argv=None):
     config = configure(parse_arguments(argv))
-    from src.one_shot_trainer import OneShotTrainer  # after the flags are checked, as importing MindSpore takes seconds
+    from src.search.one_shot_training import (
+        OneShotTrainer,  # after the flags are checked, as importing MindSpore takes seconds
+    )
 
     return OneShotTrainer(config).run()
 

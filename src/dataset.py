@@ -19,10 +19,10 @@ import numpy as np
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
+from src.data.decoding import ImageError
+from src.data.preprocessing import Augmentation, Preprocessing
+from src.data.sources import ImageFolder, PixelArray
 from src.errors import Fault, UserError
-from src.images import ImageError
-from src.preprocessing import Augmentation, Preprocessing
-from src.sources import ImageFolder, PixelArray
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from src.architecture import Block
-from src.latency import LatencyTable
-from src.space import SKIP, SearchSpace
+from src.arch.blocks import Block
+from src.arch.cost_table import LatencyTable
+from src.arch.space import SKIP, SearchSpace
 
 KERNEL_COLORS = {3: "#4c9be8", 5: "#f2a541", 7: "#d1495b"}
 SKIP_COLOR = "#e8e8e8"

@@ -1,10 +1,9 @@
-"""Start-up and output shared by the root scripts."""
+"""Start-up of a program: memory, logging, errors in one line, device and ranks."""
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import json
 import logging
 import os
 import platform
@@ -14,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
+from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, Fault, UserError
-from src.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -67,28 +66,6 @@ def run_main(main: Callable[[Optional[Sequence[str]]], int]) -> None:
     sys.exit(code)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise Fault(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def make_folder(path: Path) -> Path:
-    """Create a folder and check that it can be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be created or written ({error.strerror}); give another folder") from None
-    return path
-
-
 def setup_device(device_target: str, device_id: int) -> Ranks:
     """Select the device, in GRAPH mode, and join the other processes if the launcher started several.
 
@@ -133,20 +110,3 @@ def environment(device_target: str) -> dict[str, Any]:
             "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(), "device_target": device_target, "commit": commit or None,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
-
-
-def cut_jsonl(path: Path, progress: Optional[tuple[int, int]]) -> None:
-    """Keep the lines up to (epoch, step) ``progress``, as later steps are taken again; none where it is None."""
-    kept = [] if progress is None else [line for line in read_jsonl(path) if (line["epoch"], line["step"]) <= progress]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSON-lines file; a last line that a crash cut short is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines

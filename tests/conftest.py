@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
-from src.sources import prepare_digits
+from src.data.sources import prepare_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 # MindSpore sets the level of the runtime's own log for child processes.

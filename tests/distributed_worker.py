@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
 
-from src.config import SEARCH_PRESETS, PRESETS, OneShotConfig, SearchConfig, TrainConfig, build_config  # noqa: E402
+from src.cli import build_config  # noqa: E402
+from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig  # noqa: E402
 from src.errors import Fault  # noqa: E402
-from src.evaluation import evaluate  # noqa: E402
-from src.one_shot_trainer import OneShotTrainer  # noqa: E402
-from src.searcher import Searcher  # noqa: E402
+from src.search.one_shot_training import OneShotTrainer  # noqa: E402
+from src.search.superkernel_search import Searcher  # noqa: E402
 from src.spnasnet import SPNASNet  # noqa: E402
-from src.trainer import Trainer  # noqa: E402
+from src.training.evaluation import evaluate  # noqa: E402
+from src.training.loop import Trainer  # noqa: E402
 from src.utils import run_main, setup_device  # noqa: E402
 
 PROCESSES = 2

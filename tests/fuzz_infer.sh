@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 folder, root = map(Path, sys.argv[1:])
 sys.path.insert(0, str(root))
-from src.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from src.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 digit = Image.fromarray((load_digits().images[7] * 15).astype(np.uint8)).resize((70, 53), Image.BICUBIC)
 color = Image.merge("RGB", (digit, digit.rotate(90), digit.transpose(Image.FLIP_TOP_BOTTOM)))
 color.save(folder / "a.jpg")

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from src.architecture import (Architecture, ArchitectureError, Block, decode_block, encode_block, load_architecture,
-                              shipped_architectures)
-from src.cost import block_cost, layer_costs, network_cost
+from src.arch.architecture import Architecture, load_architecture, shipped_architectures
+from src.arch.blocks import ArchitectureError, Block, decode_block, encode_block
+from src.arch.cost import block_cost, layer_costs, network_cost
 from src.spnasnet import SPNASNet
 
 

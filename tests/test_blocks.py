@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.architecture import decode_block
-from src.cost import conv_out
+from src.arch.blocks import decode_block
+from src.arch.cost import conv_out
 from src.kernels import BatchNormReLU, DepthwiseConv2d, available
-from src.spnasnet import MBConv
+from src.layers.mbconv import MBConv
 from tests.test_kernels import assert_near, gradients, normal, parameters
 
 OWN = {"kernel": "block.depthwise.conv.weight", "projection": "block.project.conv.weight"}

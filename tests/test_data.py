@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.decoding import ImageError, decode_image
+from src.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Augmentation, Preprocessing
+from src.data.sources import ImageFolder, cifar10, open_sources, prepare_digits
 from src.dataset import Loader, cut_out
 from src.errors import Fault, UserError
-from src.images import ImageError, decode_image
-from src.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Augmentation, Preprocessing
-from src.sources import ImageFolder, cifar10, open_sources, prepare_digits
 
 SIZE_32 = Preprocessing(32, 32, 32, CIFAR10_MEAN, CIFAR10_STD)
 
@@ -164,13 +164,13 @@ def test_nothing_but_damaged_files_is_a_fault(tmp_path):
         next(loader(ImageFolder(tmp_path), training=True, batch_size=2).epoch())
     part = loader(ImageFolder(tmp_path))
     with pytest.raises(Fault, match="no image could be"):
-        from src.evaluation import evaluate
+        from src.training.evaluation import evaluate
         evaluate(lambda images: images, part)
 
 
 FUZZ = """
 import sys, numpy as np
-from src.images import ImageError, decode_image
+from src.data.decoding import ImageError, decode_image
 whole, random, decoded = open(sys.argv[1], "rb").read(), np.random.default_rng(0), 0
 for trial in range(int(sys.argv[2])):
     data = bytearray(whole)

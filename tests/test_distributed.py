@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from src.checkpoint import CheckpointFolder
-from src.ranks import Ranks
+from src.checkpoint.folder import CheckpointFolder
+from src.devices.ranks import Ranks
 from tests.conftest import ROOT
 from tests.distributed_worker import ARCH, PROCESSES
 

@@ -15,16 +15,17 @@ import pytest
 from mindspore import Tensor, nn, ops
 from PIL import Image
 
-from src.architecture import Architecture, Block, ShuffleBlock, XceptionBlock
-from src.checkpoint import Meta, read_checkpoint, write_checkpoint
+from src.arch.architecture import Architecture
+from src.arch.blocks import Block, ShuffleBlock, XceptionBlock
+from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.data.preprocessing import Preprocessing
+from src.data.sources import ImageFolder
 from src.dataset import Loader
+from src.deployment.export import export
+from src.deployment.mindir import read_mindir, to_version_1
 from src.errors import Fault, UserError
-from src.evaluation import label_ranks
-from src.export import export
-from src.mindir import read_mindir, to_version_1
-from src.preprocessing import Preprocessing
-from src.sources import ImageFolder
 from src.spnasnet import SPNASNet
+from src.training.evaluation import label_ranks
 from tests.conftest import ENVIRONMENT, ROOT
 
 ARCH = Architecture(name="small", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, blocks=(
@@ -156,7 +157,7 @@ def test_a_mismatch_leaves_no_file(checkpoint, tmp_path, monkeypatch):
         weight.raw_data = values.tobytes()
         return model.SerializeToString()
 
-    monkeypatch.setattr("src.export.to_version_1", wrong)
+    monkeypatch.setattr("src.deployment.export.to_version_1", wrong)
     with pytest.raises(Fault, match="changes the logits by"):
         export(checkpoint, file_name=str(tmp_path / "net"))
     assert not list(tmp_path.iterdir())

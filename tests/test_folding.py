@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.architecture import load_architecture
-from src.checkpoint import Meta, read_checkpoint, write_checkpoint
+from src.arch.architecture import load_architecture
+from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.data.preprocessing import Preprocessing
 from src.kernels import available
-from src.preprocessing import Preprocessing
 from src.spnasnet import SPNASNet
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.architecture import Architecture, decode_block
-from src.cost import conv_out
+from src.arch.architecture import Architecture
+from src.arch.blocks import decode_block
+from src.arch.cost import conv_out
 from src.kernels import ConvReLU, available, build, mbconv_operator
-from src.spnasnet import FusedMBConv, MBConv, SPNASNet
+from src.layers.mbconv import FusedMBConv, MBConv
+from src.spnasnet import SPNASNet
 from tests.conftest import ROOT
 from tests.test_kernels import assert_near, normal, run
 

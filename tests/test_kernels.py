@@ -13,14 +13,15 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from PIL import Image
 
-from src.architecture import Architecture, decode_block, load_architecture, shipped_architectures
+from src.arch.architecture import Architecture, load_architecture, shipped_architectures
+from src.arch.blocks import decode_block
+from src.arch.cost import conv_out
 from src.config import TrainConfig
-from src.cost import conv_out
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build
 from src.kernels.operators import core_operator, depthwise_operator
 from src.spnasnet import SPNASNet
-from src.train_step import TrainStep, create_optimizer
+from src.training.step import TrainStep, create_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")

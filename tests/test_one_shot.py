@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.architecture import XceptionBlock, decode_block, load_architecture
-from src.checkpoint import load_parameters, read_checkpoint
+from src.arch.architecture import load_architecture
+from src.arch.blocks import XceptionBlock, decode_block
+from src.arch.cost import block_cost, network_cost
+from src.arch.cost_table import LatencyTable
+from src.arch.space import load_space
+from src.checkpoint.format import load_parameters, read_checkpoint
 from src.config import OneShotConfig
-from src.cost import block_cost, network_cost
 from src.CrossEntropySmooth import CrossEntropySmooth
+from src.data.sources import ImageFolder, cifar10
 from src.dataset import Loader
 from src.errors import UserError
-from src.evaluation import evaluate
 from src.kernels import available
-from src.latency import LatencyTable
-from src.one_shot import OneShotStep, OneShotSupernet, PathMomentum, draw_path, inherit, path_names
-from src.one_shot_trainer import RandomPaths, one_shot_space
-from src.shuffle_blocks import ShuffleUnit
-from src.sources import ImageFolder, cifar10
-from src.space import load_space
+from src.layers.shuffle import ShuffleUnit
+from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum, draw_path, inherit, path_names
+from src.search.one_shot_training import RandomPaths, one_shot_space
 from src.spnasnet import SPNASNet
+from src.training.evaluation import evaluate
 from tests.conftest import ROOT
 from tests.test_kernels import assert_near, gradients, normal
 

@@ -15,16 +15,17 @@ import pytest
 from PIL import Image
 
 from scripts import latency_tables
-from src.architecture import Block, load_architecture
+from src.arch.architecture import load_architecture
+from src.arch.blocks import Block
+from src.arch.cost_table import LatencyTable, arithmetic_table, load_table, write_table
+from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
+from src.deployment.export import write_model
 from src.errors import UserError
-from src.export import write_model
-from src.latency import LatencyTable, arithmetic_table, load_table, write_table
-from src.measurement import fit_correction, judge, machine_slowness, summarise, summarise_all
-from src.one_shot_trainer import one_shot_space
-from src.profiling import SAMPLES, Plan, Session, profile
-from src.space import SKIP, load_space
-from src.stopwatch import Model
+from src.latency.profile import SAMPLES, Plan, Session, profile
+from src.latency.runtimes import Model
+from src.latency.statistics import fit_correction, judge, machine_slowness, summarise, summarise_all
+from src.search.one_shot_training import one_shot_space
 from tests.conftest import ENVIRONMENT, ROOT
 
 SPACE = {
@@ -281,7 +282,7 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
 @pytest.mark.parametrize("space", (SPACE, one_shot_space("one_shot_32", 2, 2).to_dict()), ids=lambda space: space["name"])
 def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
     """In this process: the networks that eval.py runs, by the same statistics; with either kind of blocks."""
-    monkeypatch.setattr("src.profiling.FIT_NETWORKS", 2)
+    monkeypatch.setattr("src.latency.profile.FIT_NETWORKS", 2)
     out, space_file = tmp_path / "training.json", tmp_path / "space.json"
     space_file.write_text(json.dumps(space))
     assert profile(ProfileConfig(space=str(space_file), runtime="mindspore", num_classes=10, max_rounds=20,

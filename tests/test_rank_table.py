@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from src import launcher
+from src.devices import launcher
+from src.devices.rank_table import RankTableError, load_rank_table, parse_rank_table
 from src.errors import UserError
-from src.rank_table import RankTableError, load_rank_table, parse_rank_table
 from tests.conftest import ROOT
 
 

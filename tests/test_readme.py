@@ -10,11 +10,12 @@ import sys
 
 import pytest
 
-from search import find_method
-from src.architecture import load_architecture, shipped_architectures
 from scripts import latency_tables, loss, run_spnas
-from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig, parse_config
-from src.cost import network_cost
+from search import find_method
+from src.arch.architecture import load_architecture, shipped_architectures
+from src.arch.cost import network_cost
+from src.cli import parse_config
+from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig
 from tests.conftest import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))

@@ -8,9 +8,9 @@ from mindspore import Parameter, Tensor, nn
 
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
-from src.evaluation import cross_entropy, label_ranks
 from src.lr_scheduler import documented_lr, learning_rates
-from src.train_step import LossScale, TrainStep, create_optimizer
+from src.training.evaluation import cross_entropy, label_ranks
+from src.training.step import LossScale, TrainStep, create_optimizer
 
 RUN = {"base_lr": 1.0, "steps_per_epoch": 2}
 

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from src.architecture import load_architecture
-from src.checkpoint import read_checkpoint
-from src.cost import network_cost
-from src.latency import arithmetic_table
-from src.space import load_space
+from src.arch.architecture import load_architecture
+from src.arch.cost import network_cost
+from src.arch.cost_table import arithmetic_table
+from src.arch.space import load_space
+from src.checkpoint.format import read_checkpoint
 from tests.conftest import ROOT
 
 SPACE = {

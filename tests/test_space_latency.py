@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from src.architecture import load_architecture
-from src.cost import network_cost
-from src.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
-from src.latency import SHIPPED, LatencyError, arithmetic_table, load_table, sample_decisions, space_of
-from src.measurement import judge
-from src.space import SKIP, SpaceError, SearchSpace, load_space
+from src.arch.architecture import load_architecture
+from src.arch.cost import network_cost
+from src.arch.cost_table import SHIPPED, LatencyError, arithmetic_table, load_table, space_of
+from src.arch.sampling import sample_decisions
+from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
+from src.latency.statistics import judge
+from src.search.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
 
 PIXEL1 = [*["K3E3"] * 3, SKIP, "K5E6", *["K3E3"] * 3, "K5E6", *["K3E3"] * 3, "K5E6", *["K5E3"] * 3, *["K5E6"] * 4]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.checkpoint import load_parameters, to_parameters
-from src.indicators import missing_indicators, to_decisions, to_indicators
+from src.arch.cost_table import LatencyTable, arithmetic_table, load_table
+from src.arch.space import SearchSpace, load_space
+from src.checkpoint.format import load_parameters, to_parameters
 from src.kernels import available
-from src.latency import LatencyTable, arithmetic_table, load_table
-from src.space import SearchSpace, load_space
+from src.search.indicators import missing_indicators, to_decisions, to_indicators
+from src.search.superkernel import Supernet, inherit
 from src.spnasnet import SPNASNet
-from src.superkernel import Supernet, inherit
 
 LAYERS = [
     "r1_k3_s11_e1_i8_o8_noskip",
@@ -280,7 +280,7 @@ def test_decisions_are_made_in_float32(space, table, level):
 def test_the_published_network_comes_out_of_the_supernet():
     space = load_space("imagenet_32")
     table, random = arithmetic_table(space, "macs", 10), np.random.default_rng(0)
-    from src.architecture import load_architecture
+    from src.arch.architecture import load_architecture
 
     published = load_architecture("spnas_pixel1_32")
     decisions = space.decisions_of(published)

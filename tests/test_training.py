@@ -14,8 +14,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.architecture import load_architecture
-from src.checkpoint import CheckpointFolder, Meta, read_checkpoint, write_checkpoint
+from src.arch.architecture import load_architecture
+from src.checkpoint.folder import CheckpointFolder
+from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
 from src.errors import Fault, UserError
 from src.kernels import available
 from src.spnasnet import SPNASNet
@@ -155,7 +156,8 @@ def test_unknown_key_in_yaml_and_precedence_of_flags(few_digits, run_program, tm
     (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_sise: 3\n")
     run = run_program("train.py", "--config", "c.yaml")
     assert run.returncode == 2 and "c.yaml: unknown key 'epoch_sise', did you mean 'epoch_size'?" in run.stderr
-    from src.config import TrainConfig, parse_config
+    from src.cli import parse_config
+    from src.config import TrainConfig
 
     (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_size: 3\nlr_init: 0.7\n")
     config = parse_config(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--lr_init", "0.9"], "")

@@ -17,11 +17,11 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
-from src.architecture import load_architecture
+from src.arch.architecture import load_architecture
+from src.checkpoint.pretrained import load_pretrained, read_weights, to_project_names
+from src.data.safe_pickle import load_arrays
 from src.errors import UserError
-from src.safe_pickle import load_arrays
 from src.spnasnet import SPNASNet
-from src.weights import load_pretrained, read_weights, to_project_names
 
 ARCH = load_architecture("spnas_pixel1_32")
 CLASSES = 10

@@ -6,8 +6,15 @@ parameters. They are compiled at first use (``src.kernels.build``) and never par
 otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
 """
 from src.errors import UserError
-from src.kernels.cells import (BatchNormReLU, ConvReLU, DepthwiseConv2d, Float32Cell, ImageConv2d, PointwiseConv2d,
-                               available)
+from src.kernels.cells import (
+    BatchNormReLU,
+    ConvReLU,
+    DepthwiseConv2d,
+    Float32Cell,
+    ImageConv2d,
+    PointwiseConv2d,
+    available,
+)
 from src.kernels.operators import mbconv_operator
 
 __all__ = ["BatchNormReLU", "ConvReLU", "DepthwiseConv2d", "Float32Cell", "ImageConv2d", "PointwiseConv2d",

@@ -7,9 +7,18 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from src.kernels import build
-from src.kernels.operators import (KERNEL_SIZES, MAX_IMAGE_CHANNELS, MAX_POINTWISE_CHANNELS, STRIDES,
-                                   conv_relu_operator, core_operator, depthwise_operator, image_operator,
-                                   norm_operator, pointwise_operator)
+from src.kernels.operators import (
+    KERNEL_SIZES,
+    MAX_IMAGE_CHANNELS,
+    MAX_POINTWISE_CHANNELS,
+    STRIDES,
+    conv_relu_operator,
+    core_operator,
+    depthwise_operator,
+    image_operator,
+    norm_operator,
+    pointwise_operator,
+)
 
 
 def available() -> bool:

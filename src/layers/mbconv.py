@@ -1,0 +1,90 @@
+"""MBConv blocks as cells, and the cell of any block."""
+from __future__ import annotations
+
+from typing import Optional
+
+from mindspore import Tensor, nn, ops
+
+from src.arch.blocks import AnyBlock, Block, ShuffleBlock
+from src.kernels import BatchNormReLU, DepthwiseConv2d, Float32Cell, available, mbconv_operator
+from src.layers.conv_bn import ConvBN
+from src.layers.shuffle import ShuffleUnit
+
+
+class SqueezeExcite(nn.Cell):
+    """Channel weights from the spatial mean (Hu et al., arXiv 1709.01507): (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1, has_bias=True)
+        self.expand = nn.Conv2d(squeezed, channels, 1, has_bias=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        gate = ops.mean(x, (2, 3), True)
+        return x * ops.sigmoid(self.expand(ops.relu(self.reduce(gate))))
+
+
+class MBConv(nn.Cell):
+    """Inverted bottleneck: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        bn: epsilon, momentum, kernels and folded of its ``ConvBN`` layers.
+    """
+
+    def __init__(self, block: Block, **bn) -> None:
+        super().__init__()
+        mid = block.mid_channels
+        self.expand = ConvBN(block.in_channels, mid, 1, **bn) if block.expansion != 1 else None
+        self.depthwise = ConvBN(mid, mid, block.kernel_size, stride=block.stride, groups=mid, **bn)
+        self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
+        self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
+        self.residual = block.residual
+        self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
+            self.depthwise.conv, DepthwiseConv2d)
+
+    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None,
+               presence: Optional[Tensor] = None) -> Tensor:
+        """The output without the residual.
+
+        Args:
+            kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
+            projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
+            presence: factor of the output, (1,).
+        """
+        if self.fused:
+            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
+        else:
+            y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
+        if self.se is not None:
+            y = self.se(y)
+        return self.project(y, projection, presence)
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return x + y if self.residual else y
+
+
+class FusedMBConv(MBConv, Float32Cell):
+    """``MBConv`` without batch normalisation and squeeze-and-excitation, as one CPU operator for float32."""
+
+    def __init__(self, block: Block, **bn) -> None:
+        super().__init__(block, **bn)
+        self.operator = mbconv_operator(block.stride, block.residual)
+
+    def construct(self, x: Tensor) -> Tensor:
+        depthwise, project = self.depthwise.conv, self.project.conv
+        if not self.applies(x, project.weight):
+            return super().construct(x)
+        if self.expand is None:
+            return self.operator(x, depthwise.weight, depthwise.bias, project.weight, project.bias)
+        expand = self.expand.conv
+        return self.operator(x, expand.weight, expand.bias, depthwise.weight, depthwise.bias, project.weight,
+                             project.bias)
+
+
+def create_block(block: AnyBlock, *, kernels: bool = False, folded: bool = False, **bn) -> nn.Cell:
+    """The cell of a block, in the form that inference likes best where ``folded``; ``bn`` as in ``MBConv``."""
+    if isinstance(block, ShuffleBlock):
+        return ShuffleUnit(block, kernels=kernels, folded=folded, **bn)
+    fused = folded and kernels and available() and not block.se_channels
+    return (FusedMBConv if fused else MBConv)(block, kernels=kernels, folded=folded, **bn)

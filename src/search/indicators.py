@@ -1,0 +1,134 @@
+"""Indicators: the 0s and 1s between thresholds and decisions. Imports no framework.
+
+They stand in an array (L, D): a row a searched layer, and in each row kernel sizes beyond the smallest, expansions
+beyond the smallest, presence. Rows have room for the most choices that any layer of the space has.
+"""
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from src.arch.cost_table import LatencyTable
+from src.arch.space import SKIP, SearchedLayer, SearchSpace, choice_name
+
+FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
+
+
+def room(space: SearchSpace) -> tuple[int, int]:
+    """Most kernel sizes and most expansions that any layer has."""
+    layers = space.searched.values()
+    return max(len(layer.kernel_sizes) for layer in layers), max(len(layer.expansions) for layer in layers)
+
+
+def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
+    """Which taps of the largest kernel each size adds to the size before, (rows, k * k) of 0 and 1."""
+    side = layer.kernel_sizes[-1]
+    from_centre = np.abs(np.arange(side) - side // 2)
+    distance = np.maximum.outer(from_centre, from_centre).ravel()
+    masks, inner = np.zeros((rows, side * side), np.float32), -1
+    for row, size in zip(masks, layer.kernel_sizes):
+        row[(distance > inner) & (distance <= size // 2)] = 1
+        inner = size // 2
+    return masks
+
+
+def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
+    """Which channels each expansion adds to the one before, (rows, C) of 0 and 1."""
+    masks, first = np.zeros((rows, layer.block(layer.largest).mid_channels), np.float32), 0
+    for row, expansion in zip(masks, layer.expansions):
+        last = round(layer.in_channels * expansion)
+        row[first:last] = 1
+        first = last
+    return masks
+
+
+def missing_indicators(space: SearchSpace) -> np.ndarray:
+    """Values (L, D) of the indicators that layers lack, and FREE for those that they have."""
+    layers = list(space.searched.values())
+    sizes, parts = room(space)
+    values = np.zeros((len(layers), sizes + parts - 1), np.float32)
+    for row, layer in zip(values, layers):
+        row[:len(layer.kernel_sizes) - 1] = FREE
+        row[sizes - 1:sizes - 1 + len(layer.expansions) - 1] = FREE
+        row[-1] = FREE if layer.skippable else 1
+    return values
+
+
+def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
+    """Choices that indicators (L, D) of 0 and 1 stand for, one a searched layer."""
+    sizes = room(space)[0] - 1
+    decisions = []
+    for layer, row in zip(space.searched.values(), indicators):
+        kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
+        expansion = layer.expansions[int(np.cumprod(row[sizes:-1]).sum())]
+        decisions.append(choice_name(kernel_size, expansion) if row[-1] else SKIP)
+    return decisions
+
+
+def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
+    """Inverse of ``to_decisions``; a skipped layer has its largest choice."""
+    space.check(decisions)
+    values = missing_indicators(space)
+    for row, layer, choice in zip(values, space.searched.values(), decisions):
+        kernel_size, expansion = layer.choices[layer.largest if choice == SKIP else choice]
+        own = [*(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
+               *(float(ratio <= expansion) for ratio in layer.expansions[1:])]
+        if layer.skippable:
+            own.append(float(choice != SKIP))
+        row[row == FREE] = own
+    return values
+
+
+def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict[int, float]:
+    """Values by column of the indicators that a choice depends on; in a skipped layer only presence counts."""
+    if choice == SKIP:
+        return {count - 1: 0.0}
+    kernel_size, expansion = layer.choices[choice]
+    required = {count - 1: 1.0} if layer.skippable else {}
+    for first, rank, options in ((0, layer.kernel_sizes.index(kernel_size), layer.kernel_sizes),
+                                 (sizes - 1, layer.expansions.index(expansion), layer.expansions)):
+        required.update({first + i: 1.0 for i in range(rank)})
+        if rank < len(options) - 1:
+            required[first + rank] = 0.0
+    return required
+
+
+def settle(space: SearchSpace, table: LatencyTable, indicators: np.ndarray, margins: np.ndarray,
+           target: float, tolerance: float = 0.01) -> np.ndarray:
+    """Indicators whose cost is within ``tolerance`` of ``target``, or as near as any are, by the least change.
+
+    The change is the sum of the margins of all indicators that become others: what was found with certainty stays.
+    Solved exactly, up to a ten-thousandth of the target, as a knapsack over the layers.
+
+    Args:
+        margins: how far each norm is from its threshold, (L, D), in units that are comparable.
+    """
+    layers, prices = list(space.searched.values()), list(table.layers.values())
+    sizes, unit = room(space)[0], 1e-4 * target
+    bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
+    least = np.full(bins, np.inf)  # change needed for each total cost so far
+    least[round(table.constant / unit)] = 0
+    picks = np.zeros((len(layers), bins), np.int64)
+    for number, (layer, costs) in enumerate(zip(layers, prices)):
+        before, least = least, np.full(bins, np.inf)
+        for pick, choice in enumerate(layer.names):
+            required = _required(layer, choice, sizes, indicators.shape[1])
+            change = sum(abs(margins[number, column]) for column, value in required.items()
+                         if indicators[number, column] != value)
+            shift = round(costs[choice] / unit)
+            total = np.full(bins, np.inf)
+            total[shift:] = before[:bins - shift] + change
+            better = total < least
+            least[better], picks[number, better] = total[better], pick
+    distance = np.abs(np.arange(bins) * unit / target - 1)
+    near = np.isfinite(least) & (distance <= tolerance)
+    place = int(np.argmin(np.where(near, least, np.inf)) if near.any()
+                else np.argmin(np.where(np.isfinite(least), distance, np.inf)))
+    settled = indicators.copy()
+    for number in reversed(range(len(layers))):
+        choice = layers[number].names[picks[number, place]]
+        for column, value in _required(layers[number], choice, sizes, indicators.shape[1]).items():
+            settled[number, column] = value
+        place -= round(prices[number][choice] / unit)
+    return settled

@@ -1,0 +1,129 @@
+"""The one-shot supernet: several blocks a layer, each with weights of its own, of which a step trains one.
+
+Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv 1904.00420. A path is an
+int32 array (L,) with the number of the block that each layer takes. As a tensor it indexes the cells within the
+compiled graph, so a new path needs no new graph, and only the blocks on it are computed.
+"""
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.arch.architecture import Architecture
+from src.arch.space import SearchSpace
+from src.layers.mbconv import create_block
+from src.spnasnet import SPNASNet
+from src.training.step import TrainStep
+
+
+def draw_path(space: SearchSpace, *key: int) -> np.ndarray:
+    """A path, uniformly among all of a space and always the same for the same key."""
+    counts = [len(layer.names) for layer in space.layers]
+    return np.random.default_rng(key).integers(counts).astype(np.int32)
+
+
+def path_names(space: SearchSpace, path: Sequence[int]) -> list[str]:
+    """The decisions of a path, by name."""
+    return [layer.names[choice] for layer, choice in zip(space.layers, path)]
+
+
+class OneShotSupernet(SPNASNet):
+    """All networks of a one-shot space, whose batch normalisation has no scale and shift.
+
+    Parameters are named ``blocks.<layer>.<choice>...``.
+    """
+
+    def __init__(self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False) -> None:
+        self.space = space
+        super().__init__(space.largest(), num_classes, momentum=momentum, affine=False, kernels=kernels)
+
+    def _create_blocks(self, _arch: Architecture, bn: dict[str, Any]) -> nn.CellList:
+        return nn.CellList([nn.CellList([create_block(layer.block(name), **bn) for name in layer.names])
+                            for layer in self.space.layers])
+
+    def construct(self, x: Tensor, path: Tensor) -> Tensor:
+        """Logits of the network on a path: (N, 3, H, W) and (L,) of int32 -> (N, num_classes)."""
+        x = self.stem(x)
+        for layer in range(len(self.blocks)):
+            x = self.blocks[layer][path[layer]](x)
+        return self.classify(x)
+
+
+_move = ops.MultitypeFuncGraph("move")
+
+
+@_move.register("Function", "Tensor", "Tensor", "Tensor", "Tuple")
+def _move_tensor(apply, parameter, moment, gradient, factors):
+    rate, momentum, weight_decay = factors
+    return apply(parameter, moment, rate, gradient + weight_decay * parameter, momentum)
+
+
+class PathMomentum(nn.Optimizer):
+    """SGD with momentum and weight decay that leaves alone what is not on the path, its momentum included.
+
+    Args:
+        rates: learning rate of each step.
+    """
+
+    def __init__(self, network: OneShotSupernet, rates: np.ndarray, momentum: float, weight_decay: float) -> None:
+        super().__init__(Tensor(rates), network.trainable_params())
+        self.momentum, self.weight_decay_factor = momentum, weight_decay
+        self.moments = self.parameters.clone(prefix="moments", init="zeros")
+        counts = [len(layer.names) for layer in network.space.layers]
+        self.choices = Tensor(np.arange(max(counts))[None], ms.int32)
+        # Where each parameter's flag is among those of all blocks; the last flag is that of stem, head and classifier.
+        self.places = tuple(self._place(parameter, max(counts), len(counts)) for parameter in self.parameters)
+        self.always = Tensor(np.ones(1, np.float32))
+        self.flags = ops.Split(0, len(counts) * max(counts) + 1)
+        self.apply = ops.ApplyMomentum()
+
+    @staticmethod
+    def _place(parameter: Parameter, choices: int, layers: int) -> int:
+        words = parameter.name.split(".")
+        return int(words[1]) * choices + int(words[2]) if words[0] == "blocks" else layers * choices
+
+    def construct(self, gradients: tuple, path: Tensor) -> Tensor:
+        """Update what is on the path, (L,) of int32."""
+        rate = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        chosen = (path.reshape((-1, 1)) == self.choices).astype(ms.float32).reshape((-1,))
+        trained = ops.concat((chosen, self.always))
+        # A rate of 0 and a momentum of 1, with a gradient of 0, change neither parameter nor moment by a single bit.
+        rates, decays = self.flags(rate * trained), self.flags(self.weight_decay_factor * trained)
+        momenta = self.flags(1 + (self.momentum - 1) * trained)
+        factors = ()
+        for place in self.places:
+            factors += ((rates[place].reshape(()), momenta[place].reshape(()), decays[place]),)
+        return self.map_(ops.partial(_move, self.apply), self.parameters, self.moments, gradients, factors)
+
+
+class OneShotStep(TrainStep):
+    """A training step of the supernet on one path."""
+
+    def forward(self, images, labels, path):  # type: ignore[override]
+        logits = self.network(images, path)
+        loss = self.loss_fn(logits, labels)
+        scaled, correct = self.score(logits, labels, loss)
+        return scaled, loss, correct
+
+    def construct(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Train the blocks on ``path``, (L,) of int32; otherwise as ``TrainStep``."""
+        (_, loss, correct), gradients = self.gradient(images, labels, path)
+        return ops.depend(loss, self.learn(gradients, path)), correct
+
+
+def inherit(parameters: Mapping[str, np.ndarray], path: Sequence[int]) -> dict[str, np.ndarray]:
+    """Parameters of the network on a path, taken from the supernet's."""
+    prefixes = {f"blocks.{layer}.{choice}.": f"blocks.{layer}." for layer, choice in enumerate(path)}
+    inherited = {}
+    for name, value in parameters.items():
+        words = name.split(".")
+        prefix = ".".join(words[:3]) + "."
+        if words[0] != "blocks":
+            inherited[name] = value
+        elif prefix in prefixes:
+            inherited[prefixes[prefix] + name[len(prefix):]] = value
+    return inherited

@@ -1,0 +1,89 @@
+"""MindSpore's compile cache, keyed so that it cannot go stale.
+
+MindSpore reuses a cached graph when the sources are the same, even though values that went into the
+graph (weight decay, smoothing, shapes) have changed. So each combination of everything that shapes a graph
+has a cache folder of its own. A folder is used for reading only once a run has filled it to the end. Within a folder
+MindSpore knows a graph by its place in the order of compilation: a program compiles in the same order in every run.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_FILLING = ".filling-"
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas" / "graphs"
+
+
+def _remove_old(root: Path) -> None:
+    """Delete what has not been used for a month, and what killed runs left half-filled."""
+    for folder in root.iterdir():
+        days = 7 if folder.name.startswith(_FILLING) else 30
+        if folder.stat().st_mtime < time.time() - days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def cache_key(values: dict[str, Any]) -> str:
+    """Digest of the given values, MindSpore's version and this package's sources."""
+    import mindspore as ms
+
+    digest = hashlib.sha256(json.dumps([values, ms.__version__], sort_keys=True, default=str).encode())
+    for file in sorted(Path(__file__).resolve().parents[1].rglob("*")):
+        if file.suffix in (".py", ".h", ".cpp"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+class CompileCache:
+    """Context in which graphs are compiled: reads the cache of these values, or fills a new one.
+
+    Args:
+        values: everything besides sources and versions that shapes the graphs.
+    """
+
+    def __init__(self, values: dict[str, Any], enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._final = _cache_root() / cache_key(values) if enabled else None
+        self._scratch = None
+
+    def __enter__(self) -> CompileCache:
+        if not self._enabled:
+            return self
+        import mindspore as ms
+
+        try:
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+            if self._final.is_dir():
+                log.info("compiled graphs from %s", self._final)
+                path = self._final
+                os.utime(path)
+            else:
+                path = self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=self._final.parent))
+        except OSError as error:
+            log.warning("graphs are not cached: %s", error)
+            return self
+        ms.set_context(enable_compile_cache=True, compile_cache_path=str(path))
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Publish a cache that was filled; one that an error left half-filled is dropped."""
+        if self._scratch is None:
+            return
+        if kind is None and any(self._scratch.iterdir()):
+            try:
+                os.rename(self._scratch, self._final)
+            except OSError:  # another run published the same meanwhile
+                pass
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        _remove_old(self._final.parent)

@@ -1,0 +1,99 @@
+"""A run's story: progress bar on a terminal, lines in ``train.log``, values in ``metrics.jsonl``, ``curves.png``."""
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm import tqdm
+
+from src.files import cut_jsonl, read_jsonl
+
+log = logging.getLogger(__name__)
+
+
+class _BarHandler(logging.Handler):
+    """Prints log lines above a running progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """Writes the story of a run into its folder; ranks other than 0 only print, into the logs that the launcher keeps.
+
+    Args:
+        print_steps: steps between lines on the terminal; 0 for none.
+        resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,
+            as their steps are taken again. None starts a new story.
+    """
+
+    METRICS = "metrics.jsonl"
+
+    def __init__(self, folder: Path, *, active: bool, print_steps: int = 0,
+                 resume_from: Optional[tuple[int, int]] = None) -> None:
+        self._active, self._folder, self._print_steps = active, folder, print_steps
+        self._bar: Optional[tqdm] = None
+        root = logging.getLogger()
+        shown = _BarHandler()
+        shown.addFilter(lambda record: not getattr(record, "file_only", False))
+        root.handlers[:] = [shown]
+        self._metrics = None
+        if active:
+            cut_jsonl(folder / self.METRICS, resume_from)
+            self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
+            lines = logging.FileHandler(folder / "train.log", mode="w" if resume_from is None else "a")
+            lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            root.addHandler(lines)
+
+    def start_epoch(self, title: str, batches: int, done: int) -> None:
+        """Show a progress bar of ``batches``, ``done`` of them behind; only on a terminal."""
+        self._bar = tqdm(total=batches, initial=done, desc=title, unit="batch", leave=False,
+                         disable=not (self._active and sys.stderr.isatty()))
+
+    def advance(self, **shown: Any) -> None:
+        """One batch more; ``shown`` stands behind the bar."""
+        self._bar.update()
+        if shown:
+            self._bar.set_postfix(shown)
+
+    def end_epoch(self) -> None:
+        self._bar.close()
+
+    def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:
+        """Append a line to metrics.jsonl.
+
+        Args:
+            kind: "train" or "val".
+            epoch: epochs completed.
+            step: batches of the epoch that follows; a value at the end of an epoch counts as step 0.
+        """
+        if self._metrics:
+            self._metrics.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
+            self._metrics.flush()
+
+    def step(self, epoch: int, batch: int, loss: float, images_per_second: float) -> None:
+        """Write a line of one step, in the form that ``scripts/loss.py`` reads.
+
+        Args:
+            epoch: from 0.
+            batch: of the epoch, from 1.
+        """
+        log.info("Epoch: %d Iteration: %d rank : 0 train.loss : %.6f train.ips : %.1f imgs/s", epoch, batch, loss,
+                 images_per_second, extra={"file_only": not self._print_steps or batch % self._print_steps != 0})
+
+    def close(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+
+    def draw_curves(self) -> None:
+        """Write ``curves.png``: loss and accuracy by epoch."""
+        if self._active:
+            lines = read_jsonl(self._folder / self.METRICS)
+            if lines:
+                from src.drawing import draw_curves  # importing Matplotlib takes a second, at the end of the run
+
+                draw_curves(lines, self._folder / "curves.png")
