@@ -2,9 +2,10 @@
 
     python eval.py --checkpoint_path runs/digits/ckpt_0
 
-takes seconds on 2 CPU cores after training the digits, and prints a top-1 of about 99 %. Architecture,
-classes, preprocessing and data set come from the checkpoint.
+takes seconds on 2 CPU cores after training the digits, and prints a top-1 of about 99 %.
+Architecture, classes, preprocessing and data set come from the checkpoint.
 """
+
 import json
 import logging
 from pathlib import Path
@@ -50,19 +51,36 @@ def evaluate_file(file, config, ranks):
     checkpoint = read_checkpoint(file)
     source = checkpoint.source(config, "val")
     batch_size = min(config.batch_size, len(source))
-    loader = Loader(source, checkpoint.preprocessing, batch_size=batch_size, training=False,
-                    num_parallel_workers=config.num_parallel_workers, rank=ranks.rank, device_num=ranks.size)
+    loader = Loader(
+        source,
+        checkpoint.preprocessing,
+        batch_size=batch_size,
+        training=False,
+        num_parallel_workers=config.num_parallel_workers,
+        rank=ranks.rank,
+        device_num=ranks.size,
+    )
     use_kernels = kernels.wanted(config.cpu_kernels)
     # The operators know the folded network best; MindSpore's own gain little by it.
     network = checkpoint.network(kernels=use_kernels, folded=use_kernels)
-    values = {"evaluate": checkpoint.meta.arch, "classes": len(source.classes), "batch_size": batch_size,
-              "preprocessing": checkpoint.meta.preprocessing, "device": config.device_target, "kernels": use_kernels}
-    with CompileCache(values, config.compile_cache and ranks.size == 1), \
-            tqdm(total=len(source), unit="image", leave=False, disable=None) as bar:
+    values = {
+        "evaluate": checkpoint.meta.arch,
+        "classes": len(source.classes),
+        "batch_size": batch_size,
+        "preprocessing": checkpoint.meta.preprocessing,
+        "device": config.device_target,
+        "kernels": use_kernels,
+    }
+    with (
+        CompileCache(values, config.compile_cache and ranks.size == 1),
+        tqdm(total=len(source), unit="image", leave=False, disable=None) as bar,
+    ):
         result = evaluate(network, loader, bar.update, ranks)
     row = {"file": str(file), "epoch": checkpoint.meta.epoch, **vars(result)}
     bad = {}
-    for own in ranks.gather({source.name(index): reason for index, reason in loader.bad_images.items()}):
+    for own in ranks.gather(
+        {source.name(index): reason for index, reason in loader.bad_images.items()}
+    ):
         bad.update(own)
     return row, bad
 
@@ -79,8 +97,16 @@ def main(argv=None):
     width = max(len(row["file"]) for row in rows)
     log.info("%s  epoch   top-1   top-5    loss  images  images/s", "file".ljust(width))
     for row in rows:
-        log.info("%s  %5d  %6.2f  %6.2f  %6.4f  %6d  %8.1f", row["file"].ljust(width), row["epoch"], row["top1"],
-                 row["top5"], row["loss"], row["images"], row["images_per_second"])
+        log.info(
+            "%s  %5d  %6.2f  %6.2f  %6.4f  %6d  %8.1f",
+            row["file"].ljust(width),
+            row["epoch"],
+            row["top1"],
+            row["top5"],
+            row["loss"],
+            row["images"],
+            row["images_per_second"],
+        )
     output = Path(config.output) if config.output else files[0].parent / "eval.json"
     if ranks.rank == 0:
         write_text(output, json.dumps({"results": rows, "bad_images": bad}, indent=2) + "\n")

@@ -2,9 +2,10 @@
 
     python export.py --ckpt_file runs/digits/ckpt_0/best.ckpt --file_name runs/digits/spnas
 
-takes about 15 seconds on 2 CPU cores and writes ``spnas.mindir`` and its description ``spnas.json``, after the model
-has been loaded again and compared with the network on real images.
+takes about 15 seconds on 2 CPU cores and writes ``spnas.mindir`` and its description
+``spnas.json``, after the model has been loaded again and compared with the network on real images.
 """
+
 import logging
 
 from src.cli import parse_config
@@ -23,8 +24,15 @@ def main(argv=None):
 
     setup_device(config.device_target, config.device_id)
     checkpoint = read_checkpoint(config.ckpt_file)
-    path = export(checkpoint, file_name=config.file_name, file_format=config.file_format, batch_size=config.batch_size,
-                  mindir_version=config.mindir_version, fold=not config.no_fold, device_target=config.device_target)
+    path = export(
+        checkpoint,
+        file_name=config.file_name,
+        file_format=config.file_format,
+        batch_size=config.batch_size,
+        mindir_version=config.mindir_version,
+        fold=not config.no_fold,
+        device_target=config.device_target,
+    )
     log.info("%s: exported; %s describes it", path, path.with_suffix(".json"))
     return 0
 

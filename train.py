@@ -2,8 +2,10 @@
 
     python train.py --dataset_name digits --checkpoint_path runs/digits
 
-trains the published network on the embedded digits; about two minutes on 2 CPU cores, top-1 about 99 %.
+trains the published network on the embedded digits; about two minutes on 2 CPU cores, top-1 about
+99 %.
 """
+
 from src.cli import parse_config
 from src.config import TrainConfig
 from src.utils import run_main
@@ -11,7 +13,9 @@ from src.utils import run_main
 
 def main(argv=None):
     config = parse_config(TrainConfig, argv, __doc__)
-    from src.training.loop import Trainer  # after the flags are checked, as importing MindSpore takes seconds
+    from src.training.loop import (
+        Trainer,  # after the flags are checked, as importing MindSpore takes seconds
+    )
 
     return Trainer(config).run()
 

@@ -1,9 +1,10 @@
 """Contenders of a benchmark: each a process of its own that does a piece of work whenever it is its turn.
 
-All prepare themselves with one piece of work, which compiles; then one after the other is timed in every round,
-while the others wait, so that all meet the same machine. Ratios are medians of the ratios within a round. Peak
-memory is that of the whole process, compilation included.
+All prepare themselves with one piece of work, which compiles; then one after the other is timed in
+every round, while the others wait, so that all meet the same machine. Ratios are medians of the
+ratios within a round. Peak memory is that of the whole process, compilation included.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,12 +16,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Collection, Mapping, Optional, Sequence
 
 from src.arch.architecture import load_architecture
 
-TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}  # timm's network, with lowered strides or not
+TORCH_ARCHS = {
+    "spnas_pixel1": False,
+    "spnas_pixel1_32": True,
+}  # timm's network, with lowered strides or not
 CLASSES = 1000
 
 
@@ -64,7 +68,9 @@ class Contender:
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name, self.seconds = name, []
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
 
     def answer(self) -> str:
         """The next line of the worker."""
@@ -92,8 +98,12 @@ class Contender:
         self.process.wait()
 
 
-def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bases: Sequence[str],
-            rounds: int) -> dict[str, float]:
+def compare(
+    commands: Mapping[str, Sequence[str]],
+    names: Mapping[str, str],
+    bases: Sequence[str],
+    rounds: int,
+) -> dict[str, float]:
     """Run all contenders and print a table.
 
     Args:
@@ -119,24 +129,31 @@ def compare(commands: Mapping[str, Sequence[str]], names: Mapping[str, str], bas
         print(f"{'contender':<26}{'median ms':>10}{'min..max ms':>18}{ratios}{'peak GB':>9}")
         for key, contender in contenders.items():
             seconds, peaks[key] = contender.seconds, contender.finish()
-            ratios = "".join(f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>11.2f}"
-                             for base in bases)
+            ratios = "".join(
+                f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>11.2f}"
+                for base in bases
+            )
             spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
-            print(f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
-                  f"{peaks[key]:>9.2f}", flush=True)
+            print(
+                f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
+                f"{peaks[key]:>9.2f}",
+                flush=True,
+            )
     return peaks
 
 
 def add_arguments(parser: argparse.ArgumentParser, workers: Collection[str], rounds: int) -> None:
     """Flags of every comparison: of whom, of what, how often."""
-    parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch and timm")
+    parser.add_argument(
+        "--torch_python", metavar="PYTHON", help="interpreter that has torch and timm"
+    )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--image_size", type=int, help="default: the architecture's")
     parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--worker", choices=workers, help=argparse.SUPPRESS)
 
 
-def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags, checked, with the architecture's image size where none is given."""
     args = parser.parse_args(argv)
     if args.rounds < 1:

@@ -3,10 +3,11 @@
     python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1
     python benchmarks/data_parallel.py --start_up 8     # from the launcher's start to the first step of 8 processes
 
-The first prints the median step of one process, of two that train apart at the same time, and of two that average their
-gradients, all at the same batch a process. They are taken in turns, by the same processes, each on a core of its own with
-one thread.
+The first prints the median step of one process, of two that train apart at the same time, and of
+two that average their gradients, all at the same batch a process. They are taken in turns, by the
+same processes, each on a core of its own with one thread.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,15 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-TINY = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 32, "stem_channels": 8,
-        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16"], "head_channels": 32,
-        "bn_epsilon": 1e-5, "provenance": {}}
+TINY = {
+    "format": "spnas-architecture",
+    "version": 1,
+    "name": "tiny",
+    "image_size": 32,
+    "stem_channels": 8,
+    "stem_stride": 2,
+    "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16"],
+    "head_channels": 32,
+    "bn_epsilon": 1e-5,
+    "provenance": {},
+}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "SPNAS_KERNEL_THREADS": "1"}
 
 
@@ -47,8 +57,14 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], Non
     architecture, config = load_architecture(arch), TrainConfig()
     network = SPNASNet(architecture, CLASSES, kernels=wanted("auto"))
     optimizer = create_optimizer(network, config, np.full(10_000, 1e-3, np.float32))
-    step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), optimizer, config, mixed_precision=False,
-                     device_num=device_num).set_train()
+    step = TrainStep(
+        network,
+        CrossEntropySmooth(config.label_smooth_factor),
+        optimizer,
+        config,
+        mixed_precision=False,
+        device_num=device_num,
+    ).set_train()
     images, labels = noise(batch_size, architecture.image_size)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     return lambda: float(step(*batch)[0].asnumpy())
@@ -66,7 +82,10 @@ def work(args: argparse.Namespace) -> None:
     together()
     found = {"first step": time.time() - args.started}
     if not args.start_up:
-        single, seconds = create_step(args.arch, args.batch_size, 1), {"one": [], "apart": [], "together": []}
+        single, seconds = (
+            create_step(args.arch, args.batch_size, 1),
+            {"one": [], "apart": [], "together": []},
+        )
         single()
         for _ in range(args.rounds + 1):
             for name in seconds:
@@ -88,25 +107,62 @@ def launch(device_num: int, args: argparse.Namespace) -> dict:
         if args.start_up:
             arch = Path(folder) / "tiny.json"
             arch.write_text(json.dumps(TINY))
-        run = subprocess.run(["bash", str(ROOT / "scripts/run_train.sh"), "--device_num", str(device_num), "--program",
-                              "benchmarks/data_parallel.py", "digits", "--foreground", "--log_dir", folder, "--output",
-                              str(output), "--arch", str(arch), "--batch_size", str(args.batch_size), "--rounds",
-                              str(args.rounds), "--start_up", str(args.start_up), "--started", str(time.time())],
-                             text=True, capture_output=True, check=False,
-                             env={**os.environ, "DEVICE_TARGET": "CPU", **({} if args.start_up else ONE_THREAD),
-                                  "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
+        run = subprocess.run(
+            [
+                "bash",
+                str(ROOT / "scripts/run_train.sh"),
+                "--device_num",
+                str(device_num),
+                "--program",
+                "benchmarks/data_parallel.py",
+                "digits",
+                "--foreground",
+                "--log_dir",
+                folder,
+                "--output",
+                str(output),
+                "--arch",
+                str(arch),
+                "--batch_size",
+                str(args.batch_size),
+                "--rounds",
+                str(args.rounds),
+                "--start_up",
+                str(args.start_up),
+                "--started",
+                str(time.time()),
+            ],
+            text=True,
+            capture_output=True,
+            check=False,
+            env={
+                **os.environ,
+                "DEVICE_TARGET": "CPU",
+                **({} if args.start_up else ONE_THREAD),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+        )
         if run.returncode:
             sys.exit(run.stdout[-3000:] + run.stderr)
         return json.loads(output.read_text())
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--batch_size", type=int, default=32, help="images a step of each process")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--start_up", type=int, default=0, metavar="N", help="time the start of N processes instead")
-    for flag, kind in (("--output", Path), ("--started", float), ("--dataset_name", str), ("--device_target", str)):
+    parser.add_argument(
+        "--start_up", type=int, default=0, metavar="N", help="time the start of N processes instead"
+    )
+    for flag, kind in (
+        ("--output", Path),
+        ("--started", float),
+        ("--dataset_name", str),
+        ("--device_target", str),
+    ):
         parser.add_argument(flag, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.output:
@@ -118,7 +174,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 0
     found = launch(2, args)
     print(f"{args.arch}, batch {args.batch_size} a process")
-    for name, text in (("one", "one process"), ("apart", "two, apart"), ("together", "two, gradients averaged")):
+    for name, text in (
+        ("one", "one process"),
+        ("apart", "two, apart"),
+        ("together", "two, gradients averaged"),
+    ):
         ratio = statistics.median(mine / one for mine, one in zip(found[name], found["one"]))
         print(f"{text:<24}{1000 * statistics.median(found[name]):>7.0f} ms a step{ratio:>8.3f}")
     return 0

@@ -4,9 +4,10 @@
     python benchmarks/faults.py kills --kills 50      # one of them
     python benchmarks/faults.py --list
 
-Prints a line a fault: what was seen, the exit code, and after how long. The exit code is 1 if one was not as
-docs/distributed.md says.
+Prints a line a fault: what was seen, the exit code, and after how long. The exit code is 1 if one
+was not as docs/distributed.md says.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Mapping, Optional
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,9 +33,18 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8,
-        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
-        "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
+ARCH = {
+    "format": "spnas-architecture",
+    "version": 1,
+    "name": "tiny",
+    "image_size": 16,
+    "stem_channels": 8,
+    "stem_stride": 2,
+    "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
+    "head_channels": 32,
+    "bn_epsilon": 1e-5,
+    "provenance": {},
+}
 EPOCHS = 10
 TIMEOUT = 300
 
@@ -55,19 +66,51 @@ class Runs:
         (folder / "tiny.json").write_text(json.dumps(ARCH))
 
     def flags(self, name: str, *more: object, **changed: object) -> list[str]:
-        keys = {"dataset_name": "digits", "data_path": self.data, "arch": self.folder / "tiny.json", "image_height": 16,
-                "image_width": 16, "resize": 16, "batch_size": 30, "epoch_size": EPOCHS, "save_checkpoint_steps": 4,
-                "log_steps": 4, "drop_rate": 0.2, "ema_decay": 0.9, "keep_checkpoint_max": 3,
-                "checkpoint_path": self.folder / name, **changed}
-        return [text for key, value in keys.items() for text in (f"--{key}", str(value))] + list(map(str, more))
+        keys = {
+            "dataset_name": "digits",
+            "data_path": self.data,
+            "arch": self.folder / "tiny.json",
+            "image_height": 16,
+            "image_width": 16,
+            "resize": 16,
+            "batch_size": 30,
+            "epoch_size": EPOCHS,
+            "save_checkpoint_steps": 4,
+            "log_steps": 4,
+            "drop_rate": 0.2,
+            "ema_decay": 0.9,
+            "keep_checkpoint_max": 3,
+            "checkpoint_path": self.folder / name,
+            **changed,
+        }
+        return [text for key, value in keys.items() for text in (f"--{key}", str(value))] + list(
+            map(str, more)
+        )
 
-    def start(self, name: str, *more: object, limit: Optional[int] = None,
-              environment: Mapping[str, str] = MappingProxyType({}), **changed: object) -> subprocess.Popen:
+    def start(
+        self,
+        name: str,
+        *more: object,
+        limit: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **changed: object,
+    ) -> subprocess.Popen:
         """A single process, which may write no file beyond ``limit`` bytes."""
         command = [sys.executable, str(ROOT / "train.py"), *self.flags(name, *more, **changed)]
-        before = None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                preexec_fn=before, env={**os.environ, **environment})
+        before = (
+            None
+            if limit is None
+            else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        )
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=before,
+            env={**os.environ, **environment},
+        )
 
     def run(self, name: str, *more: object, **changed: object) -> tuple[int, str]:
         """Exit code and output of a single process."""
@@ -75,25 +118,55 @@ class Runs:
         output, _ = process.communicate(timeout=TIMEOUT)
         return process.returncode, output
 
-    def launch(self, name: str, *more: object, num: int = 2, environment: Mapping[str, str] = MappingProxyType({}),
-               **changed: object) -> subprocess.Popen:
+    def launch(
+        self,
+        name: str,
+        *more: object,
+        num: int = 2,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **changed: object,
+    ) -> subprocess.Popen:
         """Several processes."""
         flags = self.flags(name, *more, **changed)
         words = [flags[1], *flags[2:]]
-        command = ["bash", str(ROOT / "scripts/run_train.sh"), "--device_num", str(num), *words, "--foreground",
-                   "--log_dir", str(self.folder / f"logs_{name}")]
-        return subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                env={**os.environ, "DEVICE_TARGET": "CPU", **environment,
-                                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
+        command = [
+            "bash",
+            str(ROOT / "scripts/run_train.sh"),
+            "--device_num",
+            str(num),
+            *words,
+            "--foreground",
+            "--log_dir",
+            str(self.folder / f"logs_{name}"),
+        ]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "DEVICE_TARGET": "CPU",
+                **environment,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+        )
 
     def checkpoints(self, name: str) -> list[Path]:
-        return sorted((self.folder / name / "ckpt_0").glob("digits-*.ckpt"), key=lambda file: file.stat().st_mtime)
+        return sorted(
+            (self.folder / name / "ckpt_0").glob("digits-*.ckpt"),
+            key=lambda file: file.stat().st_mtime,
+        )
 
     def wait_for(self, process: subprocess.Popen, name: str, file: str) -> None:
         path = self.folder / name / "ckpt_0" / file
         while not path.exists() and process.poll() is None:
             time.sleep(0.02)
-        expect(path.exists(), f"{file} was not written: {process.stdout.read() if process.poll() is not None else ''}")
+        expect(
+            path.exists(),
+            f"{file} was not written: {process.stdout.read() if process.poll() is not None else ''}",
+        )
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """State at the end of a run."""
@@ -113,8 +186,11 @@ class Runs:
 
 def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
     """The process of a rank."""
-    return next(child for child in psutil.Process(job.pid).children(recursive=True)
-                if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ()["RANK_ID"] == str(rank))
+    return next(
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ()["RANK_ID"] == str(rank)
+    )
 
 
 def kills(runs: Runs, args: argparse.Namespace) -> str:
@@ -135,7 +211,8 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
                 output, _ = process.communicate(timeout=TIMEOUT)
                 expect(process.returncode == 0, output)
                 break
-            # Every second kill falls into a save: while a half-written file of this process is there.
+            # Every second kill falls into a save: while a half-written file of this process is
+            # there.
             in_save = done % 2
             deadline = time.monotonic() + (generator.uniform(0, length) if not in_save else TIMEOUT)
             saves = generator.randrange(1, 6) if in_save else -1
@@ -156,8 +233,10 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
             resumed += bool(runs.checkpoints(name))
         runs.expect_equal(name, "reference")
         shutil.rmtree(runs.folder / name)
-    return f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a " \
-           "checkpoint to resume from; the final state of every run is bit-equal to the uninterrupted one's"
+    return (
+        f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a "
+        "checkpoint to resume from; the final state of every run is bit-equal to the uninterrupted one's"
+    )
 
 
 def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
@@ -174,7 +253,9 @@ def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
         done = runs.launch("job", "--resume", num=num, epoch_size=EPOCHS, keep_checkpoint_max=100)
         again, _ = done.communicate(timeout=TIMEOUT)
         expect(done.returncode == 0, again)
-        resumption = next((line for line in again.splitlines() if line.startswith("resumed from")), None)
+        resumption = next(
+            (line for line in again.splitlines() if line.startswith("resumed from")), None
+        )
         expect(resumption, again)
         seen.append(resumption.split(", ", 1)[1])
         for file in (runs.folder / "job/ckpt_0").glob(f"digits-{EPOCHS}_*.ckpt"):
@@ -217,9 +298,11 @@ def stopped(runs: Runs, args: argparse.Namespace) -> str:
 def slow_rank_0(runs: Runs, args: argparse.Namespace) -> str:
     """Rank 0 works alone for longer than the others would wait in an operation."""
     program = runs.folder / "slow.py"
-    program.write_text(f"import sys\nimport time\nsys.path.insert(0, {str(ROOT)!r})\n"
-                       "from src.utils import setup_device\nranks = setup_device('CPU', 0)\n"
-                       "ranks.alone(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n")
+    program.write_text(
+        f"import sys\nimport time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from src.utils import setup_device\nranks = setup_device('CPU', 0)\n"
+        "ranks.alone(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n"
+    )
     process = runs.launch("slow", "--program", program, environment={"MS_NODE_TIMEOUT": "30"})
     output, _ = process.communicate(timeout=TIMEOUT)
     expect(process.returncode == 0 and "met [0, 1]" in output, output)
@@ -235,11 +318,16 @@ def disk_full(runs: Runs, args: argparse.Namespace) -> str:
     process = runs.start("full", "--resume", limit=size // 2)
     output, _ = process.communicate(timeout=TIMEOUT)
     expect(process.returncode == 1 and "cannot be saved" in output, output)
-    expect({file.name: file.read_bytes() for file in runs.checkpoints("full")} == whole, "a checkpoint changed")
+    expect(
+        {file.name: file.read_bytes() for file in runs.checkpoints("full")} == whole,
+        "a checkpoint changed",
+    )
     expect(not list((runs.folder / "full/ckpt_0").glob(".*")), "something half-written was left")
     code, output = runs.run("full", "--resume")
     expect(code == 0, output)
-    return "exit code 1, 'cannot be saved'; checkpoints before it unchanged; resumed with room again"
+    return (
+        "exit code 1, 'cannot be saved'; checkpoints before it unchanged; resumed with room again"
+    )
 
 
 def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
@@ -250,7 +338,7 @@ def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
     process.communicate()
     newest, before, third = list(reversed(runs.checkpoints("damaged")))[:3]
     data = newest.read_bytes()
-    newest.write_bytes(data[:len(data) // 2])
+    newest.write_bytes(data[: len(data) // 2])
     data = bytearray(before.read_bytes())
     data[len(data) // 3] ^= 4
     before.write_bytes(data)
@@ -272,7 +360,9 @@ def vanished_data(runs: Runs, args: argparse.Namespace) -> str:
     data.rename(runs.folder / "away")
     start = time.monotonic()
     output, _ = process.communicate(timeout=TIMEOUT)
-    expect(process.returncode == 1 and "100 images in a row cannot be used" in output, output[-3000:])
+    expect(
+        process.returncode == 1 and "100 images in a row cannot be used" in output, output[-3000:]
+    )
     seconds = time.monotonic() - start
     (runs.folder / "away").rename(data)
     code, output = runs.run("vanished", "--resume", data_path=data)
@@ -290,8 +380,17 @@ def corrupt_images(runs: Runs, args: argparse.Namespace) -> str:
         file.write_bytes(file.read_bytes()[:200])
     code, output = runs.run("corrupt_run", data_path=data, epoch_size=3)
     expect(code == 0 and "images could not be used" in output, output)
-    evaluation = subprocess.run([sys.executable, str(ROOT / "eval.py"), "--checkpoint_path",
-                                 str(runs.folder / "corrupt_run/ckpt_0")], text=True, capture_output=True, check=False)
+    evaluation = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "eval.py"),
+            "--checkpoint_path",
+            str(runs.folder / "corrupt_run/ckpt_0"),
+        ],
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     val = sum("val" in file.parts for file in bad)
     expect(evaluation.returncode == (1 if val else 0), evaluation.stderr)
     return f"{len(bad)} of {len(images)} images: training names them and ends with 0, evaluation with 1 ({val} of them)"
@@ -317,10 +416,18 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
     offset, faked = runs.folder / "offset", {}
     offset.write_text("+0\n")
     if library:
-        faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
-                 "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        faked = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
     process = runs.start("clock", environment=faked)
-    for file, jump in (("digits-1_4.ckpt", "-365d"), ("digits-2_4.ckpt", "+365d"), ("digits-3_4.ckpt", "+0")):
+    for file, jump in (
+        ("digits-1_4.ckpt", "-365d"),
+        ("digits-2_4.ckpt", "+365d"),
+        ("digits-3_4.ckpt", "+0"),
+    ):
         runs.wait_for(process, "clock", file)
         offset.write_text(f"{jump}\n")
     process.kill()
@@ -338,12 +445,24 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
 
 def memory(runs: Runs, args: argparse.Namespace) -> str:
     """Resident size of a process that trains the published network after epoch 1 and after epoch 10."""
-    process = runs.start("memory", arch="spnas_pixel1_32", image_height=32, image_width=32, resize=32, train_images=240,
-                         epoch_size=11, save_checkpoint_steps=0)
+    process = runs.start(
+        "memory",
+        arch="spnas_pixel1_32",
+        image_height=32,
+        image_width=32,
+        resize=32,
+        train_images=240,
+        epoch_size=11,
+        save_checkpoint_steps=0,
+    )
     sizes = {}
     for epoch in (1, 10):
-        story = runs.folder / "memory/ckpt_0/train.log"  # gets a line when an epoch is validated and saved
-        while process.poll() is None and not (story.exists() and f" epoch {epoch}/11: " in story.read_text()):
+        story = (
+            runs.folder / "memory/ckpt_0/train.log"
+        )  # gets a line when an epoch is validated and saved
+        while process.poll() is None and not (
+            story.exists() and f" epoch {epoch}/11: " in story.read_text()
+        ):
             time.sleep(0.002)
         expect(process.poll() is None, "the run ended before its size was read")
         sizes[epoch] = psutil.Process(process.pid).memory_info().rss / 1e6
@@ -355,13 +474,29 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
     return text
 
 
-FAULTS: dict[str, Callable[[Runs, argparse.Namespace], str]] = {function.__name__: function for function in (
-    worker_killed, worker_hangs, stopped, slow_rank_0, kills, disk_full, damaged_checkpoint, vanished_data,
-    corrupt_images, port_in_use, clock_jump, memory)}
+FAULTS: dict[str, Callable[[Runs, argparse.Namespace], str]] = {
+    function.__name__: function
+    for function in (
+        worker_killed,
+        worker_hangs,
+        stopped,
+        slow_rank_0,
+        kills,
+        disk_full,
+        damaged_checkpoint,
+        vanished_data,
+        corrupt_images,
+        port_in_use,
+        clock_jump,
+        memory,
+    )
+}
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="which; all where omitted")
     parser.add_argument("--list", action="store_true", help="name all faults")
     parser.add_argument("--kills", type=int, default=50, help="how many for the fault of that name")

@@ -5,10 +5,12 @@
     bash ascend310_infer/build.sh
     python benchmarks/inference.py runs/model.mindir runs/model_onnx.onnx FOLDER_OF_IMAGES
 
-Needs, in any Python and for this benchmark only: pip install onnxruntime opencv-python-headless. Prints medians over
-rounds and the ratio of medians. Latency: one image after another, all cores on each. Throughput: all cores on many
-images; of the Python program the better of one thread a core and of one image at a time.
+Needs, in any Python and for this benchmark only: pip install onnxruntime opencv-python-headless.
+Prints medians over rounds and the ratio of medians. Latency: one image after another, all cores on
+each. Throughput: all cores on many images; of the Python program the better of one thread a core
+and of one image at a time.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,15 +41,21 @@ class PythonProgram:
         self._mean, self._scale = np.float32(values["mean"]), 1 / np.float32(values["std"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
 
     def classify(self, file: str) -> int:
-        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(
+            np.fromfile(file, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         height, width = image.shape[:2]
         scale = self._resize / min(height, width)
-        image = cv2.resize(image, (max(self._resize, int(width * scale)), max(self._resize, int(height * scale))))
+        image = cv2.resize(
+            image, (max(self._resize, int(width * scale)), max(self._resize, int(height * scale)))
+        )
         top, left = ((a - b) // 2 for a, b in zip(image.shape, self._size))
-        crop = image[top:top + self._size[0], left:left + self._size[1], ::-1]
+        crop = image[top : top + self._size[0], left : left + self._size[1], ::-1]
         tensor = ((crop - self._mean) * self._scale).transpose(2, 0, 1)[None]
         return int(self._session.run(None, {"x": np.ascontiguousarray(tensor)})[0].argmax())
 
@@ -55,11 +63,23 @@ class PythonProgram:
 def run_application(model: str, images: str, *flags: object) -> tuple[float, float]:
     """Median milliseconds from JPEG to answer, and images a second, as the application reports them."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(APPLICATION), "--mindir_path", os.path.abspath(model), "--dataset_path", os.path.abspath(images),
-                   "--device", "CPU", *map(str, flags)]
-        text = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    return (float(re.search(r"JPEG to answer: .*p50 ([\d.]+) ms", text)[1]),
-            float(re.search(r"throughput: ([\d.]+) images/s", text)[1]))
+        command = [
+            str(APPLICATION),
+            "--mindir_path",
+            os.path.abspath(model),
+            "--dataset_path",
+            os.path.abspath(images),
+            "--device",
+            "CPU",
+            *map(str, flags),
+        ]
+        text = subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+    return (
+        float(re.search(r"JPEG to answer: .*p50 ([\d.]+) ms", text)[1]),
+        float(re.search(r"throughput: ([\d.]+) images/s", text)[1]),
+    )
 
 
 def python_latency_ms(program: PythonProgram, files: list[str]) -> float:
@@ -79,7 +99,9 @@ def python_throughput(program: PythonProgram, files: list[str], threads: int) ->
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mindir")
     parser.add_argument("onnx")
     parser.add_argument("images", help="folder of images or of class folders")
@@ -98,14 +120,22 @@ def main(argv=None) -> int:
     contenders = {
         "latency, ms": {
             "C++, MindSpore Lite": lambda: run_application(
-                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads)[0],
-            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files)},
+                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads
+            )[0],
+            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files),
+        },
         "throughput, images/s": {
-            "C++, MindSpore Lite": lambda: run_application(args.mindir, args.images, "--threads", args.threads)[1],
+            "C++, MindSpore Lite": lambda: run_application(
+                args.mindir, args.images, "--threads", args.threads
+            )[1],
             "Python, ONNX Runtime": lambda: python_throughput(single, files, args.threads),
-            "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1)}}
-    print(f"{len(files)} images, {args.threads} threads, {args.rounds} rounds, ONNX Runtime "
-          f"{onnxruntime.__version__}, OpenCV {cv2.__version__}")
+            "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1),
+        },
+    }
+    print(
+        f"{len(files)} images, {args.threads} threads, {args.rounds} rounds, ONNX Runtime "
+        f"{onnxruntime.__version__}, OpenCV {cv2.__version__}"
+    )
     for program in (whole, single):
         python_latency_ms(program, files[:5])  # warm-up
     for measure, runs in contenders.items():
@@ -116,8 +146,11 @@ def main(argv=None) -> int:
         ours = statistics.median(values["C++, MindSpore Lite"])
         for name, found in values.items():
             median = statistics.median(found)
-            print(f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
-                  f"C++ is {ours / median:.2f} of it", flush=True)
+            print(
+                f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
+                f"C++ is {ours / median:.2f} of it",
+                flush=True,
+            )
     return 0
 
 

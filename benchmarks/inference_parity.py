@@ -5,6 +5,7 @@
 
 Python evaluates the checkpoint as eval.py does, with the unfolded network of stock operators.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,19 +39,42 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     loader = Loader(source, checkpoint.preprocessing, batch_size=20, training=False)
     python = np.concatenate([network(Tensor(images)).asnumpy() for images, _ in loader.epoch()])
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run([APPLICATION, "--mindir_path", Path(mindir).resolve(), "--dataset_path", source.path.resolve(),
-                        "--device", "CPU"], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                APPLICATION,
+                "--mindir_path",
+                Path(mindir).resolve(),
+                "--dataset_path",
+                source.path.resolve(),
+                "--device",
+                "CPU",
+            ],
+            cwd=scratch,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         names = [Path(source.name(index)).relative_to(source.path) for index in range(len(source))]
-        cpp = np.stack([np.fromfile(Path(scratch) / "result_Files" / f"{name}_0.bin", np.float32) for name in names])
+        cpp = np.stack(
+            [
+                np.fromfile(Path(scratch) / "result_Files" / f"{name}_0.bin", np.float32)
+                for name in names
+            ]
+        )
     same = int((cpp.argmax(1) == python.argmax(1)).sum())
-    accuracies = [100 * float((logits.argmax(1) == source.labels).mean()) for logits in (python, cpp)]
+    accuracies = [
+        100 * float((logits.argmax(1) == source.labels).mean()) for logits in (python, cpp)
+    ]
     difference = float((np.abs(cpp - python).max(1) / np.abs(python).max(1)).max())
-    print(f"{len(source)} images: same top-1 on {same}; top-1 {accuracies[0]:.2f} % in Python, {accuracies[1]:.2f} % in "
-          f"C++; logits differ by at most {difference:.1e} of an image's largest")
+    print(
+        f"{len(source)} images: same top-1 on {same}; top-1 {accuracies[0]:.2f} % in Python, {accuracies[1]:.2f} % in "
+        f"C++; logits differ by at most {difference:.1e} of an image's largest"
+    )
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("mindir")
     parser.add_argument("images", help="folder of class folders")

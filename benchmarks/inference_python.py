@@ -3,27 +3,44 @@
     python benchmarks/inference_python.py                                    # MindSpore alone
     python benchmarks/inference_python.py --torch_python PYTHON --rounds 50  # PYTHON has torch and timm
 
-Every contender is a process of its own, with its default number of threads (``benchmarks.contenders``). Timed is
-one batch of noise from NumPy array to logits as NumPy array; PyTorch computes in channels-last and in inference
-mode. On a machine with other work, OMP_WAIT_POLICY=passive in the environment is faster for PyTorch.
+Every contender is a process of its own, with its default number of threads
+(``benchmarks.contenders``). Timed is one batch of noise from NumPy array to logits as NumPy array;
+PyTorch computes in channels-last and in inference mode. On a machine with other work,
+OMP_WAIT_POLICY=passive in the environment is faster for PyTorch.
 """
+
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.contenders import CLASSES, TORCH_ARCHS, add_arguments, compare, noise, parse, run, work
+from benchmarks.contenders import (
+    CLASSES,
+    TORCH_ARCHS,
+    add_arguments,
+    compare,
+    noise,
+    parse,
+    run,
+    work,
+)
 from src.arch.architecture import load_architecture
 
-WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, timm"}
+WORKERS = {
+    "mindspore": "MindSpore, CPU operators",
+    "stock": "MindSpore, stock",
+    "torch": "PyTorch, timm",
+}
 WARM_UP = 3  # the first batches are slower everywhere
 
 
-def create_mindspore_network(arch: str, batch_size: int, image_size: int, kernels: bool) -> Callable[[], float]:
+def create_mindspore_network(
+    arch: str, batch_size: int, image_size: int, kernels: bool
+) -> Callable[[], float]:
     """A function that infers one batch and returns the sum of its logits."""
     import mindspore as ms
     from mindspore import Tensor
@@ -34,7 +51,9 @@ def create_mindspore_network(arch: str, batch_size: int, image_size: int, kernel
 
     setup_device("CPU", 0)
     ms.set_seed(0)
-    network = SPNASNet(load_architecture(arch), CLASSES, kernels=wanted("on" if kernels else "off"), folded=True)
+    network = SPNASNet(
+        load_architecture(arch), CLASSES, kernels=wanted("on" if kernels else "off"), folded=True
+    )
     network.set_train(False)
     images, _ = noise(batch_size, image_size)
     return warm(lambda: float(network(Tensor(images)).asnumpy().sum()))
@@ -47,7 +66,9 @@ def create_torch_network(arch: str, batch_size: int, image_size: int) -> Callabl
     from benchmarks.torch_reference import fold, spnasnet_100
 
     torch.manual_seed(0)
-    network = fold(spnasnet_100(CLASSES, lowered_strides=TORCH_ARCHS[arch])).to(memory_format=torch.channels_last)
+    network = fold(spnasnet_100(CLASSES, lowered_strides=TORCH_ARCHS[arch])).to(
+        memory_format=torch.channels_last
+    )
     images, _ = noise(batch_size, image_size)
 
     def infer() -> float:
@@ -72,23 +93,39 @@ def measure(args: argparse.Namespace) -> None:
         pythons["torch"] = args.torch_python
     bases = [worker for worker in ("torch", "stock") if worker in pythons]
     for batch_size in args.batch_sizes:
-        options = ["--arch", args.arch, "--batch_sizes", str(batch_size), "--image_size", str(args.image_size)]
-        commands = {worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
-                    for worker, python in pythons.items()}
-        print(f"{args.arch}, {args.image_size}x{args.image_size}, batch {batch_size}, {args.rounds} rounds")
+        options = [
+            "--arch",
+            args.arch,
+            "--batch_sizes",
+            str(batch_size),
+            "--image_size",
+            str(args.image_size),
+        ]
+        commands = {
+            worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
+            for worker, python in pythons.items()
+        }
+        print(
+            f"{args.arch}, {args.image_size}x{args.image_size}, batch {batch_size}, {args.rounds} rounds"
+        )
         compare(commands, WORKERS, bases, args.rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser, WORKERS, rounds=20)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
     args = parse(parser, argv)
     if args.worker == "torch":
         work(lambda: create_torch_network(args.arch, args.batch_sizes[0], args.image_size))
     elif args.worker:
-        work(lambda: create_mindspore_network(args.arch, args.batch_sizes[0], args.image_size,
-                                              args.worker == "mindspore"))
+        work(
+            lambda: create_mindspore_network(
+                args.arch, args.batch_sizes[0], args.image_size, args.worker == "mindspore"
+            )
+        )
     else:
         return run(lambda: measure(args))
     return 0

@@ -2,17 +2,18 @@
 
     python benchmarks/one_shot_step.py --torch_python PYTHON --rounds 20   # PYTHON has torch
 
-Every contender is a process of its own (``benchmarks.contenders``). A step is forward, backward and update of SGD with
-momentum and weight decay on a fixed batch of noise; every round draws a new path, the same for all, so each contender
-meets blocks that it has not run before. PyTorch leaves alone
-what has no gradient, as the supernet here does.
+Every contender is a process of its own (``benchmarks.contenders``). A step is forward, backward and
+update of SGD with momentum and weight decay on a fixed batch of noise; every round draws a new
+path, the same for all, so each contender meets blocks that it has not run before. PyTorch leaves
+alone what has no gradient, as the supernet here does.
 """
+
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,8 +22,12 @@ import numpy as np  # noqa: E402
 from benchmarks.contenders import compare, noise, run, work
 from src.arch.space import SearchSpace, load_space
 
-WORKERS = {"mindspore": "MindSpore, CPU operators", "stock": "MindSpore, stock", "torch": "PyTorch, channels-last",
-           "torch_nchw": "PyTorch, NCHW"}
+WORKERS = {
+    "mindspore": "MindSpore, CPU operators",
+    "stock": "MindSpore, stock",
+    "torch": "PyTorch, channels-last",
+    "torch_nchw": "PyTorch, NCHW",
+}
 CLASSES, RATE, MOMENTUM, DECAY = 10, 0.025, 0.9, 3e-4
 
 
@@ -33,7 +38,9 @@ def paths(space: SearchSpace) -> Iterator[np.ndarray]:
         yield random.integers(len(space.layers[0].names), size=len(space.layers)).astype(np.int32)
 
 
-def create_mindspore_step(space: SearchSpace, batch_size: int, kernels: bool) -> Callable[[], float]:
+def create_mindspore_step(
+    space: SearchSpace, batch_size: int, kernels: bool
+) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import mindspore as ms
     from mindspore import Tensor
@@ -48,13 +55,17 @@ def create_mindspore_step(space: SearchSpace, batch_size: int, kernels: bool) ->
     ms.set_seed(0)
     network = OneShotSupernet(space, CLASSES, kernels=wanted("on" if kernels else "off"))
     optimizer = PathMomentum(network, np.full(1000, RATE, np.float32), MOMENTUM, DECAY)
-    step = OneShotStep(network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False).set_train()
+    step = OneShotStep(
+        network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False
+    ).set_train()
     images, labels = noise(batch_size, space.image_size, CLASSES)
     batch, path = (Tensor(images), Tensor(labels.astype(np.int32))), paths(space)
     return lambda: float(step(*batch, Tensor(next(path)))[0].asnumpy())
 
 
-def create_torch_step(space: SearchSpace, batch_size: int, channels_last: bool) -> Callable[[], float]:
+def create_torch_step(
+    space: SearchSpace, batch_size: int, channels_last: bool
+) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import torch
 
@@ -87,18 +98,29 @@ def create(worker: str, space: SearchSpace, batch_size: int) -> Callable[[], flo
 
 def measure(args: argparse.Namespace) -> None:
     """Run all contenders and print the table."""
-    pythons = {worker: args.torch_python if worker.startswith("torch") else sys.executable for worker in args.workers}
+    pythons = {
+        worker: args.torch_python if worker.startswith("torch") else sys.executable
+        for worker in args.workers
+    }
     options = ["--space", args.space, "--batch_size", str(args.batch_size)]
-    commands = {worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
-                for worker, python in pythons.items()}
+    commands = {
+        worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
+        for worker, python in pythons.items()
+    }
     print(f"{args.space}, batch {args.batch_size}, {args.rounds} rounds")
-    compare(commands, WORKERS, [worker for worker in args.workers if worker != "mindspore"], args.rounds)
+    compare(
+        commands, WORKERS, [worker for worker in args.workers if worker != "mindspore"], args.rounds
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch")
-    parser.add_argument("--workers", nargs="+", choices=WORKERS, default=["mindspore", "torch", "torch_nchw"])
+    parser.add_argument(
+        "--workers", nargs="+", choices=WORKERS, default=["mindspore", "torch", "torch_nchw"]
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--space", default="one_shot_32", help="one-shot space by name")
@@ -108,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         work(lambda: create(args.worker, load_space(args.space), args.batch_size))
         return 0
     if args.torch_python is None and any(worker.startswith("torch") for worker in args.workers):
-        parser.error("PyTorch's contenders need --torch_python; --workers mindspore stock does without")
+        parser.error(
+            "PyTorch's contenders need --torch_python; --workers mindspore stock does without"
+        )
     return run(lambda: measure(args))
 
 

@@ -3,15 +3,17 @@
     python benchmarks/search_step.py                          # the paper's space, 224x224, batch 128
     python benchmarks/search_step.py --space imagenet_32
 
-Both are processes of their own (``benchmarks.contenders``) with the CPU operators and the same batch of noise, and both are
-updated by SGD with momentum. A step of the search includes the latency term, the thresholds' step and the decisions.
+Both are processes of their own (``benchmarks.contenders``) with the CPU operators and the same
+batch of noise, and both are updated by SGD with momentum. A step of the search includes the latency
+term, the thresholds' step and the decisions.
 """
+
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,21 +40,42 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     from src.utils import setup_device
 
     setup_device("CPU", 0)
-    config, space, kernels = SearchConfig(optimizer="momentum"), load_space(space_name), wanted("on")
+    config, space, kernels = (
+        SearchConfig(optimizer="momentum"),
+        load_space(space_name),
+        wanted("on"),
+    )
     ms.set_seed(config.seed)
     rates, loss_fn = np.full(1000, 0.05, np.float32), CrossEntropySmooth(config.label_smooth_factor)
     images, labels = noise(batch_size, image_size)
     inputs = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     if worker == "largest":
         network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
-        step = TrainStep(network, loss_fn, create_optimizer(network, config, rates), config, mixed_precision=False)
+        step = TrainStep(
+            network,
+            loss_fn,
+            create_optimizer(network, config, rates),
+            config,
+            mixed_precision=False,
+        )
     else:
         table = arithmetic_table(space, "macs", image_size=(image_size, image_size))
-        network = Supernet(space, table, CLASSES, momentum=config.bn_momentum, kernels=kernels, even_slope=True)
+        network = Supernet(
+            space, table, CLASSES, momentum=config.bn_momentum, kernels=kernels, even_slope=True
+        )
         thresholds = network.decisions.thresholds
-        step = SearchStep(network, loss_fn, create_optimizer(network, config, rates, [thresholds]), config,
-                          decisions=network.decisions, target=sum(table.range()) / 2, gain=0.01, threshold_rate=0.01,
-                          mixed_precision=False, device_num=1)
+        step = SearchStep(
+            network,
+            loss_fn,
+            create_optimizer(network, config, rates, [thresholds]),
+            config,
+            decisions=network.decisions,
+            target=sum(table.range()) / 2,
+            gain=0.01,
+            threshold_rate=0.01,
+            mixed_precision=False,
+            device_num=1,
+        )
         inputs += Tensor(np.ones(thresholds.shape, np.float32)), Tensor(1.0, ms.float32)
     step.set_train()
     return lambda: float(step(*inputs)[0].asnumpy())
@@ -60,16 +83,27 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
 
 def measure(args: argparse.Namespace, image_size: int) -> None:
     """Run both and print the table and the ratio of memory."""
-    options = ["--space", args.space, "--batch_size", str(args.batch_size), "--image_size", str(image_size)]
-    commands = {worker: [sys.executable, str(Path(__file__).resolve()), "--worker", worker, *options]
-                for worker in WORKERS}
+    options = [
+        "--space",
+        args.space,
+        "--batch_size",
+        str(args.batch_size),
+        "--image_size",
+        str(image_size),
+    ]
+    commands = {
+        worker: [sys.executable, str(Path(__file__).resolve()), "--worker", worker, *options]
+        for worker in WORKERS
+    }
     print(f"{args.space}, {image_size}x{image_size}, batch {args.batch_size}, {args.rounds} rounds")
     peaks = compare(commands, WORKERS, ["largest"], args.rounds)
     print(f"peak memory: {peaks['supernet'] / peaks['largest']:.3f} of the largest network's")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--space", default="imagenet", help="search space by name")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--image_size", type=int, help="default: the space's")

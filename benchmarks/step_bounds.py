@@ -4,9 +4,11 @@ the bandwidth of a large copy, both measured here, with all cores.
     python benchmarks/step_bounds.py                                 # about 5 seconds
     python benchmarks/step_bounds.py --arch spnas_pixel1_32 --batch_size 128
 
-Multiply-adds are those of forward and, twice as many, of backward. Bytes are those of the tensors that the
-operators of ``src.kernels`` and the pointwise convolutions read and write once each, whatever a cache may save.
+Multiply-adds are those of forward and, twice as many, of backward. Bytes are those of the tensors
+that the operators of ``src.kernels`` and the pointwise convolutions read and write once each,
+whatever a cache may save.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -61,14 +63,16 @@ def block_floats(block: Block, pixels_in: int, pixels_out: int) -> int:
 def step_bytes(arch: Architecture, batch_size: int, image_size: int) -> int:
     """Bytes of float32 that a training step moves. Weights are few and not counted."""
     size = conv_out(image_size, arch.stem_stride)
-    stem = arch.stem_channels * size ** 2
-    floats = conv_floats(3 * image_size ** 2, stem, data_gradient=False) + norm_floats(stem)
+    stem = arch.stem_channels * size**2
+    floats = conv_floats(3 * image_size**2, stem, data_gradient=False) + norm_floats(stem)
     for block in arch.blocks:
         out = conv_out(size, block.stride)
-        floats += block_floats(block, size ** 2, out ** 2)
+        floats += block_floats(block, size**2, out**2)
         size = out
-    head = arch.head_channels * size ** 2
-    floats += conv_floats(arch.blocks[-1].out_channels * size ** 2, head) + norm_floats(head) + 2 * head
+    head = arch.head_channels * size**2
+    floats += (
+        conv_floats(arch.blocks[-1].out_channels * size**2, head) + norm_floats(head) + 2 * head
+    )
     return 4 * batch_size * floats
 
 
@@ -90,15 +94,19 @@ def copy_seconds() -> float:
     threads = os.cpu_count() or 1
     source, target = (np.ones((threads, COPIED // threads), np.float32) for _ in range(2))
     with ThreadPoolExecutor(threads) as pool:
+
         def copy() -> float:
             start = time.perf_counter()
             list(pool.map(np.copyto, target, source))
             return time.perf_counter() - start
+
         return statistics.median(copy() for _ in range(7))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, help="default: the architecture's")
@@ -107,11 +115,13 @@ def main(argv: list[str] | None = None) -> int:
     size = args.image_size or arch.image_size
     macs, moved = step_macs(arch, args.batch_size, size), step_bytes(arch, args.batch_size, size)
     operands = matrices()
-    rate = SIDE ** 3 / statistics.median(product_seconds(*operands) for _ in range(9))
+    rate = SIDE**3 / statistics.median(product_seconds(*operands) for _ in range(9))
     bandwidth = 2 * 4 * COPIED / copy_seconds()
     print(f"{args.arch}, {size}x{size}, batch {args.batch_size}")
     print(f"multiply-adds {macs / 1e9:.1f} G at {rate / 1e9:.1f} G/s: {macs / rate:.3f} s")
-    print(f"bytes         {moved / 1e9:.1f} G at {bandwidth / 1e9:.1f} G/s: {moved / bandwidth:.3f} s")
+    print(
+        f"bytes         {moved / 1e9:.1f} G at {bandwidth / 1e9:.1f} G/s: {moved / bandwidth:.3f} s"
+    )
     return 0
 
 

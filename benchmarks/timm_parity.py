@@ -4,9 +4,10 @@
     python benchmarks/timm_parity.py --check weights.safetensors logits.npz    # MindSpore, safetensors
 
 Weights are random, batch normalisation included, so that every parameter counts. Each step takes
-seconds; logits differ by 1e-5 of the largest one, as far as float32 is from float64 in each of the two;
-above 1e-4 the exit code is 1.
+seconds; logits differ by 1e-5 of the largest one, as far as float32 is from float64 in each of the
+two; above 1e-4 the exit code is 1.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,8 +34,11 @@ def write(weights_file: str, logits_file: str) -> None:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.2)
             module.momentum = 1.0  # moving statistics are those of the last batch
-    # On noise alone, global averaging would make all logits alike; without it, channels hardly vary.
-    images = torch.nn.functional.interpolate(torch.randn(12, 3, 8, 8), size=(224, 224), mode="bilinear")
+    # On noise alone, global averaging would make all logits alike; without it, channels hardly
+    # vary.
+    images = torch.nn.functional.interpolate(
+        torch.randn(12, 3, 8, 8), size=(224, 224), mode="bilinear"
+    )
     images = images + 0.5 * torch.randn_like(images)
     with torch.inference_mode():
         model.train()(images[4:])
@@ -63,7 +67,9 @@ def check(weights_file: str, logits_file: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     step = parser.add_mutually_exclusive_group(required=True)
     for flag in ("--write", "--check"):
         step.add_argument(flag, nargs=2, metavar=("WEIGHTS", "LOGITS"))

@@ -1,7 +1,8 @@
 """The one-shot supernet in PyTorch, plainly written: the reference of its benchmark."""
+
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,8 +13,15 @@ from src.arch.space import SearchSpace
 
 def conv_bn(layer: ConvLayer, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Convolution, batch normalisation without scale and shift, and the activation where the layer has one."""
-    conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.kernel_size // 2,
-                     groups=layer.groups, bias=False)
+    conv = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.kernel_size // 2,
+        groups=layer.groups,
+        bias=False,
+    )
     nn.init.normal_(conv.weight, 0, 1 / conv.weight.shape[1])
     norm = nn.BatchNorm2d(layer.out_channels, affine=False)
     return nn.Sequential(conv, norm, *([activation(inplace=True)] if layer.relu else []))
@@ -25,7 +33,9 @@ class ShuffleUnit(nn.Module):
     def __init__(self, block: ShuffleBlock) -> None:
         super().__init__()
         self.branch = nn.Sequential(*map(conv_bn, block.branch))
-        self.projection = nn.Sequential(*map(conv_bn, block.projection)) if block.stride == 2 else None
+        self.projection = (
+            nn.Sequential(*map(conv_bn, block.projection)) if block.stride == 2 else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = x[:, ::2] if self.projection is None else self.projection(x)
@@ -39,8 +49,10 @@ class OneShotSupernet(nn.Module):
         super().__init__()
         width, head = space.layers[-1].out_channels, space.head_channels
         self.stem = conv_bn(ConvLayer(3, space.stem_stride, 3, space.stem_channels), nn.ReLU6)
-        self.blocks = nn.ModuleList(nn.ModuleList(ShuffleUnit(layer.block(name)) for name in layer.names)
-                                    for layer in space.layers)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(ShuffleUnit(layer.block(name)) for name in layer.names)
+            for layer in space.layers
+        )
         self.head = conv_bn(ConvLayer(1, 1, width, head), nn.ReLU6)
         self.classifier = nn.Linear(head, num_classes, bias=False)
         nn.init.normal_(self.classifier.weight, 0, 0.01)

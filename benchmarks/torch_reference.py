@@ -1,4 +1,5 @@
 """The same network in PyTorch, from timm: the reference of the benchmarks."""
+
 from __future__ import annotations
 
 import torch
@@ -31,7 +32,8 @@ def spnasnet_100(num_classes: int = 1000, *, lowered_strides: bool = False) -> t
     """timm's network of the paper, with random weights, in evaluation mode.
 
     Args:
-        lowered_strides: stride 1 in stem and first stage, as in the architecture ``spnas_pixel1_32``.
+        lowered_strides: stride 1 in stem and first stage, as in the architecture
+            ``spnas_pixel1_32``.
     """
     network = _import_timm().create_model("spnasnet_100", num_classes=num_classes).eval()
     if lowered_strides:
@@ -42,8 +44,11 @@ def spnasnet_100(num_classes: int = 1000, *, lowered_strides: bool = False) -> t
 
 def fold(network: torch.nn.Module) -> torch.nn.Module:
     """Fold batch normalisation into the convolutions before it; returns the network."""
-    layers = [(name, module) for name, module in network.named_modules()
-              if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d))
+    ]
     for (conv_name, conv), (norm_name, norm) in zip(layers[::2], layers[1::2]):
         network.set_submodule(conv_name, torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
         network.set_submodule(norm_name, norm.act)  # timm's normalisation includes the activation

@@ -3,9 +3,10 @@
     python scripts/hccl_table.py --device_num 8
     python scripts/hccl_table.py --merge hccl_8p_01234567_10.0.0.1.json hccl_8p_01234567_10.0.0.2.json
 
-The first writes ``hccl_8p_01234567_<address>.json`` with the addresses of the devices in /etc/hccn.conf, the second
-``hccl_2s_16p.json``, whose ranks follow the order of the files.
+The first writes ``hccl_8p_01234567_<address>.json`` with the addresses of the devices in
+/etc/hccn.conf, the second ``hccl_2s_16p.json``, whose ranks follow the order of the files.
 """
+
 import argparse
 import json
 import logging
@@ -28,7 +29,9 @@ def device_range(text):
     """Devices of "8" or of the model zoo's "[0,8)"."""
     match = re.fullmatch(r"(\d+)|\[(\d+),\s*(\d+)\)", text.strip())
     if not match:
-        raise UserError(f"device_num is '{text}', should be a number such as 8, or a range such as [0,8)")
+        raise UserError(
+            f"device_num is '{text}', should be a number such as 8, or a range such as [0,8)"
+        )
     devices = range(int(match[1])) if match[1] else range(int(match[2]), int(match[3]))
     if not devices:
         raise UserError(f"device_num is '{text}', should name at least one device")
@@ -55,13 +58,25 @@ def server_address():
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device_num", default="8", help="number of devices, or their range: 8 or [0,8)")
-    parser.add_argument("--visible_devices", metavar="IDS", help="device ids in place of 0, 1, ... for example 4,5,6,7")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device_num", default="8", help="number of devices, or their range: 8 or [0,8)"
+    )
+    parser.add_argument(
+        "--visible_devices",
+        metavar="IDS",
+        help="device ids in place of 0, 1, ... for example 4,5,6,7",
+    )
     parser.add_argument("--server_ip", help="address of this server; found out where omitted")
-    parser.add_argument("--hccn_conf", type=Path, default=Path("/etc/hccn.conf"), help="addresses of the devices")
+    parser.add_argument(
+        "--hccn_conf", type=Path, default=Path("/etc/hccn.conf"), help="addresses of the devices"
+    )
     parser.add_argument("--merge", nargs="+", metavar="TABLE", help="merge these tables instead")
-    parser.add_argument("--output", type=Path, help="file to write; named after its devices where omitted")
+    parser.add_argument(
+        "--output", type=Path, help="file to write; named after its devices where omitted"
+    )
     args = parser.parse_args(argv)
     if args.merge:
         table = merge_rank_tables(load_rank_table(path) for path in args.merge)
@@ -71,14 +86,18 @@ def main(argv=None):
         if args.visible_devices:
             visible = args.visible_devices.split(",")
             if not all(text.strip().isdecimal() for text in visible) or numbers[-1] >= len(visible):
-                raise UserError(f"visible_devices is '{args.visible_devices}', should be the ids of at least "
-                                f"{numbers[-1] + 1} devices with commas between them")
+                raise UserError(
+                    f"visible_devices is '{args.visible_devices}', should be the ids of at least "
+                    f"{numbers[-1] + 1} devices with commas between them"
+                )
             numbers = [int(visible[number]) for number in numbers]
         addresses = device_addresses(args.hccn_conf)
         missing = [number for number in numbers if addresses and number not in addresses]
         if missing:
-            raise UserError(f"{args.hccn_conf}: has no address of device {missing[0]}; device_num should name those "
-                            "that are in it")
+            raise UserError(
+                f"{args.hccn_conf}: has no address of device {missing[0]}; device_num should name those "
+                "that are in it"
+            )
         server = args.server_ip or server_address()
         table = build_rank_table(server, numbers, addresses)
         name = f"hccl_{len(numbers)}p_{''.join(map(str, numbers))}_{server}.json"

@@ -4,8 +4,10 @@
     python scripts/latency_tables.py --merge tables/monday.json tables/friday.json --out tables/mycpu.json
     python scripts/latency_tables.py --plot pixel1 tables/mycpu.json --out tables/both.png
 
-Tables are files or names of shipped ones. They belong to one space: a shipped one, or a file given with --space.
+Tables are files or names of shipped ones. They belong to one space: a shipped one, or a file given
+with --space.
 """
+
 import argparse
 import logging
 import sys
@@ -36,18 +38,37 @@ def diff(first, second, space):
     names = list(dict.fromkeys(choice for entries in ratios.values() for choice in entries))
     log.info("%-10s%s   (second / first)", "", "".join(f"{name:>8}" for name in names))
     for layer, entries in ratios.items():
-        log.info("%-10s%s", layer, "".join(f"{entries[name]:8.3f}" if name in entries else " " * 8 for name in names))
+        log.info(
+            "%-10s%s",
+            layer,
+            "".join(f"{entries[name]:8.3f}" if name in entries else " " * 8 for name in names),
+        )
     log.info("constant %.3f -> %.3f ms", first.constant, second.constant)
     whole = costs[:, 1] / costs[:, 0]
-    log.info("%d random networks: second / first is %.3f to %.3f, %.3f on average; Kendall's tau %.3f", len(costs),
-             whole.min(), whole.max(), whole.mean(), judge(costs[:, 0], costs[:, 1]).kendall_tau)
+    log.info(
+        "%d random networks: second / first is %.3f to %.3f, %.3f on average; Kendall's tau %.3f",
+        len(costs),
+        whole.min(),
+        whole.max(),
+        whole.mean(),
+        judge(costs[:, 0], costs[:, 1]).kendall_tau,
+    )
 
 
 def create_parser():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--diff", nargs=2, metavar="TABLE", help="compare two tables")
-    task.add_argument("--merge", nargs="+", metavar="TABLE", help="write the mean of measurements of one kind to --out")
+    task.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="TABLE",
+        help="write the mean of measurements of one kind to --out",
+    )
     task.add_argument("--plot", nargs="+", metavar="TABLE", help="draw tables to --out")
     parser.add_argument("--out", help="file to write: .json for --merge, .png or .svg for --plot")
     parser.add_argument("--space", help="space file, where the tables are of none that is shipped")
@@ -65,7 +86,9 @@ def main(argv=None):
     endings = (".json",) if args.merge else (".png", ".svg")
     out = Path(args.out or "")
     if out.suffix not in endings:
-        raise UserError(f"out is '{args.out}', should be a file that ends in {' or '.join(endings)}")
+        raise UserError(
+            f"out is '{args.out}', should be a file that ends in {' or '.join(endings)}"
+        )
     make_folder(out.parent)
     if args.merge:
         write_table(out, merge_tables(tables, out.stem))

@@ -1,4 +1,5 @@
 """Start a program on several devices; what scripts/run_train.sh calls."""
+
 import sys
 from pathlib import Path
 

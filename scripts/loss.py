@@ -2,15 +2,16 @@
 
     python scripts/loss.py runs/mine/ckpt_0/train.log reference.log
 
-draws both curves (``--output loss.png``), prints the mean relative and the mean absolute error of the first run's
-losses against the second's, both with their sign, and the verdict. It reads ``train.log`` and ``metrics.jsonl`` of
-this project, and any log with lines such as
+draws both curves (``--output loss.png``), prints the mean relative and the mean absolute error of
+the first run's losses against the second's, both with their sign, and the verdict. It reads
+``train.log`` and ``metrics.jsonl`` of this project, and any log with lines such as
 
     ... Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s
 
-Steps are compared in their order; of a step that was logged twice, after a resume, the last line counts. The exit
-code is 0 for pass, 1 for fail.
+Steps are compared in their order; of a step that was logged twice, after a resume, the last line
+counts. The exit code is 0 for pass, 1 for fail.
 """
+
 import argparse
 import json
 import math
@@ -25,7 +26,9 @@ from src.utils import run_main
 
 RELATIVE, ABSOLUTE = 0.05, 0.0002
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
-LINE = re.compile(rf"epoch\W+(\d+).*?\b(?:iteration|iter|step)\W+(\d+).*?\bloss\W*?({NUMBER})\b", re.I)
+LINE = re.compile(
+    rf"epoch\W+(\d+).*?\b(?:iteration|iter|step)\W+(\d+).*?\bloss\W*?({NUMBER})\b", re.I
+)
 
 
 def read_losses(path):
@@ -48,8 +51,10 @@ def read_losses(path):
         elif match := LINE.search(line):
             losses[int(match[1]), int(match[2])] = float(match[3])
     if not losses:
-        raise UserError(f"{path}: holds no training losses; expected metrics.jsonl, or lines with "
-                        "'Epoch: 0 Iteration: 1 ... train.loss : 2.26'")
+        raise UserError(
+            f"{path}: holds no training losses; expected metrics.jsonl, or lines with "
+            "'Epoch: 0 Iteration: 1 ... train.loss : 2.26'"
+        )
     return [losses[step] for step in sorted(losses)]
 
 
@@ -77,10 +82,14 @@ def draw(runs, path):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("log_a", help="log of the run to judge")
     parser.add_argument("log_b", help="log of the reference run")
-    parser.add_argument("--output", default="loss.png", help="picture of both curves (default: loss.png)")
+    parser.add_argument(
+        "--output", default="loss.png", help="picture of both curves (default: loss.png)"
+    )
     return parser.parse_args(argv)
 
 

@@ -2,8 +2,10 @@
 
     python scripts/postprocess.py result_Files/top5.jsonl MODEL.json
 
-prints "Total data: N, top1 accuracy: x, top5 accuracy: y."; files that could not be answered are not counted.
+prints "Total data: N, top1 accuracy: x, top5 accuracy: y."; files that could not be answered are
+not counted.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -21,8 +23,10 @@ def accuracy(answers, classes):
             continue
         label = answer["file"].rpartition("/")[0]
         if label not in classes:
-            raise ValueError(f"{answer['file']}: '{label}' is no class of the model; "
-                             "expected one folder of images a class")
+            raise ValueError(
+                f"{answer['file']}: '{label}' is no class of the model; "
+                "expected one folder of images a class"
+            )
         top5 = [candidate["class"] for candidate in answer["top5"]]
         total += 1
         hits[0] += label == top5[0]
@@ -34,12 +38,17 @@ def accuracy(answers, classes):
 
 def main(argv):
     if len(argv) != 2:
-        print("usage: python scripts/postprocess.py result_Files/top5.jsonl MODEL.json", file=sys.stderr)
+        print(
+            "usage: python scripts/postprocess.py result_Files/top5.jsonl MODEL.json",
+            file=sys.stderr,
+        )
         return 2
     answers, model = map(Path, argv)
     try:
         lines = answers.read_text(encoding="utf-8").splitlines()
-        total, top1, top5 = accuracy(map(json.loads, lines), json.loads(model.read_text(encoding="utf-8"))["classes"])
+        total, top1, top5 = accuracy(
+            map(json.loads, lines), json.loads(model.read_text(encoding="utf-8"))["classes"]
+        )
     except (OSError, ValueError, KeyError) as error:
         print(f"postprocess.py: error: {error}", file=sys.stderr)
         return 2

@@ -2,11 +2,13 @@
 
     python scripts/profile_latency.py --space imagenet --device CPU --threads 1 --out tables/mycpu.json
 
-exports every different block of the space and some whole networks, measures them with the C++ runtime of
-``ascend310_infer``, about four minutes on 2 CPU cores, and writes a table for ``search.py --latency_table``.
-Interrupted, the same command continues. ``--verify 20`` measures 20 random networks, and the shipped ones, against it.
-``--device Ascend310 --device_id 0`` measures on that hardware, ``--runtime mindspore`` the runtime of training.
+exports every different block of the space and some whole networks, measures them with the C++
+runtime of ``ascend310_infer``, about four minutes on 2 CPU cores, and writes a table for
+``search.py --latency_table``. Interrupted, the same command continues. ``--verify 20`` measures 20
+random networks, and the shipped ones, against it. ``--device Ascend310 --device_id 0`` measures on
+that hardware, ``--runtime mindspore`` the runtime of training.
 """
+
 import sys
 from pathlib import Path
 

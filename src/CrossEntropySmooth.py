@@ -1,4 +1,5 @@
 """Cross-entropy with label smoothing."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
@@ -20,5 +21,8 @@ class CrossEntropySmooth(nn.Cell):
         logits = logits.astype("float32")
         # The one-hot form runs alike on CPU and Ascend, and its gradient needs no second pass.
         num_classes = logits.shape[1]
-        target = ops.one_hot(labels, num_classes, 1.0 - self.smooth_factor, 0.0) + self.smooth_factor / num_classes
+        target = (
+            ops.one_hot(labels, num_classes, 1.0 - self.smooth_factor, 0.0)
+            + self.smooth_factor / num_classes
+        )
         return -(target * ops.log_softmax(logits, -1)).sum(-1).mean()

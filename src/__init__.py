@@ -1,4 +1,5 @@
 """Single-Path NAS on MindSpore."""
+
 import os
 
 # Damaged images are reported by this project, with their names; MindSpore's own warning for each

@@ -1,13 +1,16 @@
 """Flags, YAML file and preset make a configuration.
 
-Flags win over the YAML file of ``--config``, the file over the preset of the data set, the preset over the
-defaults in ``src.config``. Unknown keys and values of the wrong type are errors. Imports no framework.
+Flags win over the YAML file of ``--config``, the file over the preset of the data set, the preset
+over the defaults in ``src.config``. Unknown keys and values of the wrong type are errors. Imports
+no framework.
 """
+
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Sequence, TypeVar
+from typing import Any, Optional, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -39,7 +42,9 @@ def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Con
     except ValidationError as error:
         problem = error.errors()[0]
         key, value = problem["loc"][0], values.get(problem["loc"][0])
-        raise UserError(f"{origin}: {key} is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from None
+        raise UserError(
+            f"{origin}: {key} is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        ) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,21 +54,32 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}")
 
 
-def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description: str) -> Config:
+def parse_config(kind: type[Config], argv: Sequence[str] | None, description: str) -> Config:
     """Read flags, YAML file and preset into a checked, frozen configuration."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     allow_abbrev=False)
+    parser = Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys")
     for key, spec in kind.model_fields.items():
-        # A bare flag switches a boolean on; values are read as YAML, so both sources follow one grammar.
+        # A bare flag switches a boolean on; values are read as YAML, so both sources follow one
+        # grammar.
         bare = {"nargs": "?", "const": "true"} if spec.annotation is bool else {}
-        parser.add_argument(f"--{key}", metavar=key.upper(), default=argparse.SUPPRESS,
-                            help=f"{spec.description} (default: {spec.default})".replace("%", "%%"), **bare)
+        parser.add_argument(
+            f"--{key}",
+            metavar=key.upper(),
+            default=argparse.SUPPRESS,
+            help=f"{spec.description} (default: {spec.default})".replace("%", "%%"),
+            **bare,
+        )
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         word = unknown[0].split("=")[0]
-        raise UserError(f"{parser.prog}: unknown flag '{word}'"
-                        f"{nearest(word, [f'--{key}' for key in (*kind.model_fields, 'config')])}")
+        raise UserError(
+            f"{parser.prog}: unknown flag '{word}'"
+            f"{nearest(word, [f'--{key}' for key in (*kind.model_fields, 'config')])}"
+        )
     given = vars(namespace)
     path = given.pop("config")
     from_file = _read_yaml(path) if path else {}
@@ -72,7 +88,11 @@ def parse_config(kind: type[Config], argv: Optional[Sequence[str]], description:
     flags: dict[str, Any] = {}
     for key, text in given.items():
         try:
-            flags[key] = text if kind.model_fields[key].annotation in (str, Optional[str]) else yaml.safe_load(text)
+            flags[key] = (
+                text
+                if kind.model_fields[key].annotation in (str, Optional[str])
+                else yaml.safe_load(text)
+            )
         except yaml.YAMLError:
             flags[key] = text
     values = {**from_file, **flags}

@@ -2,9 +2,10 @@
 
 Declarations only; ``src.cli`` makes a configuration of them. Imports no framework.
 """
+
 from __future__ import annotations
 
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 from easydict import EasyDict as edict
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -22,65 +23,111 @@ from src.data.preprocessing import (
 from src.lr_scheduler import SCHEDULES
 
 # ImageNet as the model zoo trains it: 8 Ascend 910, lr_init 1.5, top-1 74.21.
-imagenet_cfg = edict({
-    "name": "imagenet",
-    "arch": "spnas_pixel1",
-    "image_height": 224,
-    "image_width": 224,
-    "mean": IMAGENET_MEAN,
-    "std": IMAGENET_STD,
-    "crop_scale": 0.08,
-    "flip": True,
-    "color_jitter": (0.5, 0.4, 0.3, 0.2),
-})
+imagenet_cfg = edict(
+    {
+        "name": "imagenet",
+        "arch": "spnas_pixel1",
+        "image_height": 224,
+        "image_width": 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "crop_scale": 0.08,
+        "flip": True,
+        "color_jitter": (0.5, 0.4, 0.3, 0.2),
+    }
+)
 
 # Class folders of one's own: ImageNet's recipe, with the sizes and the schedule given by flags.
 folder_cfg = edict({**imagenet_cfg, "name": "folder"})
 
-cifar10_cfg = edict({
-    "name": "cifar10",
-    "arch": "spnas_pixel1_32",
-    "image_height": 32,
-    "image_width": 32,
-    "resize": 32,
-    "mean": CIFAR10_MEAN,
-    "std": CIFAR10_STD,
-    "crop_padding": 4,
-    "flip": True,
-    "batch_size": 64,
-    "lr_init": 0.2,
-    "lr_scheduler": "one_cycle",
-    "epoch_size": 10,
-})
+cifar10_cfg = edict(
+    {
+        "name": "cifar10",
+        "arch": "spnas_pixel1_32",
+        "image_height": 32,
+        "image_width": 32,
+        "resize": 32,
+        "mean": CIFAR10_MEAN,
+        "std": CIFAR10_STD,
+        "crop_padding": 4,
+        "flip": True,
+        "batch_size": 64,
+        "lr_init": 0.2,
+        "lr_scheduler": "one_cycle",
+        "epoch_size": 10,
+    }
+)
 
 # Small enough for a laptop: 1,437 images of 32x32, about two minutes to a top-1 of about 99 %.
-digits_cfg = edict({
-    "name": "digits",
-    "arch": "spnas_pixel1_32",
-    "data_path": "data/digits",
-    "image_height": 32,
-    "image_width": 32,
-    "resize": 32,
-    "mean": (127.5, 127.5, 127.5),
-    "std": (127.5, 127.5, 127.5),
-    "crop_padding": 2,
-    "batch_size": 64,
-    "lr_init": 0.1,
-    "lr_scheduler": "one_cycle",
-    "epoch_size": 5,
-})
+digits_cfg = edict(
+    {
+        "name": "digits",
+        "arch": "spnas_pixel1_32",
+        "data_path": "data/digits",
+        "image_height": 32,
+        "image_width": 32,
+        "resize": 32,
+        "mean": (127.5, 127.5, 127.5),
+        "std": (127.5, 127.5, 127.5),
+        "crop_padding": 2,
+        "batch_size": 64,
+        "lr_init": 0.1,
+        "lr_scheduler": "one_cycle",
+        "epoch_size": 5,
+    }
+)
 
-PRESETS = {"imagenet": imagenet_cfg, "cifar10": cifar10_cfg, "digits": digits_cfg, "folder": folder_cfg}
+PRESETS = {
+    "imagenet": imagenet_cfg,
+    "cifar10": cifar10_cfg,
+    "digits": digits_cfg,
+    "folder": folder_cfg,
+}
 
 # The images alone, and what a search of small images takes.
-_image_keys = {name: {key: value for key, value in preset.items() if key in (
-    "name", "data_path", "image_height", "image_width", "resize", "mean", "std", "crop_scale", "crop_padding", "flip",
-    "color_jitter", "batch_size")} for name, preset in PRESETS.items()}
-_small_search = {"space": "imagenet_32", "cost": "macs", "optimizer": "momentum", "lr_scheduler": "one_cycle",
-                 "drop_rate": 0.0, "bn_momentum": 0.9, "indicator_keep_prob": 0.8}
-SEARCH_PRESETS = {**_image_keys, "cifar10": {**_image_keys["cifar10"], **_small_search, "lr_init": 0.1, "epoch_size": 20},
-                  "digits": {**_image_keys["digits"], **_small_search, "batch_size": 32, "lr_init": 0.05, "epoch_size": 3,
-                             "indicator_keep_prob": 1.0}}  # so few steps leave no room for dropout
+_image_keys = {
+    name: {
+        key: value
+        for key, value in preset.items()
+        if key
+        in (
+            "name",
+            "data_path",
+            "image_height",
+            "image_width",
+            "resize",
+            "mean",
+            "std",
+            "crop_scale",
+            "crop_padding",
+            "flip",
+            "color_jitter",
+            "batch_size",
+        )
+    }
+    for name, preset in PRESETS.items()
+}
+_small_search = {
+    "space": "imagenet_32",
+    "cost": "macs",
+    "optimizer": "momentum",
+    "lr_scheduler": "one_cycle",
+    "drop_rate": 0.0,
+    "bn_momentum": 0.9,
+    "indicator_keep_prob": 0.8,
+}
+SEARCH_PRESETS = {
+    **_image_keys,
+    "cifar10": {**_image_keys["cifar10"], **_small_search, "lr_init": 0.1, "epoch_size": 20},
+    "digits": {
+        **_image_keys["digits"],
+        **_small_search,
+        "batch_size": 32,
+        "lr_init": 0.05,
+        "epoch_size": 3,
+        "indicator_keep_prob": 1.0,
+    },
+}  # so few steps leave no room for dropout
 
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
 Triple = tuple[float, float, float]
@@ -102,9 +149,13 @@ class DeviceConfig(BaseModel):
 class ComputeConfig(DeviceConfig):
     """Keys of every program that runs a network on images."""
 
-    num_parallel_workers: int = _key(2, "threads of the data pipeline; fewer where there are fewer cores", ge=1)
+    num_parallel_workers: int = _key(
+        2, "threads of the data pipeline; fewer where there are fewer cores", ge=1
+    )
     cpu_kernels: Literal["auto", "on", "off"] = _key(
-        "auto", "the project's CPU operators: where they can be had, always (an error without), or never")
+        "auto",
+        "the project's CPU operators: where they can be had, always (an error without), or never",
+    )
     compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
 
     @field_validator("cpu_kernels", mode="before")
@@ -120,37 +171,52 @@ class RunConfig(ComputeConfig):
     # What is trained on.
     name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
     dataset_name: DatasetName = _key("imagenet", "data set")
-    data_path: Optional[str] = _key(None, "folder with train/ and val/, the training folder itself, or CIFAR-10")
-    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
-    train_images: Optional[int] = _key(None, "train on only so many images, a fixed random choice; all where omitted",
-                                       ge=1)
-    num_classes: Optional[int] = _key(None, "number of classes; counted from the data where omitted", ge=2)
+    data_path: str | None = _key(
+        None, "folder with train/ and val/, the training folder itself, or CIFAR-10"
+    )
+    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
+    train_images: int | None = _key(
+        None, "train on only so many images, a fixed random choice; all where omitted", ge=1
+    )
+    num_classes: int | None = _key(
+        None, "number of classes; counted from the data where omitted", ge=2
+    )
 
     # Images.
     image_height: int = _key(224, "height of the network's input, pixels", ge=1)
     image_width: int = _key(224, "width of the network's input, pixels", ge=1)
-    resize: Optional[int] = _key(None, "short side before the centre crop, pixels; 256/224 of the crop where omitted",
-                                 ge=1)
+    resize: int | None = _key(
+        None, "short side before the centre crop, pixels; 256/224 of the crop where omitted", ge=1
+    )
     mean: Triple = _key(IMAGENET_MEAN, "mean per RGB channel, of 255")
     std: Triple = _key(IMAGENET_STD, "standard deviation per RGB channel, of 255")
     augment: bool = _key(True, "random augmentation of training images")
-    crop_scale: Optional[float] = _key(None, "smallest area of a random resized crop; null for none", gt=0, le=1)
+    crop_scale: float | None = _key(
+        None, "smallest area of a random resized crop; null for none", gt=0, le=1
+    )
     crop_padding: int = _key(0, "padding of a random crop at full size, pixels", ge=0)
     flip: bool = _key(False, "random horizontal flip")
-    color_jitter: Optional[tuple[float, float, float, float]] = _key(
-        None, "brightness, contrast, saturation, hue; null for none")
-    auto_augment: Optional[Literal[POLICIES]] = _key(  # type: ignore[valid-type]
-        None, "policy of AutoAugment; null for none")
-    cutout: int = _key(0, "side of a square that is zeroed after normalisation, pixels; 0 for none", ge=0)
+    color_jitter: tuple[float, float, float, float] | None = _key(
+        None, "brightness, contrast, saturation, hue; null for none"
+    )
+    auto_augment: Literal[POLICIES] | None = _key(  # type: ignore[valid-type]
+        None, "policy of AutoAugment; null for none"
+    )
+    cutout: int = _key(
+        0, "side of a square that is zeroed after normalisation, pixels; 0 for none", ge=0
+    )
 
     # Optimisation.
     epoch_size: int = _key(180, "epochs to train", ge=1)
     epoch_steps: int = _key(0, "end an epoch after so many batches; 0 for the whole epoch", ge=0)
     batch_size: int = _key(128, "images a step on each device", ge=1)
-    accumulate_steps: int = _key(1, "batches whose gradients are averaged for one optimizer step", ge=1)
+    accumulate_steps: int = _key(
+        1, "batches whose gradients are averaged for one optimizer step", ge=1
+    )
     optimizer: Literal["momentum", "rmsprop"] = _key("momentum", "optimizer")
-    lr_init: Optional[float] = _key(None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted",
-                                    gt=0)
+    lr_init: float | None = _key(
+        None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted", gt=0
+    )
     lr_scheduler: Literal[SCHEDULES] = _key("cosine", "learning-rate schedule")  # type: ignore[valid-type]
     warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
     eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
@@ -160,16 +226,24 @@ class RunConfig(ComputeConfig):
     momentum: float = _key(0.9, "momentum", ge=0, lt=1)
     rmsprop_decay: float = _key(0.9, "decay of RMSProp's mean square", gt=0, lt=1)
     rmsprop_epsilon: float = _key(1e-3, "RMSProp's epsilon, added under the square root", gt=0)
-    weight_decay: float = _key(1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0)
+    weight_decay: float = _key(
+        1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0
+    )
     label_smooth_factor: float = _key(0.1, "label smoothing", ge=0, lt=1)
     drop_rate: float = _key(0.0, "dropout before the classifier", ge=0, lt=1)
     bn_momentum: float = _key(0.9, "weight of the old value in moving statistics", ge=0, lt=1)
-    clip_norm: float = _key(0.0, "global norm to which gradients are clipped; 0 for no clipping", ge=0)
-    ema_decay: float = _key(0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1)
-    amp_level: Optional[Literal["O0", "O2", "O3"]] = _key(
-        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted")
-    loss_scale: Union[Literal["dynamic"], float] = _key(
-        "dynamic", "loss scale of mixed precision: dynamic, or a number")
+    clip_norm: float = _key(
+        0.0, "global norm to which gradients are clipped; 0 for no clipping", ge=0
+    )
+    ema_decay: float = _key(
+        0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1
+    )
+    amp_level: Literal["O0", "O2", "O3"] | None = _key(
+        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted"
+    )
+    loss_scale: Literal["dynamic"] | float = _key(
+        "dynamic", "loss scale of mixed precision: dynamic, or a number"
+    )
     seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
 
     # Checkpoints and log.
@@ -177,7 +251,9 @@ class RunConfig(ComputeConfig):
     keep_checkpoint_max: int = _key(40, "checkpoints to keep, beside the best", ge=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
     save_checkpoint_epochs: int = _key(1, "epochs between checkpoints", ge=1)
-    save_checkpoint_steps: int = _key(0, "steps between checkpoints within an epoch; 0 for none", ge=0)
+    save_checkpoint_steps: int = _key(
+        0, "steps between checkpoints within an epoch; 0 for none", ge=0
+    )
     val_while_train: bool = _key(True, "validate during training")
     val_interval_epochs: int = _key(1, "epochs between validations", ge=1)
     log_steps: int = _key(10, "steps between lines of metrics.jsonl and train.log", ge=1)
@@ -189,49 +265,76 @@ class RunConfig(ComputeConfig):
         resize = self.resize or round(min(self.image_height, self.image_width) * 256 / 224)
         return Preprocessing(self.image_height, self.image_width, resize, self.mean, self.std)
 
-    def augmentation(self) -> Optional[Augmentation]:
+    def augmentation(self) -> Augmentation | None:
         """Training augmentation of this run, None where it is switched off."""
         if not self.augment:
             return None
-        return Augmentation(self.crop_scale, self.crop_padding, self.flip, self.color_jitter, self.auto_augment,
-                            self.cutout)
+        return Augmentation(
+            self.crop_scale,
+            self.crop_padding,
+            self.flip,
+            self.color_jitter,
+            self.auto_augment,
+            self.cutout,
+        )
 
 
 class TrainConfig(RunConfig):
     """Keys of ``train.py``."""
 
     arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
-    pre_trained: Optional[str] = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
+    pre_trained: str | None = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
 
 
 class SearchConfig(RunConfig):
     """Keys of ``search.py`` for superkernels; the defaults are the released code's for ImageNet (arXiv 1904.02877)."""
 
-    method: Literal["superkernel"] = _key("superkernel", "how to search: superkernel, or one_shot with keys of its own")
+    method: Literal["superkernel"] = _key(
+        "superkernel", "how to search: superkernel, or one_shot with keys of its own"
+    )
     space: str = _key("imagenet", "shipped search space or space file")
     cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
-        "latency", "what is traded for accuracy: latency by a table, macs or params")
-    latency_table: Optional[str] = _key(None, "shipped latency table or table file")
-    target_latency_ms: Optional[float] = _key(None, "latency to end at, milliseconds", gt=0)
-    target: Optional[float] = _key(None, "the same for cost macs and params, millions", gt=0)
-    latency_weight: float = _key(0.02, "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
-                                 ge=0)
-    latency_free_epochs: Optional[float] = _key(None, "first epochs without the cost; 5/8 of all where omitted", ge=0)
-    ramp_epochs: Optional[float] = _key(None, "epochs over which the cost's weight rises after them; a quarter of the "
-                                        "rest where omitted", ge=0)
-    settle_epochs: Optional[float] = _key(None, "last epochs, in which decisions stay; an eighth of all where omitted",
-                                          ge=0)
-    indicator_keep_prob: float = _key(0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1)
+        "latency", "what is traded for accuracy: latency by a table, macs or params"
+    )
+    latency_table: str | None = _key(None, "shipped latency table or table file")
+    target_latency_ms: float | None = _key(None, "latency to end at, milliseconds", gt=0)
+    target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+    latency_weight: float = _key(
+        0.02,
+        "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
+        ge=0,
+    )
+    latency_free_epochs: float | None = _key(
+        None, "first epochs without the cost; 5/8 of all where omitted", ge=0
+    )
+    ramp_epochs: float | None = _key(
+        None,
+        "epochs over which the cost's weight rises after them; a quarter of the rest where omitted",
+        ge=0,
+    )
+    settle_epochs: float | None = _key(
+        None, "last epochs, in which decisions stay; an eighth of all where omitted", ge=0
+    )
+    indicator_keep_prob: float = _key(
+        0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1
+    )
     threshold_rule: Literal["bounded", "formula"] = _key(
-        "bounded", "bounded: gradient of even slope, and never further from the norm than that was at first; formula: "
-        "the sigmoid's gradient, which vanishes far from the norm")
-    threshold_lr: Optional[float] = _key(None, "learning rate of bounded thresholds; crosses the norm within a ramp "
-                                         "where omitted", gt=0)
-    sweep: Optional[str] = _key(None, "search for each of these targets, for example 40,60,80")
+        "bounded",
+        "bounded: gradient of even slope, and never further from the norm than that was at first; formula: "
+        "the sigmoid's gradient, which vanishes far from the norm",
+    )
+    threshold_lr: float | None = _key(
+        None,
+        "learning rate of bounded thresholds; crosses the norm within a ramp where omitted",
+        gt=0,
+    )
+    sweep: str | None = _key(None, "search for each of these targets, for example 40,60,80")
     random: int = _key(0, "draw so many random networks near the target instead of searching", ge=0)
 
     epoch_size: int = _key(8, "epochs to search", ge=1)
-    lr_init: Optional[float] = _key(None, "base learning rate; 0.016 for 256 images a step where omitted", gt=0)
+    lr_init: float | None = _key(
+        None, "base learning rate; 0.016 for 256 images a step where omitted", gt=0
+    )
     lr_scheduler: Literal[SCHEDULES] = _key("exponential", "learning-rate schedule")  # type: ignore[valid-type]
     optimizer: Literal["momentum", "rmsprop"] = _key("rmsprop", "optimizer")
     drop_rate: float = _key(0.2, "dropout before the classifier", ge=0, lt=1)
@@ -243,7 +346,9 @@ class OneShotConfig(RunConfig):
 
     layers: int = _key(20, "layers of the supernet", ge=1)
     num_choices: int = _key(4, "blocks that each layer chooses from", ge=1)
-    space: str = _key("one_shot_32", "shipped one-shot space, of whose layers and blocks the first are taken")
+    space: str = _key(
+        "one_shot_32", "shipped one-shot space, of whose layers and blocks the first are taken"
+    )
 
 
 class OneShotSearchConfig(ComputeConfig):
@@ -251,7 +356,7 @@ class OneShotSearchConfig(ComputeConfig):
 
     method: Literal["one_shot"] = _key("one_shot", "how to search")
     name: str = _key("one_shot", "first part of the found network's name", min_length=1)
-    ckpt: Optional[str] = _key(None, "the supernet: its checkpoint, or the folder of its run")
+    ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
     strategy: Literal["random", "evolution"] = _key("evolution", "how paths are drawn")
     search_num: int = _key(1000, "paths of a random search", ge=1)
     population: int = _key(50, "paths of a generation", ge=1)
@@ -261,17 +366,23 @@ class OneShotSearchConfig(ComputeConfig):
     mutation_prob: float = _key(0.1, "probability that a layer mutates", gt=0, le=1)
     top_k: int = _key(10, "best paths so far, which are the parents", ge=1)
     cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
-        "macs", "what is reported and limited: latency by a table, macs or params")
-    latency_table: Optional[str] = _key(None, "latency table file for the supernet's space")
-    target_latency_ms: Optional[float] = _key(None, "most milliseconds of a path; no limit where omitted", gt=0)
-    target: Optional[float] = _key(None, "the same for cost macs and params, millions", gt=0)
-    calibration_images: int = _key(2000, "training images from which a path's normalisation statistics are taken", ge=2)
-    val_images: Optional[int] = _key(None, "validate on only so many images, a fixed random choice; all where omitted",
-                                     ge=1)
+        "macs", "what is reported and limited: latency by a table, macs or params"
+    )
+    latency_table: str | None = _key(None, "latency table file for the supernet's space")
+    target_latency_ms: float | None = _key(
+        None, "most milliseconds of a path; no limit where omitted", gt=0
+    )
+    target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+    calibration_images: int = _key(
+        2000, "training images from which a path's normalisation statistics are taken", ge=2
+    )
+    val_images: int | None = _key(
+        None, "validate on only so many images, a fixed random choice; all where omitted", ge=1
+    )
     batch_size: int = _key(200, "images a step", ge=2)
-    dataset_name: Optional[DatasetName] = _key(None, "data set; the checkpoint's where omitted")
-    data_path: Optional[str] = _key(None, "data set's folder; the checkpoint's where omitted")
-    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
+    dataset_name: DatasetName | None = _key(None, "data set; the checkpoint's where omitted")
+    data_path: str | None = _key(None, "data set's folder; the checkpoint's where omitted")
+    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
     checkpoint_path: str = _key(".", "folder of the results")
     seed: int = _key(1, "seed of the paths", ge=0)
     resume: bool = _key(False, "continue the search in checkpoint_path")
@@ -282,23 +393,34 @@ class EvalConfig(ComputeConfig):
 
     checkpoint_path: str = _key("./ckpt_0", "checkpoint, or folder of checkpoints")
     which: Literal["best", "last", "all"] = _key("best", "which checkpoints of a folder")
-    dataset_name: Optional[DatasetName] = _key(None, "data set; the checkpoint's where omitted")
-    data_path: Optional[str] = _key(None, "data set's folder; the checkpoint's where omitted")
-    val_data_path: Optional[str] = _key(None, "validation images, where they lie elsewhere")
+    dataset_name: DatasetName | None = _key(None, "data set; the checkpoint's where omitted")
+    data_path: str | None = _key(None, "data set's folder; the checkpoint's where omitted")
+    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
     batch_size: int = _key(64, "images a step", ge=1)
-    output: Optional[str] = _key(None, "JSON file of the results; eval.json beside the checkpoints where omitted")
+    output: str | None = _key(
+        None, "JSON file of the results; eval.json beside the checkpoints where omitted"
+    )
 
 
 class ExportConfig(DeviceConfig):
     """Keys of ``export.py``; everything about the network comes from the checkpoint."""
 
     ckpt_file: str = _key("./ckpt_0/best.ckpt", "checkpoint to export")
-    file_format: Literal["MINDIR", "AIR", "ONNX"] = _key("MINDIR", "format of the model; AIR needs an Ascend device")
-    file_name: str = _key("spnas", "path of the model without its ending; its description is written beside it",
-                          min_length=1)
+    file_format: Literal["MINDIR", "AIR", "ONNX"] = _key(
+        "MINDIR", "format of the model; AIR needs an Ascend device"
+    )
+    file_name: str = _key(
+        "spnas",
+        "path of the model without its ending; its description is written beside it",
+        min_length=1,
+    )
     batch_size: int = _key(1, "images of the model's input", ge=1)
-    mindir_version: Literal[1, 3] = _key(1, "MindIR's format version: 1 for MindSpore Lite 2.0.0, or MindSpore's own")
-    no_fold: bool = _key(False, "keep batch normalisation instead of folding it into the convolutions")
+    mindir_version: Literal[1, 3] = _key(
+        1, "MindIR's format version: 1 for MindSpore Lite 2.0.0, or MindSpore's own"
+    )
+    no_fold: bool = _key(
+        False, "keep batch normalisation instead of folding it into the convolutions"
+    )
 
 
 class ProfileConfig(BaseModel):
@@ -309,18 +431,31 @@ class ProfileConfig(BaseModel):
     space: str = _key("imagenet", "shipped search space or space file")
     out: str = _key("tables/latency.json", "latency table to write", pattern=r".*\.json$")
     runtime: Literal["lite", "mindspore"] = _key(
-        "lite", "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and evaluation")
+        "lite",
+        "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and evaluation",
+    )
     device: Literal["CPU", "Ascend310", "Ascend"] = _key(
-        "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore")
+        "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore"
+    )
     device_id: int = _key(0, "number of the Ascend device", ge=0)
     threads: int = _key(1, "threads of the runtime on CPU", ge=1)
     batch_size: int = _key(1, "images an inference", ge=1)
-    input_size: Optional[int] = _key(None, "side of the square images, pixels; the space's own where omitted", ge=1)
+    input_size: int | None = _key(
+        None, "side of the square images, pixels; the space's own where omitted", ge=1
+    )
     num_classes: int = _key(1000, "outputs of the classifier", ge=1)
-    max_rounds: int = _key(400, "rounds after which medians that are not stable are taken as they are", ge=1)
-    verify: int = _key(0, "measure so many random networks, and the shipped ones, against the table", ge=0)
+    max_rounds: int = _key(
+        400, "rounds after which medians that are not stable are taken as they are", ge=1
+    )
+    verify: int = _key(
+        0, "measure so many random networks, and the shipped ones, against the table", ge=0
+    )
     verify_draw: Literal["range", "uniform"] = _key(
-        "range", "the random networks: one in each equal part of the range of multiply-adds, or uniform in their "
-        "decisions, which lie closer together")
-    verify_arch: Optional[str] = _key(None, "architecture files to measure too, with commas between them")
+        "range",
+        "the random networks: one in each equal part of the range of multiply-adds, or uniform in their "
+        "decisions, which lie closer together",
+    )
+    verify_arch: str | None = _key(
+        None, "architecture files to measure too, with commas between them"
+    )
     seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)

@@ -1,18 +1,19 @@
 """From a source of images to batches, through MindSpore's C++ data pipeline.
 
-Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch repeats
-that epoch's beginning and none of the epochs before, and gives the same images in the same augmentation.
-An image that cannot be decoded is named once; in training the next image takes its place, so that all ranks
-keep step, and in evaluation it is left out of every count.
+Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch
+repeats that epoch's beginning and none of the epochs before, and gives the same images in the same
+augmentation. An image that cannot be decoded is named once; in training the next image takes its
+place, so that all ranks keep step, and in evaluation it is left out of every count.
 """
+
 from __future__ import annotations
 
 import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, Optional
 
 import mindspore.dataset as ds
 import numpy as np
@@ -29,16 +30,22 @@ log = logging.getLogger(__name__)
 
 def evaluation_transforms(preprocessing: Preprocessing) -> list:
     """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, without randomness."""
-    return [vision.Resize(preprocessing.resize, Inter.BILINEAR),
-            vision.CenterCrop((preprocessing.height, preprocessing.width)), *_normalise(preprocessing)]
+    return [
+        vision.Resize(preprocessing.resize, Inter.BILINEAR),
+        vision.CenterCrop((preprocessing.height, preprocessing.width)),
+        *_normalise(preprocessing),
+    ]
 
 
 def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation) -> list:
     """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, with augmentation."""
     size = (preprocessing.height, preprocessing.width)
     if augmentation.crop_scale is not None:
-        transforms = [vision.RandomResizedCrop(size, scale=(augmentation.crop_scale, 1.0),
-                                               interpolation=Inter.BILINEAR)]
+        transforms = [
+            vision.RandomResizedCrop(
+                size, scale=(augmentation.crop_scale, 1.0), interpolation=Inter.BILINEAR
+            )
+        ]
     else:
         transforms = [vision.Resize(preprocessing.resize, Inter.BILINEAR), vision.CenterCrop(size)]
         if augmentation.crop_padding:
@@ -56,9 +63,10 @@ def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation
 def cut_out(images: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
     """Images (N, C, H, W) with a square of each zeroed, or what of it lies within the image.
 
-    Its centre is uniform within the image, as in DeVries and Taylor, arXiv 1708.04552. MindSpore's CutOut draws it from
-    half a side around the image as well, and zeroes half as much.
+    Its centre is uniform within the image, as in DeVries and Taylor, arXiv 1708.04552. MindSpore's
+    CutOut draws it from half a side around the image as well, and zeroes half as much.
     """
+
     def covered(size: int) -> np.ndarray:
         offset = np.arange(size) - random.integers(size, size=(len(images), 1))
         return (-(side // 2) <= offset) & (offset < side - side // 2)
@@ -81,7 +89,7 @@ class _Rows:
         self._source, self._pool, self._training = source, np.sort(pool), training
         self._lock = threading.Lock()
         self.bad_images: dict[int, str] = {}
-        self.failure: Optional[Fault] = None
+        self.failure: Fault | None = None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of ``index`` or, in training, of the first image after it that can be decoded."""
@@ -93,8 +101,10 @@ class _Rows:
                 self._note(other, str(error))
         if not self._training:
             return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
-        self.failure = Fault(f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row cannot "
-                             f"be used, the last one {self._source.name(other)}: {self.bad_images[other]}")
+        self.failure = Fault(
+            f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row cannot "
+            f"be used, the last one {self._source.name(other)}: {self.bad_images[other]}"
+        )
         raise self.failure
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -108,13 +118,20 @@ class _Rows:
         with self._lock:
             if index not in self.bad_images:
                 self.bad_images[index] = reason
-                log.warning("%s: %s; %s", self._source.name(index), reason,
-                            "another image takes its place" if self._training else "not evaluated")
+                log.warning(
+                    "%s: %s; %s",
+                    self._source.name(index),
+                    reason,
+                    "another image takes its place" if self._training else "not evaluated",
+                )
 
-    def in_order(self, indices: np.ndarray, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def in_order(
+        self, indices: np.ndarray, threads: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows in the order of ``indices``, decoded ahead by threads.
 
-        MindSpore's own threads for Python sources halve the speed; these leave Python's lock to decode.
+        MindSpore's own threads for Python sources halve the speed; these leave Python's lock to
+        decode.
         """
         with ThreadPoolExecutor(threads) as pool:
             ahead: deque = deque()
@@ -130,26 +147,46 @@ class Loader:
     """Batches of one split, for one rank.
 
     Args:
-        augmentation: for training, which also shuffles and leaves out the last partial batch; None for
-            evaluation, which visits every image exactly once, in order.
+        augmentation: for training, which also shuffles and leaves out the last partial batch; None
+            for evaluation, which visits every image exactly once, in order.
         batch_size: images a batch on this rank.
         max_images: use only so many images, a fixed random choice; None for all.
     """
 
-    def __init__(self, source: ImageFolder | PixelArray, preprocessing: Preprocessing, *, batch_size: int,
-                 training: bool, augmentation: Optional[Augmentation] = None, seed: int = 0, rank: int = 0,
-                 device_num: int = 1, num_parallel_workers: int = 2, max_images: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        source: ImageFolder | PixelArray,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        training: bool,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        device_num: int = 1,
+        num_parallel_workers: int = 2,
+        max_images: int | None = None,
+    ) -> None:
         self.source, self.batch_size = source, batch_size
-        self._preprocessing, self._augmentation, self._training = preprocessing, augmentation, training
+        self._preprocessing, self._augmentation, self._training = (
+            preprocessing,
+            augmentation,
+            training,
+        )
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
         self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
-        self._pool = np.random.default_rng(0).permutation(len(source))[:max_images] if max_images \
+        self._pool = (
+            np.random.default_rng(0).permutation(len(source))[:max_images]
+            if max_images
             else np.arange(len(source))
+        )
         self._rows = _Rows(source, self._pool, training)
         if training and len(self) < batch_size * device_num:
-            raise UserError(f"batch_size {batch_size} on {device_num} device(s) is larger than the data set: "
-                            f"{len(self)} images of {source.path}")
+            raise UserError(
+                f"batch_size {batch_size} on {device_num} device(s) is larger than the data set: "
+                f"{len(self)} images of {source.path}"
+            )
 
     def __len__(self) -> int:
         """Images of an epoch over all ranks."""
@@ -168,26 +205,32 @@ class Loader:
     def _indices(self, epoch: int) -> np.ndarray:
         """Indices of this rank's images in order; rank r takes every device_num-th from the r-th on."""
         if not self._training:
-            return self._pool[self._rank::self._device_num]
+            return self._pool[self._rank :: self._device_num]
         order = np.random.default_rng((self._seed, epoch)).permutation(self._pool)
         used = self.batches_per_epoch * self.batch_size * self._device_num
-        return order[:used][self._rank::self._device_num]
+        return order[:used][self._rank :: self._device_num]
 
-    def epoch(self, epoch: int = 0, skip_batches: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def epoch(
+        self, epoch: int = 0, skip_batches: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield images (N, 3, H, W) of float32 and labels (N,) of int32; the last evaluation batch may be short.
 
         Args:
-            skip_batches: leave out the first batches, which are still computed so that the random state
-                of those that follow is the same.
+            skip_batches: leave out the first batches, which are still computed so that the random
+                state of those that follow is the same.
         """
         indices = self._indices(epoch)
         if not len(indices):
             return
         ds.config.set_seed((self._seed * 1_000_003 + epoch * 8191 + self._rank) % 2**31)
-        transforms = (evaluation_transforms(self._preprocessing) if self._augmentation is None
-                      else training_transforms(self._preprocessing, self._augmentation))
-        rows = ds.GeneratorDataset(lambda: self._rows.in_order(indices, self._workers), ["image", "label"],
-                                   shuffle=False)
+        transforms = (
+            evaluation_transforms(self._preprocessing)
+            if self._augmentation is None
+            else training_transforms(self._preprocessing, self._augmentation)
+        )
+        rows = ds.GeneratorDataset(
+            lambda: self._rows.in_order(indices, self._workers), ["image", "label"], shuffle=False
+        )
         rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
         rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
         batches = rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)

@@ -1,8 +1,10 @@
 """Pictures of runs, searches and networks."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -49,7 +51,12 @@ def draw_comparison(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]], pa
     for index, (group, runs) in enumerate(groups.items()):
         for number, lines in enumerate(runs):
             epochs = [line["progress"] for line in lines]
-            style = {"marker": "o", "markersize": 3, "color": f"C{index}", "label": None if number else group}
+            style = {
+                "marker": "o",
+                "markersize": 3,
+                "color": f"C{index}",
+                "label": None if number else group,
+            }
             left.plot(epochs, [line["loss"] for line in lines], **style)
             right.plot(epochs, [line["top1"] for line in lines], **style)
     left.set(xlabel="epoch", ylabel="validation loss", yscale="log")
@@ -75,19 +82,51 @@ def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, pat
             axis.plot([index - 0.4, index + 0.4], [0, 0], color="#999999", linewidth=2)
             continue
         tallest = max(tallest, block.expansion)
-        axis.add_patch(Rectangle((index - 0.4, 0), 0.8, block.expansion, facecolor=KERNEL_COLORS[block.kernel_size],
-                                 edgecolor="#444444"))
-        axis.text(index, block.expansion + 0.1, str(block.out_channels), ha="center", va="bottom", fontsize=7)
-    axis.set(xlim=(-0.7, len(space.layers) - 0.3), ylim=(-0.2, tallest + 1), xlabel="layer (output channels above, dotted "
-             "where the resolution halves)", ylabel="expansion ratio", title=title)
+        axis.add_patch(
+            Rectangle(
+                (index - 0.4, 0),
+                0.8,
+                block.expansion,
+                facecolor=KERNEL_COLORS[block.kernel_size],
+                edgecolor="#444444",
+            )
+        )
+        axis.text(
+            index,
+            block.expansion + 0.1,
+            str(block.out_channels),
+            ha="center",
+            va="bottom",
+            fontsize=7,
+        )
+    axis.set(
+        xlim=(-0.7, len(space.layers) - 0.3),
+        ylim=(-0.2, tallest + 1),
+        xlabel="layer (output channels above, dotted where the resolution halves)",
+        ylabel="expansion ratio",
+        title=title,
+    )
     axis.set_xticks(range(len(space.layers)))
-    axis.legend(handles=[Patch(facecolor=color, edgecolor="#444444", label=f"{size}x{size}")
-                         for size, color in KERNEL_COLORS.items()], loc="upper left", ncol=3, fontsize=8, frameon=False)
+    axis.legend(
+        handles=[
+            Patch(facecolor=color, edgecolor="#444444", label=f"{size}x{size}")
+            for size, color in KERNEL_COLORS.items()
+        ],
+        loc="upper left",
+        ncol=3,
+        fontsize=8,
+        frameon=False,
+    )
     save(figure, path)
 
 
-def draw_search(history: list[dict[str, Any]], space: SearchSpace, table: LatencyTable, target: Optional[float],
-                path: Path) -> None:
+def draw_search(
+    history: list[dict[str, Any]],
+    space: SearchSpace,
+    table: LatencyTable,
+    target: float | None,
+    path: Path,
+) -> None:
     """Draw cross-entropy, cost against the target, and when each decision changed, over steps."""
     figure = Figure(figsize=(10, 9), layout="constrained")
     loss, cost, flips = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
@@ -96,17 +135,33 @@ def draw_search(history: list[dict[str, Any]], space: SearchSpace, table: Latenc
     loss.set(ylabel="cross-entropy")
     cost.plot(steps, [line["cost"] for line in history], linewidth=1)
     if target is not None:
-        cost.axhline(target, color="#d1495b", linestyle="--", linewidth=1, label=f"target {target:g}")
+        cost.axhline(
+            target, color="#d1495b", linestyle="--", linewidth=1, label=f"target {target:g}"
+        )
         cost.legend(frameon=False)
     cost.set(ylabel=table.unit)
-    names = sorted({name for layer in space.searched.values() for name in layer.names if name != SKIP}) + [SKIP]
+    names = sorted(
+        {name for layer in space.searched.values() for name in layer.names if name != SKIP}
+    ) + [SKIP]
     rows = np.array([[names.index(choice) for choice in line["decisions"]] for line in history]).T
-    shades = [(*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names)) for name in names[:-1]]
-    picture = flips.imshow(rows, aspect="auto", interpolation="nearest", extent=(0.5, len(history) + 0.5, len(rows), 0),
-                           cmap=ListedColormap([*shades, SKIP_COLOR]),
-                           norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)))
+    shades = [
+        (*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names))
+        for name in names[:-1]
+    ]
+    picture = flips.imshow(
+        rows,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, len(history) + 0.5, len(rows), 0),
+        cmap=ListedColormap([*shades, SKIP_COLOR]),
+        norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)),
+    )
     flips.set(xlabel="step", ylabel="searched layer")
-    flips.set_yticks(np.arange(len(rows)) + 0.5, [name.replace("layer", "") for name in space.searched], fontsize=7)
+    flips.set_yticks(
+        np.arange(len(rows)) + 0.5,
+        [name.replace("layer", "") for name in space.searched],
+        fontsize=7,
+    )
     bar = figure.colorbar(picture, ax=flips, ticks=range(len(names)), location="bottom", shrink=0.6)
     bar.ax.set_xticklabels(names)
     for axis in (loss, cost):
@@ -121,13 +176,20 @@ def draw_path_search(history: list[dict[str, Any]], strategy: str, unit: str, pa
     scores = [line["top1"] for line in history]
     if strategy == "random":
         left.hist(scores, bins=min(40, max(5, len(scores) // 5)), color="#4c9be8")
-        left.axvline(max(scores), color="#d1495b", linestyle="--", label=f"best {max(scores):.2f} %")
+        left.axvline(
+            max(scores), color="#d1495b", linestyle="--", label=f"best {max(scores):.2f} %"
+        )
         left.set(xlabel="top-1 (%)", ylabel="paths")
     else:
         generations = [line["generation"] for line in history]
         left.scatter(generations, scores, s=8, alpha=0.5)
-        left.step(generations, np.maximum.accumulate(scores), where="post", color="#d1495b",
-                  label=f"best {max(scores):.2f} %")
+        left.step(
+            generations,
+            np.maximum.accumulate(scores),
+            where="post",
+            color="#d1495b",
+            label=f"best {max(scores):.2f} %",
+        )
         left.set(xlabel="generation", ylabel="top-1 (%)")
         left.xaxis.get_major_locator().set_params(integer=True)
     right.scatter([line["cost"] for line in history], scores, s=8, alpha=0.5)
@@ -139,7 +201,7 @@ def draw_path_search(history: list[dict[str, Any]], strategy: str, unit: str, pa
 
 
 def _rgb(color: str) -> tuple[float, ...]:
-    return tuple(int(color[i:i + 2], 16) / 255 for i in (1, 3, 5))
+    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 def _rank(name: str, names: Sequence[str]) -> float:
@@ -155,7 +217,12 @@ def draw_pareto(rows: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
     ordered = sorted(rows, key=lambda row: row["cost"])
     axis.plot([row["cost"] for row in ordered], [row["top1"] for row in ordered], marker="o")
     for row in ordered:
-        axis.annotate(f"{row['target']:g}", (row["cost"], row["top1"]), textcoords="offset points", xytext=(5, -12))
+        axis.annotate(
+            f"{row['target']:g}",
+            (row["cost"], row["top1"]),
+            textcoords="offset points",
+            xytext=(5, -12),
+        )
     axis.set(xlabel=unit, ylabel="top-1 of the found network with inherited weights (%)")
     axis.grid(alpha=0.3)
     save(figure, path)
@@ -165,14 +232,31 @@ def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: 
     """Draw predicted over measured milliseconds of networks by name; shaded is 5 % to either side."""
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axis = figure.subplots()
-    ends = np.array([0.9 * min(map(min, networks.values())), 1.1 * max(map(max, networks.values()))])
+    ends = np.array(
+        [0.9 * min(map(min, networks.values())), 1.1 * max(map(max, networks.values()))]
+    )
     axis.fill_between(ends, 0.95 * ends, 1.05 * ends, color="#e8e8e8", linewidth=0)
     axis.plot(ends, ends, color="#999999", linewidth=0.8)
-    for label, color, random in (("random", KERNEL_COLORS[3], True), ("shipped", KERNEL_COLORS[7], False)):
+    for label, color, random in (
+        ("random", KERNEL_COLORS[3], True),
+        ("shipped", KERNEL_COLORS[7], False),
+    ):
         chosen = [pair for name, pair in networks.items() if name.startswith("random") is random]
-        axis.scatter([measured for _, measured in chosen], [predicted for predicted, _ in chosen], s=18, color=color,
-                     label=label, zorder=2)
-    axis.set(xlabel="measured (ms)", ylabel="predicted by the table (ms)", title=title, xlim=ends, ylim=ends)
+        axis.scatter(
+            [measured for _, measured in chosen],
+            [predicted for predicted, _ in chosen],
+            s=18,
+            color=color,
+            label=label,
+            zorder=2,
+        )
+    axis.set(
+        xlabel="measured (ms)",
+        ylabel="predicted by the table (ms)",
+        title=title,
+        xlim=ends,
+        ylim=ends,
+    )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     save(figure, path)
@@ -182,15 +266,27 @@ def draw_tables(tables: Sequence[LatencyTable], path: Path) -> None:
     """Draw the entries of tables of one space: a row a table, a group of bars a layer, a bar a choice."""
     figure = Figure(figsize=(12, 2.6 * len(tables)), layout="constrained")
     for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables):
-        names = sorted({name for entries in table.layers.values() for name in entries if name != SKIP})
+        names = sorted(
+            {name for entries in table.layers.values() for name in entries if name != SKIP}
+        )
         width, places = 0.8 / len(names), np.arange(len(table.layers))
         for index, name in enumerate(names):
             costs = [entries.get(name, 0.0) for entries in table.layers.values()]
             color = (*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names))
-            axis.bar(places + (index - (len(names) - 1) / 2) * width, costs, width, label=name, color=color)
-        axis.set(ylabel=table.unit,
-                 title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms")
-        axis.set_xticks(range(len(table.layers)), [name.replace("layer", "") for name in table.layers])
+            axis.bar(
+                places + (index - (len(names) - 1) / 2) * width,
+                costs,
+                width,
+                label=name,
+                color=color,
+            )
+        axis.set(
+            ylabel=table.unit,
+            title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms",
+        )
+        axis.set_xticks(
+            range(len(table.layers)), [name.replace("layer", "") for name in table.layers]
+        )
         axis.grid(alpha=0.3, axis="y")
         axis.legend(frameon=False, ncol=len(names), fontsize=8)
     axis.set(xlabel="searched layer")

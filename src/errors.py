@@ -1,8 +1,9 @@
 """Errors that users see: one clear line, and the exit code that says whose mistake it was."""
+
 from __future__ import annotations
 
 import difflib
-from typing import Iterable
+from collections.abc import Iterable
 
 EXIT_FAULT = 1  # something broke
 EXIT_USER = 2  # the command, a file or a value was wrong
@@ -21,6 +22,6 @@ class Fault(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """", did you mean 'x'?" for the closest known word, or nothing."""
+    """ ", did you mean 'x'?" for the closest known word, or nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""

@@ -1,11 +1,13 @@
 """The project's files: JSON and JSON lines, read with one-line errors, written whole or not at all."""
+
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Mapping, Optional
+from typing import Any
 
 from src.errors import Fault, UserError, nearest
 
@@ -31,8 +33,13 @@ def find_file(name_or_file: str | Path, folder: Path, what: str, error: type[Use
     return path
 
 
-def check_keys(data: Mapping[str, Any], known: Mapping[str, type], origin: str, error: type[UserError],
-               optional: Mapping[str, type] = _NONE) -> None:
+def check_keys(
+    data: Mapping[str, Any],
+    known: Mapping[str, type],
+    origin: str,
+    error: type[UserError],
+    optional: Mapping[str, type] = _NONE,
+) -> None:
     """Refuse unknown and missing keys and values of the wrong type; keys of ``optional`` may be missing."""
     for key in data:
         if key not in known and key not in optional:
@@ -43,22 +50,29 @@ def check_keys(data: Mapping[str, Any], known: Mapping[str, type], origin: str, 
                 continue
             raise error(f"{origin}: key '{key}' is missing")
         value = data[key]
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool) == isinstance(value, bool)
+        fits = isinstance(value, (int, float) if kind is float else kind) and (
+            kind is bool
+        ) == isinstance(value, bool)
         if not fits:
             raise error(f"{origin}: '{key}' is {value!r}, should be of type {kind.__name__}")
 
 
-def check_record(data: Any, form: str, version: int, known: Mapping[str, type], origin: str,
-                 error: type[UserError], optional: Mapping[str, type] = _NONE) -> dict[str, Any]:
+def check_record(
+    data: Any,
+    form: str,
+    version: int,
+    known: Mapping[str, type],
+    origin: str,
+    error: type[UserError],
+    optional: Mapping[str, type] = _NONE,
+) -> dict[str, Any]:
     """Values of ``known``, and of ``optional`` where they are there, from a record that says its format and version."""
     if not isinstance(data, Mapping) or data.get("format") != form:
-        raise error(f"{origin}: not of the expected kind (no \"format\": \"{form}\")")
+        raise error(f'{origin}: not of the expected kind (no "format": "{form}")')
     if data.get("version") != version:
         raise error(f"{origin}: version {data.get('version')!r}, this program reads {version}")
     check_keys(data, {"format": str, "version": int, **known}, origin, error, optional)
     return {key: data[key] for key in (*known, *optional) if key in data}
-
-
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,13 +93,19 @@ def make_folder(path: Path) -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise UserError(f"{path}: cannot be created or written ({error.strerror}); give another folder") from None
+        raise UserError(
+            f"{path}: cannot be created or written ({error.strerror}); give another folder"
+        ) from None
     return path
 
 
-def cut_jsonl(path: Path, progress: Optional[tuple[int, int]]) -> None:
+def cut_jsonl(path: Path, progress: tuple[int, int] | None) -> None:
     """Keep the lines up to (epoch, step) ``progress``, as later steps are taken again; none where it is None."""
-    kept = [] if progress is None else [line for line in read_jsonl(path) if (line["epoch"], line["step"]) <= progress]
+    kept = (
+        []
+        if progress is None
+        else [line for line in read_jsonl(path) if (line["epoch"], line["step"]) <= progress]
+    )
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

@@ -1,4 +1,5 @@
 """Start-up of a program: memory, logging, errors in one line, device and ranks."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,8 +11,9 @@ import platform
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, Fault, UserError
@@ -20,16 +22,16 @@ log = logging.getLogger(__name__)
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
-# On CPU these releases run the stem and, without the project's operators, all depthwise convolutions in oneDNN's
-# reference kernels: a step takes about six times as long.
+# On CPU these releases run the stem and, without the project's operators, all depthwise
+# convolutions in oneDNN's reference kernels: a step takes about six times as long.
 SLOW_CPU_VERSIONS = ("2.9.", "2.10.")
 
 
 def _share_heap() -> None:
     """Let all threads share one heap.
 
-    glibc gives many threads heaps of their own. Those of the data pipeline are new in every epoch and leave such heaps
-    half-filled, so that a process grows by some percent in its first epochs.
+    glibc gives many threads heaps of their own. Those of the data pipeline are new in every epoch
+    and leave such heaps half-filled, so that a process grows by some percent in its first epochs.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
@@ -42,7 +44,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def run_main(main: Callable[[Optional[Sequence[str]]], int]) -> None:
+def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a program's ``main`` and exit: errors as one line, their traceback only in a file or on request."""
     _share_heap()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -60,7 +62,10 @@ def run_main(main: Callable[[Optional[Sequence[str]]], int]) -> None:
         if os.environ.get("SPNAS_DEBUG"):
             traceback.print_exc()
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        print(f"{program}: fault: {type(error).__name__}: {first} (SPNAS_DEBUG=1 shows where)", file=sys.stderr)
+        print(
+            f"{program}: fault: {type(error).__name__}: {first} (SPNAS_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
         code = EXIT_FAULT
     sys.stdout.flush()
     sys.exit(code)
@@ -82,20 +87,29 @@ def setup_device(device_target: str, device_id: int) -> Ranks:
             own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
             ms.set_device(device_target, **own)
     except (ValueError, RuntimeError) as error:
-        if ms.get_context("device_target") != device_target:  # otherwise this process computes on it already
-            raise UserError(f"device_target {device_target}: not available with this installation of MindSpore "
-                            f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere") from None
+        if (
+            ms.get_context("device_target") != device_target
+        ):  # otherwise this process computes on it already
+            raise UserError(
+                f"device_target {device_target}: not available with this installation of MindSpore "
+                f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere"
+            ) from None
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
-        log.warning("MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
-                    "used", ms.__version__)
+        log.warning(
+            "MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
+            "used",
+            ms.__version__,
+        )
     if not launched:
         return Ranks()
-    # The scheduler, a process more than there are devices, stays in here to the end of the job, and exits.
+    # The scheduler, a process more than there are devices, stays in here to the end of the job, and
+    # exits.
     communication.init()
     ranks = Ranks(communication.get_rank(), communication.get_group_size())
     if ranks.size > 1:
-        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                     device_num=ranks.size)
+        ms.set_auto_parallel_context(
+            parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.size
+        )
     return ranks
 
 
@@ -104,9 +118,21 @@ def environment(device_target: str) -> dict[str, Any]:
     import mindspore as ms
     import numpy as np
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
-                            capture_output=True, text=True, check=False).stdout.strip()
-    return {"python": platform.python_version(), "mindspore": ms.__version__, "numpy": np.__version__,
-            "platform": platform.platform(), "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(), "device_target": device_target, "commit": commit or None,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "mindspore": ms.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device_target": device_target,
+        "commit": commit or None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

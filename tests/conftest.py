@@ -1,4 +1,5 @@
 """Fixtures: real small images, and programs run as a user runs them."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,9 @@ from src.data.sources import prepare_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 # MindSpore sets the level of the runtime's own log for child processes.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {"PYTHON": sys.executable}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {
+    "PYTHON": sys.executable
+}
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +43,21 @@ def few_digits(digits, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def application():
     """The C++ application, built as a user builds it."""
-    missing = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"], capture_output=True,
-                             text=True, check=True).stdout.strip()
+    missing = subprocess.run(
+        ["bash", str(ROOT / "ascend310_infer/build.sh"), "--missing"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     if missing:
         pytest.skip(f"the C++ application needs {missing}")
-    build = subprocess.run(["bash", str(ROOT / "ascend310_infer/build.sh")], capture_output=True, text=True,
-                           check=False, env=ENVIRONMENT)
+    build = subprocess.run(
+        ["bash", str(ROOT / "ascend310_infer/build.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
     assert build.returncode == 0, build.stderr
     assert "warning" not in (ROOT / "ascend310_infer/out/build.log").read_text()
     return ROOT / "ascend310_infer/out/main"
@@ -64,8 +76,17 @@ def mode(request):
 def run_program(tmp_path):
     """Runs a root script in an empty folder; returns the finished process with its output as text."""
 
-    def run(script: str, *flags: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=tmp_path, text=True,
-                              capture_output=True, timeout=timeout, env={**os.environ, **environment}, check=False)
+    def run(
+        script: str, *flags: object, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, flags)],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            env={**os.environ, **environment},
+            check=False,
+        )
 
     return run

@@ -2,8 +2,10 @@
 
     bash scripts/run_train.sh --device_num 2 --program tests/distributed_worker.py digits --data_path DATA --folder OUT
 
-Rank 0 writes what all ranks found to ``OUT/found.json``. With one process, batches are as many times larger.
+Rank 0 writes what all ranks found to ``OUT/found.json``. With one process, batches are as many
+times larger.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -12,8 +14,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,16 +35,53 @@ from src.utils import run_main, setup_device  # noqa: E402
 
 PROCESSES = 2
 BATCH = 8  # images a batch on each of the processes
-ARCH = {"format": "spnas-architecture", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8,
-        "stem_stride": 2, "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
-        "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
-SPACE = {"format": "spnas-space", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 2,
-         "layers": ["r1_k3_s11_e1_i8_o8_noskip"] + [
-             {"stride": stride, "in_channels": inner, "out_channels": 16, "kernel_sizes": [3, 5], "expansions": [3, 6],
-              "skippable": stride == 1} for stride, inner in ((2, 8), (1, 16), (1, 16))],
-         "head_channels": 32, "bn_epsilon": 1e-3, "provenance": {}}
-COMMON = {"augment": False, "image_height": 16, "image_width": 16, "resize": 16, "epoch_size": 1, "log_steps": 1,
-          "lr_init": 0.1, "lr_scheduler": "constant", "val_while_train": False, "compile_cache": False}
+ARCH = {
+    "format": "spnas-architecture",
+    "version": 1,
+    "name": "tiny",
+    "image_size": 16,
+    "stem_channels": 8,
+    "stem_stride": 2,
+    "blocks": ["r1_k3_s11_e1_i8_o8_noskip", "r1_k3_s22_e3_i8_o16", "r1_k5_s11_e3_i16_o16"],
+    "head_channels": 32,
+    "bn_epsilon": 1e-5,
+    "provenance": {},
+}
+SPACE = {
+    "format": "spnas-space",
+    "version": 1,
+    "name": "tiny",
+    "image_size": 16,
+    "stem_channels": 8,
+    "stem_stride": 2,
+    "layers": ["r1_k3_s11_e1_i8_o8_noskip"]
+    + [
+        {
+            "stride": stride,
+            "in_channels": inner,
+            "out_channels": 16,
+            "kernel_sizes": [3, 5],
+            "expansions": [3, 6],
+            "skippable": stride == 1,
+        }
+        for stride, inner in ((2, 8), (1, 16), (1, 16))
+    ],
+    "head_channels": 32,
+    "bn_epsilon": 1e-3,
+    "provenance": {},
+}
+COMMON = {
+    "augment": False,
+    "image_height": 16,
+    "image_width": 16,
+    "resize": 16,
+    "epoch_size": 1,
+    "log_steps": 1,
+    "lr_init": 0.1,
+    "lr_scheduler": "constant",
+    "val_while_train": False,
+    "compile_cache": False,
+}
 IMAGE_KEYS = {key: PRESETS["digits"][key] for key in ("name", "mean", "std")}
 
 
@@ -86,7 +126,10 @@ class OfAllRanks(Trainer):
             self.loader.epoch = self._in_turn
 
     def _in_turn(self, epoch: int, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        images, labels = (np.concatenate(parts) for parts in zip(*type(self.loader).epoch(self.loader, epoch, first)))
+        images, labels = (
+            np.concatenate(parts)
+            for parts in zip(*type(self.loader).epoch(self.loader, epoch, first))
+        )
         for start in range(0, len(images) - PROCESSES * BATCH + 1, PROCESSES * BATCH):
             for rank in range(PROCESSES):
                 own = slice(start + rank, start + PROCESSES * BATCH, PROCESSES)
@@ -103,7 +146,9 @@ class Disturbed(WithoutBN):
             if self.DISTURBANCE == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
-                weight = self.step.weights[-1]  # of the classifier: ReLU turns not-a-number into 0 on CPU
+                weight = self.step.weights[
+                    -1
+                ]  # of the classifier: ReLU turns not-a-number into 0 on CPU
                 weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32)))
         return super()._step_inputs(epoch, batch)
 
@@ -120,9 +165,17 @@ class Work:
             os.replace(self.folder / f"{name}.{os.getpid()}", self.folder / f"{name}.json")
 
     def config(self, name: str, **keys: Any) -> TrainConfig:
-        values = {**PRESETS["digits"], "dataset_name": "digits", "data_path": self.args.data_path, **COMMON,
-                  "arch": str(self.folder / "arch.json"), "batch_size": self.batch,
-                  "train_images": 20 * PROCESSES * BATCH, "checkpoint_path": str(self.folder / name), **keys}
+        values = {
+            **PRESETS["digits"],
+            "dataset_name": "digits",
+            "data_path": self.args.data_path,
+            **COMMON,
+            "arch": str(self.folder / "arch.json"),
+            "batch_size": self.batch,
+            "train_images": 20 * PROCESSES * BATCH,
+            "checkpoint_path": str(self.folder / name),
+            **keys,
+        }
         return build_config(TrainConfig, values, name)
 
     def train(self, kind: type[Trainer], name: str, **keys: Any) -> dict[str, Any]:
@@ -131,30 +184,58 @@ class Work:
         return {"exit code": code, "digests": trainer.ranks.gather(digest(trainer))}
 
     def search(self) -> dict[str, Any]:
-        values = {**SEARCH_PRESETS["digits"], "dataset_name": "digits", "data_path": self.args.data_path, **COMMON,
-                  "space": str(self.folder / "space.json"), "cost": "params", "target": 0.01, "batch_size": self.batch,
-                  "train_images": 20 * PROCESSES * BATCH, "checkpoint_path": str(self.folder / "search"),
-                  "indicator_keep_prob": 0.8, "cpu_kernels": "off"}
+        values = {
+            **SEARCH_PRESETS["digits"],
+            "dataset_name": "digits",
+            "data_path": self.args.data_path,
+            **COMMON,
+            "space": str(self.folder / "space.json"),
+            "cost": "params",
+            "target": 0.01,
+            "batch_size": self.batch,
+            "train_images": 20 * PROCESSES * BATCH,
+            "checkpoint_path": str(self.folder / "search"),
+            "indicator_keep_prob": 0.8,
+            "cpu_kernels": "off",
+        }
         trainer = FrozenBNSearch(build_config(SearchConfig, values, "search"))
         trainer.run()
-        state = [value.asnumpy().tolist() for value in (trainer.decisions.thresholds, *trainer.state())]
-        return {"digests": trainer.ranks.gather(digest(trainer)), "states": trainer.ranks.gather(state)}
+        state = [
+            value.asnumpy().tolist() for value in (trainer.decisions.thresholds, *trainer.state())
+        ]
+        return {
+            "digests": trainer.ranks.gather(digest(trainer)),
+            "states": trainer.ranks.gather(state),
+        }
 
     def one_shot(self) -> dict[str, Any]:
-        values = {**IMAGE_KEYS, **COMMON, "dataset_name": "digits", "data_path": self.args.data_path, "layers": 3,
-                  "lr_init": 0.025, "batch_size": self.batch, "train_images": 20 * PROCESSES * BATCH,
-                  "checkpoint_path": str(self.folder / "one_shot")}
+        values = {
+            **IMAGE_KEYS,
+            **COMMON,
+            "dataset_name": "digits",
+            "data_path": self.args.data_path,
+            "layers": 3,
+            "lr_init": 0.025,
+            "batch_size": self.batch,
+            "train_images": 20 * PROCESSES * BATCH,
+            "checkpoint_path": str(self.folder / "one_shot"),
+        }
         trainer = FrozenBNOneShot(build_config(OneShotConfig, values, "one_shot"))
         trainer.run()
         return {"digests": trainer.ranks.gather(digest(trainer))}
 
     def evaluation(self) -> dict[str, Any]:
         """Of an untrained network on images of which one is broken."""
-        trainer = Trainer(self.config("evaluation", val_data_path=str(self.args.broken), val_while_train=True))
+        trainer = Trainer(
+            self.config("evaluation", val_data_path=str(self.args.broken), val_while_train=True)
+        )
         trainer._build()
         result = evaluate(trainer.val_network, trainer.val_loader, ranks=trainer.ranks)
-        return {**vars(result), "bad": trainer.ranks.gather(len(trainer.val_loader.bad_images)),
-                "shares": trainer.ranks.gather(trainer.val_loader._indices(0).tolist())}
+        return {
+            **vars(result),
+            "bad": trainer.ranks.gather(len(trainer.val_loader.bad_images)),
+            "shares": trainer.ranks.gather(trainer.val_loader._indices(0).tolist()),
+        }
 
     def overflow(self) -> dict[str, Any]:
         """A gradient that overflows on the last rank alone; all must leave the step out and halve the scale."""
@@ -163,10 +244,16 @@ class Work:
         before = digest_of_weights(trainer)
         last = trainer.rank == trainer.device_num - 1
         for images, labels in trainer.loader.epoch(0):
-            trainer.step(Tensor(images * (300 if last else 1e-3)), Tensor(labels), Tensor(np.ones(1, np.float32)))
+            trainer.step(
+                Tensor(images * (300 if last else 1e-3)),
+                Tensor(labels),
+                Tensor(np.ones(1, np.float32)),
+            )
             break
-        return {"scales": trainer.ranks.gather(float(trainer.step.loss_scale.scale.asnumpy())),
-                "unchanged": trainer.ranks.gather(digest_of_weights(trainer) == before)}
+        return {
+            "scales": trainer.ranks.gather(float(trainer.step.loss_scale.scale.asnumpy())),
+            "unchanged": trainer.ranks.gather(digest_of_weights(trainer) == before),
+        }
 
     def not_a_number(self) -> dict[str, Any]:
         Disturbed.DISTURBANCE = "nan"
@@ -195,22 +282,52 @@ class Work:
         return {}
 
     def all(self) -> dict[str, Any]:
-        found = {"plain": self.train(WithoutBN, "plain"),
-                 "rest": self.train(WithoutBN, "rest", accumulate_steps=2, clip_norm=0.5, ema_decay=0.9,
-                                    optimizer="rmsprop", lr_init=0.01),
-                 "search": self.search(), "one_shot": self.one_shot(), "evaluation": self.evaluation()}
+        found = {
+            "plain": self.train(WithoutBN, "plain"),
+            "rest": self.train(
+                WithoutBN,
+                "rest",
+                accumulate_steps=2,
+                clip_norm=0.5,
+                ema_decay=0.9,
+                optimizer="rmsprop",
+                lr_init=0.01,
+            ),
+            "search": self.search(),
+            "one_shot": self.one_shot(),
+            "evaluation": self.evaluation(),
+        }
         alone = {"batch_size": BATCH, "accumulate_steps": PROCESSES} if self.processes == 1 else {}
-        found["own_statistics"] = self.train(OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone)
-        # One step: at its start this network turns the last bit of a gradient into a percent of the next one.
-        found["published"] = self.train(OfAllRanks, "published", arch="spnas_pixel1_32", image_height=32, resize=32,
-                                        image_width=32, train_images=PROCESSES * BATCH, lr_init=0.01, **alone)
+        found["own_statistics"] = self.train(
+            OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone
+        )
+        # One step: at its start this network turns the last bit of a gradient into a percent of the
+        # next one.
+        found["published"] = self.train(
+            OfAllRanks,
+            "published",
+            arch="spnas_pixel1_32",
+            image_height=32,
+            resize=32,
+            image_width=32,
+            train_images=PROCESSES * BATCH,
+            lr_init=0.01,
+            **alone,
+        )
         if self.processes > 1:
-            found.update(overflow=self.overflow(), nan=self.not_a_number(), signal=self.signal(), alone=self.alone())
+            found.update(
+                overflow=self.overflow(),
+                nan=self.not_a_number(),
+                signal=self.signal(),
+                alone=self.alone(),
+            )
         return found
 
 
 def digest_of_weights(trainer: Trainer) -> str:
-    return hashlib.sha256(b"".join(parameter.asnumpy().tobytes() for parameter in trainer.step.weights)).hexdigest()
+    return hashlib.sha256(
+        b"".join(parameter.asnumpy().tobytes() for parameter in trainer.step.weights)
+    ).hexdigest()
 
 
 def main(argv=None) -> int:

@@ -1,4 +1,5 @@
 """Block strings, architecture files and their cost: what is written is what is read, and nothing else is accepted."""
+
 from __future__ import annotations
 
 import json
@@ -15,29 +16,37 @@ from src.spnasnet import SPNASNet
 def test_codec_is_an_identity_on_random_blocks():
     generator = random.Random(0)
     for _ in range(500):
-        block = Block(kernel_size=generator.choice((3, 5, 7)), stride=generator.choice((1, 2)),
-                      expansion=generator.choice((1, 1.5, 2, 3, 4, 6)), in_channels=8 * generator.randint(1, 40),
-                      out_channels=generator.randint(1, 320), se_ratio=generator.choice((0.0, 0.25)),
-                      skip=generator.random() < 0.5)
+        block = Block(
+            kernel_size=generator.choice((3, 5, 7)),
+            stride=generator.choice((1, 2)),
+            expansion=generator.choice((1, 1.5, 2, 3, 4, 6)),
+            in_channels=8 * generator.randint(1, 40),
+            out_channels=generator.randint(1, 320),
+            se_ratio=generator.choice((0.0, 0.25)),
+            skip=generator.random() < 0.5,
+        )
         assert decode_block(encode_block(block)) == block
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("r1_k5_s22_e6_i16", "'o' is missing"),
-    ("r1_k5_s22_e6_i16_o24_k3", "'k' is repeated"),
-    ("r1_k5_s22_e6_i16_o24_x1", "unknown token 'x1'"),
-    ("r1_k5_s22_e6_i16_o24_noskip1", "unknown token 'noskip1'"),
-    ("r2_k5_s22_e6_i16_o24", "repeats are written out"),
-    ("r1_k4_s22_e6_i16_o24", "kernel size 4"),
-    ("r1_k5_s21_e6_i16_o24", "stride 's21'"),
-    ("r1_k5_s33_e6_i16_o24", "stride 3"),
-    ("r1_k5_s22_e0.3_i16_o24", "expansion 0.3"),
-    ("r1_k5_s22_e1.3_i16_o24", "expansion 1.3"),
-    ("k5_r1_s22_e6_i16_o24", "out of order"),
-    ("r1_k05_s22_e6_i16_o24", "shortest form"),
-    ("r1_k5_s22_e6_i16_o24_se2", "squeeze-and-excitation ratio 2"),
-    ("", "unknown token ''"),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("r1_k5_s22_e6_i16", "'o' is missing"),
+        ("r1_k5_s22_e6_i16_o24_k3", "'k' is repeated"),
+        ("r1_k5_s22_e6_i16_o24_x1", "unknown token 'x1'"),
+        ("r1_k5_s22_e6_i16_o24_noskip1", "unknown token 'noskip1'"),
+        ("r2_k5_s22_e6_i16_o24", "repeats are written out"),
+        ("r1_k4_s22_e6_i16_o24", "kernel size 4"),
+        ("r1_k5_s21_e6_i16_o24", "stride 's21'"),
+        ("r1_k5_s33_e6_i16_o24", "stride 3"),
+        ("r1_k5_s22_e0.3_i16_o24", "expansion 0.3"),
+        ("r1_k5_s22_e1.3_i16_o24", "expansion 1.3"),
+        ("k5_r1_s22_e6_i16_o24", "out of order"),
+        ("r1_k05_s22_e6_i16_o24", "shortest form"),
+        ("r1_k5_s22_e6_i16_o24_se2", "squeeze-and-excitation ratio 2"),
+        ("", "unknown token ''"),
+    ],
+)
 def test_malformed_block_strings_are_refused(text, reason):
     with pytest.raises(ArchitectureError, match=reason):
         decode_block(text)
@@ -70,7 +79,9 @@ def test_squeeze_and_excitation_is_counted_and_built():
     block = Block(3, 1, 6, 16, 16, se_ratio=0.25)
     arch = Architecture("se", 32, (Block(3, 1, 1, 32, 16), block))
     network = SPNASNet(arch, 10)
-    assert network_cost(arch, 10).params == sum(parameter.size for parameter in network.trainable_params())
+    assert network_cost(arch, 10).params == sum(
+        parameter.size for parameter in network.trainable_params()
+    )
     extra = 2 * 96 * 4  # two 1x1 convolutions between 96 and 4 channels
     plain = block_cost(Block(3, 1, 6, 16, 16), 16, 16)
     assert block_cost(block, 16, 16) == (plain.params + extra + 96 + 4, plain.macs + extra)
@@ -86,7 +97,14 @@ def test_layers_carry_the_networks_names():
 def test_published_blocks_are_those_of_the_paper():
     blocks = load_architecture("spnas_pixel1").blocks
     assert [(b.kernel_size, b.expansion) for b in blocks] == (
-        [(3, 1)] + [(3, 3)] * 3 + ([(5, 6)] + [(3, 3)] * 3) * 2 + [(5, 6)] + [(5, 3)] * 3 + [(5, 6)] * 4 + [(3, 6)])
+        [(3, 1)]
+        + [(3, 3)] * 3
+        + ([(5, 6)] + [(3, 3)] * 3) * 2
+        + [(5, 6)]
+        + [(5, 3)] * 3
+        + [(5, 6)] * 4
+        + [(3, 6)]
+    )
     assert [i for i, b in enumerate(blocks) if b.stride == 2] == [1, 4, 8, 16]
     assert load_architecture("spnas_pixel1_32").total_stride == 8
 
@@ -98,14 +116,20 @@ def test_file_round_trip(tmp_path):
     assert load_architecture(path) == arch
 
 
-@pytest.mark.parametrize("change, reason", [
-    ({"format": "other"}, "not of the expected kind"),
-    ({"version": 9}, "version 9"),
-    ({"blocs": []}, "unknown key 'blocs', did you mean 'blocks'"),
-    ({"head_channels": None}, "'head_channels' is None"),
-    ({"blocks": []}, "has no blocks"),
-    ({"blocks": ["r1_k3_s11_e1_i32_o16", "r1_k3_s11_e3_i24_o24"]}, "takes 24 channels, the layer before it gives 16"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"format": "other"}, "not of the expected kind"),
+        ({"version": 9}, "version 9"),
+        ({"blocs": []}, "unknown key 'blocs', did you mean 'blocks'"),
+        ({"head_channels": None}, "'head_channels' is None"),
+        ({"blocks": []}, "has no blocks"),
+        (
+            {"blocks": ["r1_k3_s11_e1_i32_o16", "r1_k3_s11_e3_i24_o24"]},
+            "takes 24 channels, the layer before it gives 16",
+        ),
+    ],
+)
 def test_wrong_files_are_refused_by_name(tmp_path, change, reason):
     path = tmp_path / "arch.json"
     path.write_text(json.dumps({**load_architecture("spnas_pixel1").to_dict(), **change}))

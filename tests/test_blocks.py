@@ -1,4 +1,5 @@
 """Blocks of the network with weights that are not their own."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -39,13 +40,30 @@ class GivenBranch(Branch):
         return self.block.branch(x, self.kernel, self.projection)
 
 
-@pytest.mark.parametrize("kernels", (False, pytest.param(True, marks=pytest.mark.skipif(
-    not available(), reason="no CPU operators here"))), ids=("stock", "operators"))
-@pytest.mark.parametrize("block, training", [
-    ("r1_k5_s11_e3_i8_o8", True), ("r1_k5_s11_e3_i8_o8", False), ("r1_k3_s11_e1_i8_o4", True),
-    ("r1_k5_s22_e3_i8_o12_se0.25", True)])
+@pytest.mark.parametrize(
+    "kernels",
+    (
+        False,
+        pytest.param(
+            True, marks=pytest.mark.skipif(not available(), reason="no CPU operators here")
+        ),
+    ),
+    ids=("stock", "operators"),
+)
+@pytest.mark.parametrize(
+    "block, training",
+    [
+        ("r1_k5_s11_e3_i8_o8", True),
+        ("r1_k5_s11_e3_i8_o8", False),
+        ("r1_k3_s11_e1_i8_o4", True),
+        ("r1_k5_s22_e3_i8_o12_se0.25", True),
+    ],
+)
 def test_branch_with_other_weights_equals_a_block_that_has_them(mode, block, training, kernels):
-    expected, actual = Branch(block, kernels).set_train(training), GivenBranch(block, kernels).set_train(training)
+    expected, actual = (
+        Branch(block, kernels).set_train(training),
+        GivenBranch(block, kernels).set_train(training),
+    )
     own = dict(expected.parameters_and_names())
     for i, (name, parameter) in enumerate(actual.parameters_and_names()):
         value = 0.3 * normal(i, *parameter.shape) + (0.5 if parameter.ndim == 1 else 0)

@@ -1,4 +1,5 @@
 """Sources and pipeline: every image once, damaged files named, nothing ends a run, all forms of CIFAR-10 alike."""
+
 from __future__ import annotations
 
 import io
@@ -40,11 +41,20 @@ def damaged(few_digits, tmp_path):
     shutil.copytree(few_digits, folder)
     whole = jpeg(np.random.default_rng(0).integers(0, 255, (80, 90, 3), np.uint8))
     scan = whole.index(b"\xff\xda")
-    bad = {"cut_header.jpg": whole[:scan - 30], "cut_before_scan.jpg": whole[:scan], "empty.jpg": b"",
-           "cut_data.jpg": whole[:scan + 400], "text.jpg": b"not an image", "gif.png": b"GIF89a" + bytes(50)}
-    good = {"grey.jpg": jpeg(np.full((40, 40), 9, np.uint8), "L"), "cmyk.jpg": jpeg(np.zeros((40, 40, 3), np.uint8), "CMYK"),
-            "a.png": jpeg(np.zeros((40, 40, 3), np.uint8), "RGB", "PNG"),
-            "a.bmp": jpeg(np.zeros((40, 40, 3), np.uint8), "RGB", "BMP")}
+    bad = {
+        "cut_header.jpg": whole[: scan - 30],
+        "cut_before_scan.jpg": whole[:scan],
+        "empty.jpg": b"",
+        "cut_data.jpg": whole[: scan + 400],
+        "text.jpg": b"not an image",
+        "gif.png": b"GIF89a" + bytes(50),
+    }
+    good = {
+        "grey.jpg": jpeg(np.full((40, 40), 9, np.uint8), "L"),
+        "cmyk.jpg": jpeg(np.zeros((40, 40, 3), np.uint8), "CMYK"),
+        "a.png": jpeg(np.zeros((40, 40, 3), np.uint8), "RGB", "PNG"),
+        "a.bmp": jpeg(np.zeros((40, 40, 3), np.uint8), "RGB", "BMP"),
+    }
     for name, data in {**bad, **good}.items():
         for split in ("train", "val"):
             (folder / split / "3" / name).write_bytes(data)
@@ -80,19 +90,25 @@ def test_pixels_are_resized_cropped_and_normalised(few_digits):
 
 def test_shards_cover_the_training_images_without_overlap(few_digits):
     source = ImageFolder(few_digits / "train")
-    parts = [loader(source, training=True, batch_size=10, rank=rank, device_num=2) for rank in range(2)]
+    parts = [
+        loader(source, training=True, batch_size=10, rank=rank, device_num=2) for rank in range(2)
+    ]
     indices = np.concatenate([part._indices(epoch=3) for part in parts])
     assert sorted(indices) == list(range(len(source)))
     whole = loader(source, training=True, batch_size=20)._indices(epoch=3)
-    for step in range(6):  # a step of two ranks sees the images of a step of one rank with twice the batch
-        together = np.concatenate([part._indices(3)[step * 10:][:10] for part in parts])
-        assert sorted(together) == sorted(whole[step * 20:][:20])
+    for step in range(
+        6
+    ):  # a step of two ranks sees the images of a step of one rank with twice the batch
+        together = np.concatenate([part._indices(3)[step * 10 :][:10] for part in parts])
+        assert sorted(together) == sorted(whole[step * 20 :][:20])
     assert not np.array_equal(whole, loader(source, training=True, batch_size=20)._indices(epoch=4))
 
 
 def test_epochs_repeat_exactly_and_resume_in_the_middle(few_digits):
     source = ImageFolder(few_digits / "train")
-    augmentation = Augmentation(crop_scale=0.3, flip=True, color_jitter=(0.4, 0.4, 0.4, 0.1), cutout=8)
+    augmentation = Augmentation(
+        crop_scale=0.3, flip=True, color_jitter=(0.4, 0.4, 0.4, 0.1), cutout=8
+    )
 
     def epoch(number: int, skip: int = 0) -> list[np.ndarray]:
         fresh = loader(source, training=True, augmentation=augmentation, seed=5)
@@ -114,7 +130,9 @@ def test_cutout_zeroes_a_square_around_any_pixel():
     for axis, size in ((2, 32), (1, 24)):
         sides = zero[:, 0].any(axis).sum(1)
         expected = [min(centre + 8, size) - max(centre - 8, 0) for centre in range(size)]
-        assert set(sides) == set(expected) and sides.mean() == pytest.approx(np.mean(expected), rel=0.01)
+        assert set(sides) == set(expected) and sides.mean() == pytest.approx(
+            np.mean(expected), rel=0.01
+        )
     assert (zero[:, 0].sum((1, 2)) == zero[:, 0].any(1).sum(1) * zero[:, 0].any(2).sum(1)).all()
 
 
@@ -137,8 +155,12 @@ def test_damaged_files_are_named_and_the_rest_is_evaluated(damaged, caplog):
 
 def test_damaged_files_are_replaced_in_training_and_named_once(damaged, caplog):
     folder, bad = damaged
-    part = loader(ImageFolder(folder / "train"), training=True, batch_size=13,
-                  augmentation=Augmentation(crop_scale=0.5))
+    part = loader(
+        ImageFolder(folder / "train"),
+        training=True,
+        batch_size=13,
+        augmentation=Augmentation(crop_scale=0.5),
+    )
     assert part.batches_per_epoch == 10
     with caplog.at_level(logging.WARNING):
         for epoch in range(2):
@@ -151,8 +173,11 @@ def test_replacements_come_from_the_chosen_images(damaged):
     folder, bad = damaged
     part = loader(ImageFolder(folder / "train"), training=True, batch_size=10, max_images=100)
     broken = next(index for index in part._pool if os.path.basename(part.source.name(index)) in bad)
-    pixels = {part.source.read(index).tobytes() for index in part._pool if index not in part.bad_images
-              and os.path.basename(part.source.name(index)) not in bad}
+    pixels = {
+        part.source.read(index).tobytes()
+        for index in part._pool
+        if index not in part.bad_images and os.path.basename(part.source.name(index)) not in bad
+    }
     assert part._rows.read(broken)[0].tobytes() in pixels
 
 
@@ -160,11 +185,14 @@ def test_nothing_but_damaged_files_is_a_fault(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").write_bytes(b"no image")
-    with pytest.raises(Fault, match="2 images in a row cannot be used, the last one .*x.jpg: neither JPEG"):
+    with pytest.raises(
+        Fault, match="2 images in a row cannot be used, the last one .*x.jpg: neither JPEG"
+    ):
         next(loader(ImageFolder(tmp_path), training=True, batch_size=2).epoch())
     part = loader(ImageFolder(tmp_path))
     with pytest.raises(Fault, match="no image could be"):
         from src.training.evaluation import evaluate
+
         evaluate(lambda images: images, part)
 
 
@@ -192,14 +220,25 @@ def test_no_mutated_image_ends_the_process(tmp_path, kind):
     path = tmp_path / "whole"
     pixels = np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)
     path.write_bytes(jpeg(pixels, "CMYK") if kind == "CMYK" else jpeg(pixels, "RGB", kind))
-    run = subprocess.run([sys.executable, "-c", FUZZ, path, "4000"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", FUZZ, path, "4000"], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-500:]
     assert int(run.stdout.split()[-1]) > 100
 
 
 def test_decoded_pixels_are_those_of_pillow():
-    pixels = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).resize((80, 60)))
-    for mode, kind, tolerance in (("RGB", "JPEG", 1), ("L", "JPEG", 1), ("RGB", "PNG", 0), ("RGB", "BMP", 0)):
+    pixels = np.asarray(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).resize(
+            (80, 60)
+        )
+    )
+    for mode, kind, tolerance in (
+        ("RGB", "JPEG", 1),
+        ("L", "JPEG", 1),
+        ("RGB", "PNG", 0),
+        ("RGB", "BMP", 0),
+    ):
         data = jpeg(pixels, mode, kind)
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
         assert np.abs(decode_image(data) - expected).max() <= tolerance
@@ -244,8 +283,11 @@ def test_start_up_checks_name_the_folder(few_digits, tmp_path):
 
 @pytest.mark.parametrize("layout", ["root", "train folder", "val elsewhere"])
 def test_where_validation_images_are_found(few_digits, layout):
-    paths = {"root": (few_digits, None), "train folder": (few_digits / "train", None),
-             "val elsewhere": (few_digits / "train", str(few_digits / "val"))}[layout]
+    paths = {
+        "root": (few_digits, None),
+        "train folder": (few_digits / "train", None),
+        "val elsewhere": (few_digits / "train", str(few_digits / "val")),
+    }[layout]
     sources = open_sources("folder", str(paths[0]), paths[1])
     assert (len(sources["train"]), len(sources["val"])) == (120, 50)
 
@@ -263,16 +305,29 @@ def cifar(digits, tmp_path_factory):
     rows = images.transpose(0, 3, 1, 2).reshape(-1, 3072)
     for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
         part = slice(i * 10, i * 10 + 10)
-        (py / name).write_bytes(pickle.dumps({b"labels": labels[part].tolist(), b"data": rows[part]}, protocol=2))
-        (binary / f"{name}.bin").write_bytes(np.concatenate([labels[part, None], rows[part]], 1).tobytes())
+        (py / name).write_bytes(
+            pickle.dumps({b"labels": labels[part].tolist(), b"data": rows[part]}, protocol=2)
+        )
+        (binary / f"{name}.bin").write_bytes(
+            np.concatenate([labels[part, None], rows[part]], 1).tobytes()
+        )
     for folder in (py, binary):
         with tarfile.open(root / f"{folder.name}.tar.gz", "w:gz") as archive:
             archive.add(folder, folder.name)
     return root, images, labels
 
 
-@pytest.mark.parametrize("place", ["py/cifar-10-batches-py", "py", "bin/cifar-10-batches-bin", "bin",
-                                   "cifar-10-batches-py.tar.gz", "cifar-10-batches-bin.tar.gz"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "py/cifar-10-batches-py",
+        "py",
+        "bin/cifar-10-batches-bin",
+        "bin",
+        "cifar-10-batches-py.tar.gz",
+        "cifar-10-batches-bin.tar.gz",
+    ],
+)
 def test_all_forms_of_cifar10_hold_the_same_images(cifar, place):
     root, images, labels = cifar
     train, val = cifar10(root / place, "train"), cifar10(root / place, "val")
@@ -283,7 +338,10 @@ def test_all_forms_of_cifar10_hold_the_same_images(cifar, place):
 
 def test_wrong_cifar10_is_refused_by_name(cifar, tmp_path):
     root, _, _ = cifar
-    for place, reason in ((tmp_path, "neither directly nor one folder below"), (tmp_path / "no", "no such file")):
+    for place, reason in (
+        (tmp_path, "neither directly nor one folder below"),
+        (tmp_path / "no", "no such file"),
+    ):
         with pytest.raises(UserError, match=reason):
             cifar10(place, "train")
     folder = tmp_path / "cifar-10-batches-py"

@@ -1,4 +1,5 @@
 """Several processes through the launcher: equal to one process, agreed among each other, stopped, killed, resumed."""
+
 from __future__ import annotations
 
 import json
@@ -25,10 +26,18 @@ STEPS = {"plain": 20, "rest": 20, "search": 20, "one_shot": 20, "own_statistics"
 
 
 def start(*flags: object, cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen(["bash", str(ROOT / "scripts/run_train.sh"), *map(str, flags)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "DEVICE_TARGET": "CPU",
-                                 "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"})
+    return subprocess.Popen(
+        ["bash", str(ROOT / "scripts/run_train.sh"), *map(str, flags)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={
+            **os.environ,
+            "DEVICE_TARGET": "CPU",
+            "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +47,34 @@ def found(digits, tmp_path_factory):
     shutil.copytree(digits / "val", folder / "broken")
     (folder / "broken" / "4" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     flags = ("--data_path", digits, "--broken", folder / "broken", "--folder")
-    subprocess.run([sys.executable, str(ROOT / "tests/distributed_worker.py"), *map(str, flags), str(folder / "one")],
-                   check=True, capture_output=True, timeout=300)
-    job = start("--device_num", PROCESSES, "--program", "tests/distributed_worker.py", "digits", *flags,
-                folder / "several", "--foreground", cwd=folder)
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tests/distributed_worker.py"),
+            *map(str, flags),
+            str(folder / "one"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    job = start(
+        "--device_num",
+        PROCESSES,
+        "--program",
+        "tests/distributed_worker.py",
+        "digits",
+        *flags,
+        folder / "several",
+        "--foreground",
+        cwd=folder,
+    )
     output, errors = job.communicate(timeout=600)
     assert job.returncode == 0, output[-2000:] + errors
-    return {name: (folder / name, json.loads((folder / name / "found.json").read_text()))
-            for name in ("one", "several")}
+    return {
+        name: (folder / name, json.loads((folder / name / "found.json").read_text()))
+        for name in ("one", "several")
+    }
 
 
 @pytest.mark.parametrize("case", STEPS)
@@ -53,16 +82,25 @@ def test_two_processes_equal_one_of_the_double_batch(found, case):
     """Where batch normalisation trains, each rank has its own statistics, as has one process that accumulates."""
     own_statistics = STEPS[case] < 20
     (one, _), (several, findings) = found["one"], found["several"]
-    expected, got = (CheckpointFolder(folder / case / "ckpt_0").newest().parameters for folder in (one, several))
+    expected, got = (
+        CheckpointFolder(folder / case / "ckpt_0").newest().parameters for folder in (one, several)
+    )
     compared = 0
     for name, value in got.items():
         if own_statistics and "moving_" in name:
             continue  # rank 0's own batches only
-        np.testing.assert_allclose(value.asnumpy(), expected[name].asnumpy(), rtol=1e-6, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            value.asnumpy(), expected[name].asnumpy(), rtol=1e-6, atol=1e-5, err_msg=name
+        )
         compared += 1
     assert compared > 10
-    losses = [[json.loads(line)["loss"] for line in (folder / case / "ckpt_0/metrics.jsonl").read_text().splitlines()]
-              for folder in (one, several)]
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (folder / case / "ckpt_0/metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, several)
+    ]
     if own_statistics:
         losses[0] = np.reshape(losses[0], (-1, PROCESSES)).mean(1)
     assert len(losses[1]) == STEPS[case]
@@ -77,14 +115,21 @@ def test_search_decides_alike_on_all_ranks(found):
     assert np.ptp(first[0]) > 0.1  # thresholds moved
     one, several = (found[name][0] / "search" for name in ("one", "several"))
     assert (one / "arch.json").read_text() == (several / "arch.json").read_text()
-    histories = [[json.loads(line)["cross_entropy"] for line in (folder / "history.jsonl").read_text().splitlines()]
-                 for folder in (one, several)]
+    histories = [
+        [
+            json.loads(line)["cross_entropy"]
+            for line in (folder / "history.jsonl").read_text().splitlines()
+        ]
+        for folder in (one, several)
+    ]
     np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=1e-5)
 
 
 def test_rank_0_alone_writes(found):
     folder, _ = found["several"]
-    assert [file.name for file in folder.rglob("ckpt_*")] == ["ckpt_0"] * len(list(folder.rglob("ckpt_0")))
+    assert [file.name for file in folder.rglob("ckpt_*")] == ["ckpt_0"] * len(
+        list(folder.rglob("ckpt_0"))
+    )
     assert (folder / "plain/ckpt_0/curves.png").is_file()
 
 
@@ -99,7 +144,10 @@ def test_evaluation_counts_each_image_once(found):
 
 def test_ranks_agree_on_overflow_nan_and_signals(found):
     _, findings = found["several"]
-    assert findings["overflow"] == {"scales": [32768.0] * PROCESSES, "unchanged": [True] * PROCESSES}
+    assert findings["overflow"] == {
+        "scales": [32768.0] * PROCESSES,
+        "unchanged": [True] * PROCESSES,
+    }
     errors = findings["nan"]["errors"]
     assert len(set(errors)) == 1 and "loss is nan at batch 3 of epoch 1" in errors[0]
     assert findings["signal"]["exit code"] == 128 + signal.SIGTERM
@@ -123,16 +171,40 @@ def wait_for(file: Path, job: subprocess.Popen) -> None:
 
 
 def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
-    return next(child for child in psutil.Process(job.pid).children(recursive=True)
-                if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ()["RANK_ID"] == str(rank))
+    return next(
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ()["RANK_ID"] == str(rank)
+    )
 
 
 def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_path):
     """SIGTERM to the launcher; kill -9 of a worker of the resumed job; the rest on a single process."""
     (tmp_path / "tiny.json").write_text(json.dumps(ARCH))
-    images = ("--arch", "tiny.json", "--image_height", 16, "--image_width", 16, "--resize", 16, "--data_path", digits,
-              "--batch_size", 10, "--train_images", 800, "--epoch_size", 6, "--log_steps", 4,
-              "--save_checkpoint_steps", 8, "--checkpoint_path", tmp_path)
+    images = (
+        "--arch",
+        "tiny.json",
+        "--image_height",
+        16,
+        "--image_width",
+        16,
+        "--resize",
+        16,
+        "--data_path",
+        digits,
+        "--batch_size",
+        10,
+        "--train_images",
+        800,
+        "--epoch_size",
+        6,
+        "--log_steps",
+        4,
+        "--save_checkpoint_steps",
+        8,
+        "--checkpoint_path",
+        tmp_path,
+    )
     folder = tmp_path / "ckpt_0"
     launch = ("--device_num", 2, "digits", *images, "--foreground", "--log_dir", tmp_path / "logs")
 
@@ -151,13 +223,16 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     worker(job, 1).kill()
     output, errors = job.communicate(timeout=200)
     assert job.returncode == 1
-    assert re.search(r"error: rank 1 was ended by SIGKILL .* see .*worker_1\.log; --resume continues", errors), errors
+    assert re.search(
+        r"error: rank 1 was ended by SIGKILL .* see .*worker_1\.log; --resume continues", errors
+    ), errors
     killed = CheckpointFolder(folder).newest().meta
     assert (killed.epoch, killed.step) >= (epoch - 1, 8)
 
     run = run_program("train.py", "--dataset_name", "digits", *images, "--resume")
     assert run.returncode == 0, run.stderr
-    # Each batch of one process has half the images of those before: as many images on, twice the batches.
+    # Each batch of one process has half the images of those before: as many images on, twice the
+    # batches.
     assert f"epoch {killed.epoch + 1}, batch {2 * killed.step + 1}\n" in run.stdout
     last = CheckpointFolder(folder).newest().meta
     assert (last.epoch, last.step, last.device_num) == (6, 0, 1)
@@ -170,6 +245,8 @@ def test_mistakes_in_flags_end_a_job_in_the_background(tmp_path):
     output, _ = job.communicate(timeout=200)
     assert job.returncode == 0 and "output in logs/job.log" in output
     deadline = time.monotonic() + 60
-    while "exit code 2" not in (tmp_path / "logs/job.log").read_text() and time.monotonic() < deadline:
+    while (
+        "exit code 2" not in (tmp_path / "logs/job.log").read_text() and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     assert "did you mean '--epoch_size'" in (tmp_path / "logs/job.log").read_text()

@@ -1,4 +1,5 @@
 """Export and C++ inference: every format gives the network's logits, and the application gives Python's answers."""
+
 from __future__ import annotations
 
 import hashlib
@@ -28,16 +29,43 @@ from src.spnasnet import SPNASNet
 from src.training.evaluation import label_ranks
 from tests.conftest import ENVIRONMENT, ROOT
 
-ARCH = Architecture(name="small", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, blocks=(
-    Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 12), Block(3, 1, 6, 12, 12, se_ratio=0.25)))
+ARCH = Architecture(
+    name="small",
+    image_size=32,
+    stem_channels=8,
+    stem_stride=1,
+    head_channels=24,
+    blocks=(
+        Block(3, 1, 1, 8, 8, skip=False),
+        Block(5, 2, 3, 8, 12),
+        Block(3, 1, 6, 12, 12, se_ratio=0.25),
+    ),
+)
 SHUFFLES = Architecture(
-    name="shuffles", image_size=32, stem_channels=8, stem_stride=1, head_channels=24, activation="relu6",
-    classifier_bias=False, blocks=(ShuffleBlock(3, 2, 8, 20), ShuffleBlock(7, 1, 20, 20), XceptionBlock(3, 2, 20, 28),
-                                   XceptionBlock(3, 1, 28, 28), ShuffleBlock(5, 1, 28, 32)))
+    name="shuffles",
+    image_size=32,
+    stem_channels=8,
+    stem_stride=1,
+    head_channels=24,
+    activation="relu6",
+    classifier_bias=False,
+    blocks=(
+        ShuffleBlock(3, 2, 8, 20),
+        ShuffleBlock(7, 1, 20, 20),
+        XceptionBlock(3, 2, 20, 28),
+        XceptionBlock(3, 1, 28, 28),
+        ShuffleBlock(5, 1, 28, 32),
+    ),
+)
 PREPROCESSING = Preprocessing(28, 24, 30, (120.0, 127.5, 110.0), (60.0, 64.0, 70.0))
-KINDS = {"v1": {}, "v1_unfolded": {"fold": False, "batch_size": 3}, "v3": {"mindir_version": 3},
-         "v3_unfolded": {"mindir_version": 3, "fold": False}, "onnx": {"file_format": "ONNX"},
-         "onnx_unfolded": {"file_format": "ONNX", "fold": False}}
+KINDS = {
+    "v1": {},
+    "v1_unfolded": {"fold": False, "batch_size": 3},
+    "v3": {"mindir_version": 3},
+    "v3_unfolded": {"mindir_version": 3, "fold": False},
+    "onnx": {"file_format": "ONNX"},
+    "onnx_unfolded": {"file_format": "ONNX", "fold": False},
+}
 
 
 def random_network(arch: Architecture) -> SPNASNet:
@@ -45,11 +73,15 @@ def random_network(arch: Architecture) -> SPNASNet:
     network, random = SPNASNet(arch, 10), np.random.default_rng(0)
     for parameter in network.get_parameters():
         if ".bn." in parameter.name:
-            values = random.uniform(0.5, 1.5, parameter.shape) - parameter.name.endswith(("mean", "beta"))
+            values = random.uniform(0.5, 1.5, parameter.shape) - parameter.name.endswith(
+                ("mean", "beta")
+            )
         elif parameter.name.endswith("bias"):
             values = random.uniform(-0.1, 0.1, parameter.shape)
         else:
-            values = random.standard_normal(parameter.shape) * np.sqrt(2 / np.prod(parameter.shape[1:]))
+            values = random.standard_normal(parameter.shape) * np.sqrt(
+                2 / np.prod(parameter.shape[1:])
+            )
         parameter.set_data(Tensor(values.astype(np.float32)))
     return network.set_train(False)
 
@@ -60,19 +92,26 @@ def checkpoint(few_digits, tmp_path_factory):
     network = random_network(ARCH)
     train = Loader(ImageFolder(few_digits / "train"), PREPROCESSING, batch_size=120, training=False)
     ((images, labels),) = train.epoch()
-    features = ops.mean(network.head(network.blocks(network.stem(Tensor(images)))), (2, 3)).asnumpy()
+    features = ops.mean(
+        network.head(network.blocks(network.stem(Tensor(images)))), (2, 3)
+    ).asnumpy()
     fitted, *_ = np.linalg.lstsq(np.c_[features, np.ones(120)], 10 * np.eye(10)[labels], rcond=0.01)
     network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
     network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))
     path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
-    write_checkpoint(path, network, Meta(ARCH.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {}))
+    write_checkpoint(
+        path, network, Meta(ARCH.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {})
+    )
     return read_checkpoint(path)
 
 
 @pytest.fixture(scope="session")
 def models(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    paths = {kind: export(checkpoint, file_name=str(folder / kind), **options) for kind, options in KINDS.items()}
+    paths = {
+        kind: export(checkpoint, file_name=str(folder / kind), **options)
+        for kind, options in KINDS.items()
+    }
     assert not list(folder.glob(".*"))
     return paths
 
@@ -82,9 +121,26 @@ def classify(application, tmp_path):
     """Runs the application in an empty folder; returns the process and its answers by file."""
 
     def run(model, images, *flags):
-        process = subprocess.run([str(application), "--mindir_path", str(model), "--dataset_path", str(images),
-                                  "--device", "CPU", "--threads", "2", *flags], cwd=tmp_path, env=ENVIRONMENT,
-                                 capture_output=True, text=True, timeout=120, check=False)
+        process = subprocess.run(
+            [
+                str(application),
+                "--mindir_path",
+                str(model),
+                "--dataset_path",
+                str(images),
+                "--device",
+                "CPU",
+                "--threads",
+                "2",
+                *flags,
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         answers = tmp_path / "result_Files/top5.jsonl"
         lines = answers.read_text().splitlines() if answers.exists() else []
         return process, {line["file"]: line for line in map(json.loads, lines)}
@@ -117,23 +173,39 @@ def test_description_says_what_the_model_is(models, checkpoint, kind):
     assert text["model"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert text["model"]["folded"] is options.get("fold", True)
     assert text["input"]["shape"] == [options.get("batch_size", 1), 3, 28, 24]
-    assert Preprocessing(**{key: text["preprocessing"][key] for key in PREPROCESSING.to_dict()}).to_dict() == \
-        {**PREPROCESSING.to_dict(), "mean": [120.0, 127.5, 110.0], "std": [60.0, 64.0, 70.0]}
+    assert Preprocessing(
+        **{key: text["preprocessing"][key] for key in PREPROCESSING.to_dict()}
+    ).to_dict() == {
+        **PREPROCESSING.to_dict(),
+        "mean": [120.0, 127.5, 110.0],
+        "std": [60.0, 64.0, 70.0],
+    }
     assert Architecture.from_dict(text["architecture"]) == checkpoint.arch
     assert text["classes"] == checkpoint.meta.classes
-    assert text["checked"]["runtime"].startswith("ONNX Runtime" if path.suffix == ".onnx" else "MindSpore")
+    assert text["checked"]["runtime"].startswith(
+        "ONNX Runtime" if path.suffix == ".onnx" else "MindSpore"
+    )
     assert text["checked"]["images"] >= 16
     assert text["checked"]["largest_difference"] < 1e-5
     if path.suffix == ".mindir":
         model = read_mindir(path.read_bytes())
-        assert model.mind_ir_version == text["model"]["mindir_version"] == options.get("mindir_version", 1)
-        assert any("BatchNorm" in node.op_type for node in model.graph.node) is not text["model"]["folded"]
+        assert (
+            model.mind_ir_version
+            == text["model"]["mindir_version"]
+            == options.get("mindir_version", 1)
+        )
+        assert (
+            any("BatchNorm" in node.op_type for node in model.graph.node)
+            is not text["model"]["folded"]
+        )
 
 
 def test_all_formats_agree(models, checkpoint, few_digits):
     import onnxruntime
 
-    loader = Loader(ImageFolder(few_digits / "val"), checkpoint.preprocessing, batch_size=50, training=False)
+    loader = Loader(
+        ImageFolder(few_digits / "val"), checkpoint.preprocessing, batch_size=50, training=False
+    )
     ((images, _),) = loader.epoch()
     images = images[::8][:6]
     expected = checkpoint.network()(Tensor(images)).asnumpy()
@@ -146,7 +218,11 @@ def test_all_formats_agree(models, checkpoint, few_digits):
             graph = nn.GraphCell(ms.load(str(path)))
             predict = lambda batch, graph=graph: graph(Tensor(batch)).asnumpy()
         size = KINDS[kind].get("batch_size", 1)
-        assert_close(np.concatenate([predict(images[i:i + size]) for i in range(0, 6, size)]), expected, 1e-5)
+        assert_close(
+            np.concatenate([predict(images[i : i + size]) for i in range(0, 6, size)]),
+            expected,
+            1e-5,
+        )
 
 
 def test_a_mismatch_leaves_no_file(checkpoint, tmp_path, monkeypatch):
@@ -168,12 +244,15 @@ def test_one_description_is_not_taken_from_another_model(checkpoint, models):
         export(checkpoint, file_name=str(models["v1"].with_suffix("")), file_format="ONNX")
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--file_format", "AIR"], "file_format AIR: is written on an Ascend device only"),
-    (["--file_format", "ONYX"], "file_format is 'ONYX'"),
-    (["--mindir_version", "2"], "mindir_version is 2"),
-    (["--ckpt_file", "missing.ckpt"], "missing.ckpt: no such checkpoint"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--file_format", "AIR"], "file_format AIR: is written on an Ascend device only"),
+        (["--file_format", "ONYX"], "file_format is 'ONYX'"),
+        (["--mindir_version", "2"], "mindir_version is 2"),
+        (["--ckpt_file", "missing.ckpt"], "missing.ckpt: no such checkpoint"),
+    ],
+)
 def test_mistakes_are_named(run_program, checkpoint, tmp_path, flags, message):
     process = run_program("export.py", "--ckpt_file", checkpoint.path, "--file_name", "net", *flags)
     assert process.returncode == 2
@@ -196,7 +275,9 @@ class Shuffled(nn.Cell):
     def construct(self, x):
         x = ops.relu6(self.bn(self.stem(x)))
         n, c, h, w = x.shape
-        x = ops.reshape(ops.transpose(ops.reshape(x, (n, 2, c // 2, h, w)), (0, 2, 1, 3, 4)), (n, c, h, w))
+        x = ops.reshape(
+            ops.transpose(ops.reshape(x, (n, 2, c // 2, h, w)), (0, 2, 1, 3, 4)), (n, c, h, w)
+        )
         left, right = ops.chunk(x, 2, 1)
         x = ops.concat((self.hswish(left) - right, right), 1)
         x = ops.concat((ops.relu(x[:, 8:]), x[:, :8] / 2), 1)
@@ -205,7 +286,9 @@ class Shuffled(nn.Cell):
         return self.classifier(ops.softmax(ops.mean(x * gate, (2, 3)), 1))
 
 
-@pytest.mark.parametrize("options", [{}, {"fold": False, "batch_size": 3}], ids=("folded", "unfolded"))
+@pytest.mark.parametrize(
+    "options", [{}, {"fold": False, "batch_size": 3}], ids=("folded", "unfolded")
+)
 def test_networks_of_shuffle_blocks_give_pythons_logits(classify, few_digits, tmp_path, options):
     path = tmp_path / "shuffles.ckpt"
     meta = Meta(SHUFFLES.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {})
@@ -222,7 +305,12 @@ def test_networks_of_shuffle_blocks_give_pythons_logits(classify, few_digits, tm
 def test_conversion_knows_the_primitives_of_other_networks(classify, models, few_digits, tmp_path):
     network = Shuffled().set_train(False)
     file = tmp_path / "shuffled.mindir"
-    ms.export(network, Tensor(np.zeros((1, 3, 28, 24), np.float32)), file_name=str(file), file_format="MINDIR")
+    ms.export(
+        network,
+        Tensor(np.zeros((1, 3, 28, 24), np.float32)),
+        file_name=str(file),
+        file_format="MINDIR",
+    )
     data = to_version_1(file.read_bytes())
     file.chmod(0o644)
     file.write_bytes(data)
@@ -241,7 +329,12 @@ def test_conversion_names_a_primitive_that_it_does_not_know(tmp_path):
         def construct(self, x):
             return ops.silu(x)
 
-    ms.export(Unknown(), Tensor(np.zeros((1, 3), np.float32)), file_name=str(tmp_path / "net"), file_format="MINDIR")
+    ms.export(
+        Unknown(),
+        Tensor(np.zeros((1, 3), np.float32)),
+        file_name=str(tmp_path / "net"),
+        file_format="MINDIR",
+    )
     with pytest.raises(UserError, match="the primitive 'SiLU' .* is not known"):
         to_version_1((tmp_path / "net.mindir").read_bytes())
     with pytest.raises(UserError, match="not a MindIR file"):
@@ -250,39 +343,69 @@ def test_conversion_names_a_primitive_that_it_does_not_know(tmp_path):
 
 def test_unit_tests_of_the_application(application):
     assert (application.parent / "unit_tests").exists(), "GoogleTest (libgtest-dev) is missing"
-    run = subprocess.run([str(application.parent / "unit_tests"), "--gtest_brief=1"], capture_output=True, text=True,
-                         check=False)
+    run = subprocess.run(
+        [str(application.parent / "unit_tests"), "--gtest_brief=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("kind, flags", [("v1", []), ("v1", ["--runtime_threads", "2"]), ("v1_unfolded", []),
-                                         ("v1", ["--batch_size", "4"])])
-def test_application_gives_pythons_logits(classify, models, checkpoint, few_digits, tmp_path, kind, flags):
+@pytest.mark.parametrize(
+    "kind, flags",
+    [
+        ("v1", []),
+        ("v1", ["--runtime_threads", "2"]),
+        ("v1_unfolded", []),
+        ("v1", ["--batch_size", "4"]),
+    ],
+)
+def test_application_gives_pythons_logits(
+    classify, models, checkpoint, few_digits, tmp_path, kind, flags
+):
     expected = python_logits(checkpoint, few_digits / "val")
     process, answers = classify(models[kind], few_digits / "val", *flags)
     assert process.returncode == 0, process.stderr
     assert list(answers) == list(expected) and len(answers) == 50
     for file, logits in expected.items():
         assert_close(logits_of(tmp_path, file), logits)
-        assert [c["index"] for c in answers[file]["top5"]] == np.argsort(-logits, kind="stable")[:5].tolist()
+        assert [c["index"] for c in answers[file]["top5"]] == np.argsort(-logits, kind="stable")[
+            :5
+        ].tolist()
         probabilities = np.exp(logits - logits.max())
-        assert answers[file]["top5"][0]["probability"] == pytest.approx(1 / probabilities.sum(), rel=1e-3)
+        assert answers[file]["top5"][0]["probability"] == pytest.approx(
+            1 / probabilities.sum(), rel=1e-3
+        )
     batch = int(flags[-1]) if "--batch_size" in flags else KINDS[kind].get("batch_size", 1)
     times = (tmp_path / "time_Result/test_perform_static.txt").read_text()
-    assert re.match(rf"NN inference cost average time: \d+\.\d+ ms of infer_count {-(-50 // batch)}\n", times)
+    assert re.match(
+        rf"NN inference cost average time: \d+\.\d+ ms of infer_count {-(-50 // batch)}\n", times
+    )
     assert all(word in times for word in ("p50", "p90", "p99", "warm-up"))
 
 
-def test_script_gives_the_accuracy_of_evaluation(application, models, checkpoint, few_digits, tmp_path):
+def test_script_gives_the_accuracy_of_evaluation(
+    application, models, checkpoint, few_digits, tmp_path
+):
     def run(*arguments, **environment):
-        return subprocess.run(["bash", str(ROOT / "scripts/run_infer_310.sh"), *map(str, arguments)], cwd=tmp_path,
-                              env={**ENVIRONMENT, **environment}, capture_output=True,
-                              text=True, check=False)
+        return subprocess.run(
+            ["bash", str(ROOT / "scripts/run_infer_310.sh"), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**ENVIRONMENT, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    process = run(models["v1"], few_digits / "val", 0, DEVICE_TARGET="CPU", BATCH_SIZE="2", THREADS="1")
+    process = run(
+        models["v1"], few_digits / "val", 0, DEVICE_TARGET="CPU", BATCH_SIZE="2", THREADS="1"
+    )
     assert process.returncode == 0, process.stderr
     logits = python_logits(checkpoint, few_digits / "val")
-    ranks = label_ranks(np.stack(list(logits.values())), np.array([int(file[0]) for file in logits]))
+    ranks = label_ranks(
+        np.stack(list(logits.values())), np.array([int(file[0]) for file in logits])
+    )
     line = f"Total data: 50, top1 accuracy: {(ranks < 1).mean():.5f}, top5 accuracy: {(ranks < 5).mean():.5f}.\n"
     assert (tmp_path / "acc.log").read_text() == line
     assert line in process.stdout and "images/s" in process.stdout
@@ -291,15 +414,21 @@ def test_script_gives_the_accuracy_of_evaluation(application, models, checkpoint
     process = run(models["v1"], flat, DEVICE_TARGET="CPU")
     assert process.returncode == 1 and "expected one folder of images a class" in process.stderr
     assert not (tmp_path / "acc.log").exists()
-    for arguments, reason in (([models["v1"]], "usage"), ([tmp_path / "no.mindir", flat], "no such model"),
-                              ([models["v1"], tmp_path / "no"], "no such folder"),
-                              ([models["v1"], flat, 0], "device Ascend310 0: not there")):
+    for arguments, reason in (
+        ([models["v1"]], "usage"),
+        ([tmp_path / "no.mindir", flat], "no such model"),
+        ([models["v1"], tmp_path / "no"], "no such folder"),
+        ([models["v1"], flat, 0], "device Ascend310 0: not there"),
+    ):
         process = run(*arguments)
         assert process.returncode == 2 and reason in process.stderr
 
 
 def test_every_image_is_answered_or_named(classify, models, checkpoint, few_digits, tmp_path):
-    folder, pixels = tmp_path / "images", Image.open(next((few_digits / "val/7").iterdir())).resize((90, 61))
+    folder, pixels = (
+        tmp_path / "images",
+        Image.open(next((few_digits / "val/7").iterdir())).resize((90, 61)),
+    )
     good, bad = folder / "good", folder / "bad"
     good.mkdir(parents=True)
     bad.mkdir()
@@ -321,8 +450,14 @@ def test_every_image_is_answered_or_named(classify, models, checkpoint, few_digi
     process, answers = classify(models["v1"], folder)
     assert process.returncode == 1
     assert "6 of 12 files not answered" in process.stderr
-    reasons = {"empty.jpg": "empty", "text.jpg": "neither JPEG", "notes.txt": "neither JPEG",
-               "cut.jpg": "Premature end", "giant.png": "60000x60000 pixels", "loop.jpg": "cannot be read"}
+    reasons = {
+        "empty.jpg": "empty",
+        "text.jpg": "neither JPEG",
+        "notes.txt": "neither JPEG",
+        "cut.jpg": "Premature end",
+        "giant.png": "60000x60000 pixels",
+        "loop.jpg": "cannot be read",
+    }
     for name, reason in reasons.items():
         assert reason in answers[f"bad/{name}"]["error"]
         assert f"bad/{name}: {answers[f'bad/{name}']['error']}" in process.stderr
@@ -340,7 +475,7 @@ def test_models_that_cannot_be_used_are_named(classify, models, few_digits, tmp_
 
     assert "no such model" in mistake(tmp_path / "missing.mindir")
     assert "MindIR of format version 3, this runtime reads 1" in mistake(models["v3"])
-    assert "'model.format' is \"ONNX\", should be \"MINDIR\"" in mistake(models["onnx"])
+    assert '\'model.format\' is "ONNX", should be "MINDIR"' in mistake(models["onnx"])
     assert "--threads" in mistake(models["v1"], "--threads", "0")
     lonely = shutil.copy(models["v1"], tmp_path / "lonely.mindir")
     assert "lonely.json: cannot be read" in mistake(lonely)

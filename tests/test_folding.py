@@ -1,4 +1,5 @@
 """Folded batch normalisation changes no logits."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,8 +20,15 @@ def test_folded_network_gives_the_same_logits(tmp_path, name, size):
     for parameter in network.get_parameters():
         if ".bn." in parameter.name:  # far from their initial values; deviations stay positive
             values = random.uniform(0.5, 1.5, parameter.shape)
-            parameter.set_data(Tensor((values - parameter.name.endswith("mean")).astype(np.float32)))
-    meta = Meta(arch.to_dict(), Preprocessing(size, size, size, (0, 0, 0), (1, 1, 1)).to_dict(), list("0123456789"), {})
+            parameter.set_data(
+                Tensor((values - parameter.name.endswith("mean")).astype(np.float32))
+            )
+    meta = Meta(
+        arch.to_dict(),
+        Preprocessing(size, size, size, (0, 0, 0), (1, 1, 1)).to_dict(),
+        list("0123456789"),
+        {},
+    )
     write_checkpoint(tmp_path / "net.ckpt", network, meta)
     checkpoint = read_checkpoint(tmp_path / "net.ckpt")
     images = Tensor(random.standard_normal((2, 3, size, size)).astype(np.float32))

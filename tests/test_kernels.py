@@ -1,4 +1,5 @@
 """CPU operators against float64 NumPy and against MindSpore's own, forward and backward."""
+
 from __future__ import annotations
 
 import ctypes
@@ -27,9 +28,21 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
 ODD_SHAPES = [  # (N, C, H, W, k, stride)
-    (1, 1, 1, 1, 3, 1), (1, 1, 1, 1, 7, 2), (2, 3, 1, 9, 5, 2), (2, 2, 7, 1, 3, 1), (1, 4, 2, 2, 7, 1),
-    (3, 1, 7, 7, 7, 2), (2, 5, 7, 7, 5, 1), (1, 2, 17, 15, 3, 2), (1, 2, 15, 18, 7, 2), (2, 1, 3, 65, 5, 1),
-    (1, 1, 65, 3, 3, 2), (9, 17, 4, 4, 3, 1), (2, 19, 5, 6, 5, 2), (1, 2, 31, 33, 7, 1), (70, 2, 8, 8, 3, 1),
+    (1, 1, 1, 1, 3, 1),
+    (1, 1, 1, 1, 7, 2),
+    (2, 3, 1, 9, 5, 2),
+    (2, 2, 7, 1, 3, 1),
+    (1, 4, 2, 2, 7, 1),
+    (3, 1, 7, 7, 7, 2),
+    (2, 5, 7, 7, 5, 1),
+    (1, 2, 17, 15, 3, 2),
+    (1, 2, 15, 18, 7, 2),
+    (2, 1, 3, 65, 5, 1),
+    (1, 1, 65, 3, 3, 2),
+    (9, 17, 4, 4, 3, 1),
+    (2, 19, 5, 6, 5, 2),
+    (1, 2, 31, 33, 7, 1),
+    (70, 2, 8, 8, 3, 1),
 ]
 
 
@@ -58,19 +71,26 @@ def depthwise64(x, weight, stride, dy):
     y, dpadded, dweight = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(weight.shape)
     for ky in range(k):
         for kx in range(k):
-            window = np.s_[:, :, ky:ky + stride * (ho - 1) + 1:stride, kx:kx + stride * (wo - 1) + 1:stride]
+            window = np.s_[
+                :,
+                :,
+                ky : ky + stride * (ho - 1) + 1 : stride,
+                kx : kx + stride * (wo - 1) + 1 : stride,
+            ]
             y += padded[window] * weight[:, 0, ky, kx, None, None]
             dpadded[window] += dy * weight[:, 0, ky, kx, None, None]
             dweight[:, 0, ky, kx] = (padded[window] * dy).sum((0, 2, 3))
-    return y, dpadded[:, :, pad:pad + x.shape[2], pad:pad + x.shape[3]], dweight
+    return y, dpadded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], dweight
 
 
 def dense64(x, weight, stride, dy):
     """y, dx and dweight of a convolution with one group, channel by channel of its input."""
     y, dx, dweight = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(weight.shape)
     for o in range(len(weight)):
-        repeated = np.repeat(dy[:, o:o + 1], x.shape[1], 1)
-        products, dx_o, dweight_o = depthwise64(x, weight[o:o + 1].swapaxes(0, 1), stride, repeated)
+        repeated = np.repeat(dy[:, o : o + 1], x.shape[1], 1)
+        products, dx_o, dweight_o = depthwise64(
+            x, weight[o : o + 1].swapaxes(0, 1), stride, repeated
+        )
         y[:, o], dx, dweight[o] = products.sum(1), dx + dx_o, dweight_o[:, 0]
     return y, dx, dweight
 
@@ -90,20 +110,39 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
     dgamma, dbeta = (g * normal).sum((0, 2, 3)), g.sum((0, 2, 3))
     dx = g
     if statistics is None:
-        dx = dx - g.mean((0, 2, 3), keepdims=True) - normal * (g * normal).mean((0, 2, 3), keepdims=True)
-    return (np.maximum(y, 0) if relu else y), dx * channel(gamma) / deviation, dgamma, dbeta, mean, variance
+        dx = (
+            dx
+            - g.mean((0, 2, 3), keepdims=True)
+            - normal * (g * normal).mean((0, 2, 3), keepdims=True)
+        )
+    return (
+        (np.maximum(y, 0) if relu else y),
+        dx * channel(gamma) / deviation,
+        dgamma,
+        dbeta,
+        mean,
+        variance,
+    )
 
 
 def core64(x, weight, stride, norms, dy, statistics=(None, None)):
     """BN + ReLU -> depthwise -> BN + ReLU: y, dx, dweight, both dgamma and dbeta, both means and variances, z."""
     (gamma, beta), (next_gamma, next_beta) = norms
-    h, _, _, _, mean, variance = norm64(x, gamma, beta, np.zeros(x.shape), True, statistics=statistics[0])
+    h, _, _, _, mean, variance = norm64(
+        x, gamma, beta, np.zeros(x.shape), True, statistics=statistics[0]
+    )
     z = depthwise64(h, weight, stride, dy)[0]
-    y, dz, next_dgamma, next_dbeta, next_mean, next_variance = norm64(z, next_gamma, next_beta, dy, True,
-                                                                      statistics=statistics[1])
+    y, dz, next_dgamma, next_dbeta, next_mean, next_variance = norm64(
+        z, next_gamma, next_beta, dy, True, statistics=statistics[1]
+    )
     _, dh, dweight = depthwise64(h, weight, stride, dz)
     _, dx, dgamma, dbeta, _, _ = norm64(x, gamma, beta, dh, True, statistics=statistics[0])
-    return y, (dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta), (mean, variance, next_mean, next_variance), z
+    return (
+        y,
+        (dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta),
+        (mean, variance, next_mean, next_variance),
+        z,
+    )
 
 
 def run(name: str, inputs: list, output_shapes: list, types=None, library=None) -> list:
@@ -113,9 +152,16 @@ def run(name: str, inputs: list, output_shapes: list, types=None, library=None) 
     shapes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
     n = len(arrays)
     status = getattr(ctypes.CDLL(library or build.library()), name)(
-        n, (ctypes.c_void_p * n)(*(a.ctypes.data for a in arrays)), (ctypes.c_int * n)(*(a.ndim for a in arrays)),
-        (ctypes.POINTER(ctypes.c_int64) * n)(*(ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in shapes)),
-        (ctypes.c_char_p * n)(*(types or [str(a.dtype).encode() for a in arrays])), None, None)
+        n,
+        (ctypes.c_void_p * n)(*(a.ctypes.data for a in arrays)),
+        (ctypes.c_int * n)(*(a.ndim for a in arrays)),
+        (ctypes.POINTER(ctypes.c_int64) * n)(
+            *(ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in shapes)
+        ),
+        (ctypes.c_char_p * n)(*(types or [str(a.dtype).encode() for a in arrays])),
+        None,
+        None,
+    )
     if status:
         raise ValueError(f"{name} returned {status}")
     return outputs
@@ -125,7 +171,9 @@ def assert_near(actual, expected, tolerance=2e-6) -> None:
     """Largest difference within ``tolerance`` of the largest value."""
     expected = np.asarray(expected)
     assert np.shape(actual) == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max())
+    )
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -149,8 +197,17 @@ def test_depthwise_equals_float64(shape):
 def test_norm_equals_float64(shape, relu):
     n, c, h, w = shape
     x = 3 * normal(1, *shape) + 5
-    gamma, beta, old_mean, old_variance = normal(2, c), normal(3, c), normal(4, c), np.abs(normal(5, c)) + 0.5
-    dy, options, name = normal(6, *shape), np.array([1e-5, 0.9], np.float32), "NormRelu" if relu else "Norm"
+    gamma, beta, old_mean, old_variance = (
+        normal(2, c),
+        normal(3, c),
+        normal(4, c),
+        np.abs(normal(5, c)) + 0.5,
+    )
+    dy, options, name = (
+        normal(6, *shape),
+        np.array([1e-5, 0.9], np.float32),
+        "NormRelu" if relu else "Norm",
+    )
     small = [(c,)] * 4
 
     statistics = {"statistics": (old_mean, old_variance)}
@@ -163,12 +220,16 @@ def test_norm_equals_float64(shape, relu):
     assert_near(out[3], 0.9 * old_mean + 0.1 * mean)
     assert_near(out[4], 0.9 * old_variance + 0.1 * variance * count / max(1, count - 1))
     if count > 4:  # with fewer, deviations near zero make gradients large
-        actual = run(f"{name}TrainBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
+        actual = run(
+            f"{name}TrainBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]]
+        )
         for a, e in zip(actual, (dx, dgamma, dbeta)):
             assert_near(a, e, 1e-5)
 
     expected = norm64(x, gamma, beta, dy, relu, **statistics)
-    out = run(f"{name}Infer", [x, gamma, beta, old_mean, old_variance, options], [shape, *small[:2]])
+    out = run(
+        f"{name}Infer", [x, gamma, beta, old_mean, old_variance, options], [shape, *small[:2]]
+    )
     actual = run(f"{name}InferBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
     for a, e in zip([out[0], *actual], expected):
         assert_near(a, e, 1e-5)
@@ -180,7 +241,8 @@ def test_core_equals_float64(shape, training):
     n, c, h, w, k, stride = shape
     x, weight = 3 * normal(1, n, c, h, w) + 5, normal(2, c, 1, k, k)
     dy = normal(3, n, c, conv_out(h, stride), conv_out(w, stride))
-    # With beta near 2 most of h is active, so that a channel of z is not constant, which would enlarge rounding.
+    # With beta near 2 most of h is active, so that a channel of z is not constant, which would
+    # enlarge rounding.
     norms = (normal(4, c), normal(5, c) + 2), (normal(6, c), normal(7, c))
     moving = [(normal(8 + i, c) + 5 * (1 - i), np.abs(normal(10 + i, c)) + 0.5) for i in range(2)]
     statistics = (None, None) if training else moving
@@ -193,9 +255,19 @@ def test_core_equals_float64(shape, training):
         x[near] += 0.01
     z = core64(x, weight, stride, norms, dy, statistics)[3]
     dy[np.abs(norm64(z, *norms[1], dy, False, statistics=statistics[1])[0]) < 1e-4] = 0
-    y, expected, (mean, variance, next_mean, next_variance), _ = core64(x, weight, stride, norms, dy, statistics)
+    y, expected, (mean, variance, next_mean, next_variance), _ = core64(
+        x, weight, stride, norms, dy, statistics
+    )
 
-    inputs = [x, weight, *norms[0], *moving[0], *norms[1], *moving[1], np.array([1e-5, 0.9], np.float32)]
+    inputs = [
+        x,
+        weight,
+        *norms[0],
+        *moving[0],
+        *norms[1],
+        *moving[1],
+        np.array([1e-5, 0.9], np.float32),
+    ]
     mode, each = ("Train", 4) if training else ("Infer", 2)
     out = run(f"CoreRelu{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
     count, next_count = n * h * w, dy[:, 0].size
@@ -203,20 +275,27 @@ def test_core_equals_float64(shape, training):
     tolerance = 1e-5 if next_count > 4 else 1e-3
     assert_near(out[0], y, tolerance)
     if training:
-        for old, value, new in ((moving[0][0], mean, out[3]), (moving[1][0], next_mean, out[7]),
-                                (moving[0][1], variance * count / max(1, count - 1), out[4]),
-                                (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8])):
+        for old, value, new in (
+            (moving[0][0], mean, out[3]),
+            (moving[1][0], next_mean, out[7]),
+            (moving[0][1], variance * count / max(1, count - 1), out[4]),
+            (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8]),
+        ):
             assert_near(new, 0.9 * old + 0.1 * value, 1e-5)
     if next_count > 4 or not training:
-        actual = run(f"CoreRelu{mode}Backward{stride}",
-                     [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each:3 + each], dy],
-                     [x.shape, weight.shape] + [(c,)] * 4)
+        actual = run(
+            f"CoreRelu{mode}Backward{stride}",
+            [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each : 3 + each], dy],
+            [x.shape, weight.shape] + [(c,)] * 4,
+        )
         for a, e in zip(actual, expected):
             assert_near(a, e, 2e-5)
 
 
 @pytest.mark.parametrize("outputs", (1, 21))
-@pytest.mark.parametrize("shape", [shape for shape in ODD_SHAPES if shape[1] <= 4] + [(2, 3, 32, 32, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [shape for shape in ODD_SHAPES if shape[1] <= 4] + [(2, 3, 32, 32, 3, 2)], ids=str
+)
 def test_image_convolution_equals_float64(shape, outputs):
     n, c, h, w, k, stride = shape
     x, weight = normal(1, n, c, h, w), normal(2, outputs, c, k, k)
@@ -229,7 +308,11 @@ def test_image_convolution_equals_float64(shape, outputs):
 def test_norm_of_values_far_from_zero():
     x = normal(1, 4, 3, 9, 9) + np.array([1e3, -300, 0], np.float32)[:, None, None]
     one, zero = np.ones(3, np.float32), np.zeros(3, np.float32)
-    out = run("NormTrain", [x, one, zero, zero, one, np.array([1e-5, 0.0], np.float32)], [x.shape] + [(3,)] * 4)
+    out = run(
+        "NormTrain",
+        [x, one, zero, zero, one, np.array([1e-5, 0.0], np.float32)],
+        [x.shape] + [(3,)] * 4,
+    )
     y, _, _, _, mean, variance = norm64(x, one, zero, x, False)
     assert_near(out[0], y, 1e-4)
     np.testing.assert_allclose(out[4], variance * 324 / 323, rtol=1e-5)
@@ -237,29 +320,44 @@ def test_norm_of_values_far_from_zero():
 
 def test_relu_passes_nan():
     x, one = np.full((1, 1, 3, 40), np.nan, np.float32), np.ones(1, np.float32)
-    out = run("NormReluInfer", [x, one, one, one, one, np.array([1e-5, 0.9], np.float32)], [x.shape, (1,), (1,)])
+    out = run(
+        "NormReluInfer",
+        [x, one, one, one, one, np.array([1e-5, 0.9], np.float32)],
+        [x.shape, (1,), (1,)],
+    )
     assert np.isnan(out[0]).all()
 
 
 def test_wrong_types_and_shapes_are_refused():
     x, weight = normal(1, 2, 3, 8, 8), normal(2, 3, 1, 3, 3)
     run("DepthwiseForward2", [x, weight], [(2, 3, 4, 4)])
-    for inputs, shape in (([x, weight], (2, 3, 8, 8)), ([x, normal(2, 3, 1, 4, 4)], (2, 3, 4, 4)),
-                          ([x, normal(2, 4, 1, 3, 3)], (2, 3, 4, 4)), ([x[0], weight], (3, 4, 4)),
-                          ([x.astype(np.float16), weight], (2, 3, 4, 4)), ([x], (2, 3, 4, 4))):
+    for inputs, shape in (
+        ([x, weight], (2, 3, 8, 8)),
+        ([x, normal(2, 3, 1, 4, 4)], (2, 3, 4, 4)),
+        ([x, normal(2, 4, 1, 3, 3)], (2, 3, 4, 4)),
+        ([x[0], weight], (3, 4, 4)),
+        ([x.astype(np.float16), weight], (2, 3, 4, 4)),
+        ([x], (2, 3, 4, 4)),
+    ):
         with pytest.raises(ValueError, match="returned"):
             run("DepthwiseForward2", inputs, [shape])
     image = normal(2, 5, 3, 3, 3)
     run("ImageForward1", [x, image], [(2, 5, 8, 8)])
-    for inputs, shape in (([x, image], (2, 4, 8, 8)), ([x, normal(2, 5, 2, 3, 3)], (2, 5, 8, 8)),
-                          ([normal(1, 2, 5, 8, 8), normal(2, 5, 5, 3, 3)], (2, 5, 8, 8))):
+    for inputs, shape in (
+        ([x, image], (2, 4, 8, 8)),
+        ([x, normal(2, 5, 2, 3, 3)], (2, 5, 8, 8)),
+        ([normal(1, 2, 5, 8, 8), normal(2, 5, 5, 3, 3)], (2, 5, 8, 8)),
+    ):
         with pytest.raises(ValueError, match="returned"):
             run("ImageForward1", inputs, [shape])
     small = [normal(i, 3) for i in range(4)]
     options = np.array([1e-5, 0.9], np.float32)
     run("CoreReluInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
-    for inputs in ([x, weight, *small, *small, small[0]], [x, weight, *small, *small[:3], normal(1, 4), options],
-                   [x.astype(np.float64), weight, *small, *small, options]):
+    for inputs in (
+        [x, weight, *small, *small, small[0]],
+        [x, weight, *small, *small[:3], normal(1, 4), options],
+        [x.astype(np.float64), weight, *small, *small, options],
+    ):
         with pytest.raises(ValueError, match="returned"):
             run("CoreReluInfer1", inputs, [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
@@ -315,9 +413,16 @@ print(hashlib.sha256(b"".join(a.tobytes() for a in out)).hexdigest())
 
 def test_results_do_not_depend_on_threads():
     script = RESULT.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    digests = [subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True,
-                              env={**os.environ, "SPNAS_KERNEL_THREADS": threads}).stdout.split()[-1]
-               for threads in ("1", "8")]
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SPNAS_KERNEL_THREADS": threads},
+        ).stdout.split()[-1]
+        for threads in ("1", "8")
+    ]
     assert digests[0] == digests[1]
 
 
@@ -326,8 +431,20 @@ def test_results_do_not_depend_on_threads():
 def test_sanitizers_find_nothing(sanitizer, tmp_path):
     program = tmp_path / "sanitize"
     flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
-    built = subprocess.run(["g++", *flags, "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-o",
-                            str(program), str(ROOT / "tests" / "sanitize_kernels.cpp")], capture_output=True, text=True)
+    built = subprocess.run(
+        [
+            "g++",
+            *flags,
+            "-O1",
+            f"-fsanitize={sanitizer}",
+            "-fno-sanitize-recover=all",
+            "-o",
+            str(program),
+            str(ROOT / "tests" / "sanitize_kernels.cpp"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if built.returncode and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
     assert built.returncode == 0, built.stderr
@@ -353,7 +470,11 @@ class Gradients(nn.Cell):
 def gradients(network: nn.Cell, x, factor) -> dict[str, np.ndarray]:
     value, (dx, dweights) = Gradients(network)(Tensor(x), Tensor(factor))
     names = [p.name for p in network.trainable_params()]
-    return {"value": value.asnumpy(), "x": dx.asnumpy(), **{n: d.asnumpy() for n, d in zip(names, dweights)}}
+    return {
+        "value": value.asnumpy(),
+        "x": dx.asnumpy(),
+        **{n: d.asnumpy() for n, d in zip(names, dweights)},
+    }
 
 
 def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
@@ -362,8 +483,14 @@ def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
 
 def small_architecture() -> Architecture:
     blocks = ("r1_k3_s22_e3_i8_o12", "r1_k5_s11_e3_i12_o12", "r1_k7_s22_e6_i12_o16")
-    return Architecture("small", 32, tuple(decode_block(b) for b in blocks), stem_channels=8, stem_stride=1,
-                        head_channels=20)
+    return Architecture(
+        "small",
+        32,
+        tuple(decode_block(b) for b in blocks),
+        stem_channels=8,
+        stem_stride=1,
+        head_channels=20,
+    )
 
 
 def small_pair() -> tuple[nn.Cell, nn.Cell]:
@@ -396,20 +523,27 @@ def test_network_equals_stock(mode, training):
 class Reference:
     """The network of an architecture and its gradients in float64, after ``gradients`` above.
 
-    Each layer computes its output, hands it to the ``rest`` of the network, and gets its gradient back.
+    Each layer computes its output, hands it to the ``rest`` of the network, and gets its gradient
+    back.
     """
 
-    def __init__(self, arch: Architecture, values: dict[str, np.ndarray], factor: np.ndarray) -> None:
+    def __init__(
+        self, arch: Architecture, values: dict[str, np.ndarray], factor: np.ndarray
+    ) -> None:
         self.arch, self.values, self.factor, self.results = arch, values, factor, {}
 
     def layer(self, name: str, x, stride: int, conv, relu: bool, rest):
-        weight, gamma, beta = (self.values[f"{name}.{part}"] for part in ("conv.weight", "bn.gamma", "bn.beta"))
+        weight, gamma, beta = (
+            self.values[f"{name}.{part}"] for part in ("conv.weight", "bn.gamma", "bn.beta")
+        )
         size = [conv_out(side, stride) for side in x.shape[2:]]
         z = conv(x, weight, stride, np.zeros((len(x), len(weight), *size)))[0]
         dy = rest(norm64(z, gamma, beta, np.zeros(z.shape), relu)[0])
         _, dz, dgamma, dbeta, _, _ = norm64(z, gamma, beta, dy, relu)
         _, dx, dweight = conv(x, weight, stride, dz)
-        self.results.update({f"{name}.conv.weight": dweight, f"{name}.bn.gamma": dgamma, f"{name}.bn.beta": dbeta})
+        self.results.update(
+            {f"{name}.conv.weight": dweight, f"{name}.bn.gamma": dgamma, f"{name}.bn.beta": dbeta}
+        )
         return dx
 
     def block(self, index: int, x):
@@ -432,8 +566,12 @@ class Reference:
 
     def classifier(self, x):
         weight, pooled = self.values["classifier.weight"], x.mean((2, 3))
-        self.results.update({"classifier.weight": self.factor.T @ pooled, "classifier.bias": self.factor.sum(0)})
-        self.results["value"] = ((pooled @ weight.T + self.values["classifier.bias"]) * self.factor).sum()
+        self.results.update(
+            {"classifier.weight": self.factor.T @ pooled, "classifier.bias": self.factor.sum(0)}
+        )
+        self.results["value"] = (
+            (pooled @ weight.T + self.values["classifier.bias"]) * self.factor
+        ).sum()
         return np.broadcast_to((self.factor @ weight)[:, :, None, None] / x[0, 0].size, x.shape)
 
     def run(self, x) -> dict[str, np.ndarray]:
@@ -447,13 +585,21 @@ def test_network_is_as_near_to_float64_as_stock():
     for seed in range(3):
         x, factor = normal(seed, 4, 3, 32, 32), normal(seed + 9, 4, 4)
         values = {name: value.astype(np.float64) for name, value in parameters(pair[0]).items()}
-        expected = Reference(small_architecture(), values, factor.astype(np.float64)).run(x.astype(np.float64))
+        expected = Reference(small_architecture(), values, factor.astype(np.float64)).run(
+            x.astype(np.float64)
+        )
         for network in pair:
             actual = gradients(network.set_train(), x, factor)
             assert actual.keys() == expected.keys()
-            # A shift of what is normalised next has a gradient of zero, which tells nothing of rounding.
-            errors[network].append([np.linalg.norm(actual[name] - value) / norm for name, value in expected.items()
-                                    if (norm := np.linalg.norm(value)) > 1e-9])
+            # A shift of what is normalised next has a gradient of zero, which tells nothing of
+            # rounding.
+            errors[network].append(
+                [
+                    np.linalg.norm(actual[name] - value) / norm
+                    for name, value in expected.items()
+                    if (norm := np.linalg.norm(value)) > 1e-9
+                ]
+            )
     stock, ours = (np.array(errors[network]) for network in pair)
     assert stock.max() < 1e-4 and ours.mean() <= 1.1 * stock.mean(), (stock.mean(), ours.mean())
 
@@ -461,7 +607,9 @@ def test_network_is_as_near_to_float64_as_stock():
 @pytest.mark.slow
 def test_loss_curve_on_digits_equals_stock(few_digits):
     files = sorted((few_digits / "train").glob("*/*"))
-    images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files])
+    images = np.stack(
+        [np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
+    )
     images = (images.transpose(0, 3, 1, 2) - 128) / 64
     labels = np.array([int(file.parent.name) for file in files], np.int32)
     order = np.random.default_rng(0).permutation(len(files))
@@ -471,9 +619,13 @@ def test_loss_curve_on_digits_equals_stock(few_digits):
         ms.set_seed(1)
         network = SPNASNet(small_architecture(), 10, kernels=kernels)
         optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
-        step = TrainStep(network, CrossEntropySmooth(0.1), optimizer, config, mixed_precision=False).set_train()
-        batches = [order[i % 3 * 40:][:40] for i in range(20)]
-        curves.append([float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches])
+        step = TrainStep(
+            network, CrossEntropySmooth(0.1), optimizer, config, mixed_precision=False
+        ).set_train()
+        batches = [order[i % 3 * 40 :][:40] for i in range(20)]
+        curves.append(
+            [float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches]
+        )
     stock, ours = curves
     assert stock[-1] < 0.95 * stock[0]
     # Differences by rounding grow from step to step.
@@ -505,7 +657,10 @@ def test_repeated_steps_are_bit_equal():
 
 
 def test_masked_kernel_gets_its_gradient(mode):
-    weight, mask = Parameter(normal(1, 3, 1, 5, 5), name="weight"), np.pad(np.ones((3, 3), np.float32), 1)
+    weight, mask = (
+        Parameter(normal(1, 3, 1, 5, 5), name="weight"),
+        np.pad(np.ones((3, 3), np.float32), 1),
+    )
     x, dy, depthwise = normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9), depthwise_operator(1)
 
     def forward(x, weight):
@@ -517,7 +672,10 @@ def test_masked_kernel_gets_its_gradient(mode):
 
 
 def test_masked_kernel_of_a_core_gets_its_gradient(mode):
-    weight, mask = Parameter(normal(1, 3, 1, 5, 5), name="weight"), np.pad(np.ones((3, 3), np.float32), 1)
+    weight, mask = (
+        Parameter(normal(1, 3, 1, 5, 5), name="weight"),
+        np.pad(np.ones((3, 3), np.float32), 1),
+    )
     x, dy, norm = 2 + normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9), (normal(4, 3), normal(5, 3) + 2)
     statistics, options = [Tensor(np.ones(3, np.float32))] * 2, Tensor([1e-5, 0.9], ms.float32)
     inputs, core = [*map(Tensor, norm), *statistics], core_operator(1, True, True)
@@ -536,7 +694,10 @@ class Core(nn.Cell):
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self.norm, self.conv = BatchNormReLU(channels), DepthwiseConv2d(channels, kernel_size, stride)
+        self.norm, self.conv = (
+            BatchNormReLU(channels),
+            DepthwiseConv2d(channels, kernel_size, stride),
+        )
         self.next_norm = BatchNormReLU(channels)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -544,12 +705,18 @@ class Core(nn.Cell):
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
-@pytest.mark.parametrize("shape", [(3, 5, 7, 9, 3, 1), (2, 6, 14, 15, 5, 2), (1, 1, 9, 7, 7, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7, 9, 3, 1), (2, 6, 14, 15, 5, 2), (1, 1, 9, 7, 7, 2)], ids=str
+)
 def test_core_equals_separate_stock_cells(mode, shape, training):
     n, c, h, w, k, stride = shape
-    stock = nn.SequentialCell(nn.BatchNorm2d(c), nn.ReLU(),
-                              nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c),
-                              nn.BatchNorm2d(c), nn.ReLU())
+    stock = nn.SequentialCell(
+        nn.BatchNorm2d(c),
+        nn.ReLU(),
+        nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c),
+        nn.BatchNorm2d(c),
+        nn.ReLU(),
+    )
     ours = Core(c, k, stride)
     for i, pair in enumerate(zip(ours.get_parameters(), stock.get_parameters())):
         value = normal(i, *pair[0].shape)
@@ -564,8 +731,11 @@ def test_core_equals_separate_stock_cells(mode, shape, training):
         assert_near(a, e, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 14, 14, 3, 1), (2, 6, 14, 15, 5, 2), (2, 3, 7, 7, 7, 1), (1, 1, 9, 7, 3, 2)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 6, 14, 14, 3, 1), (2, 6, 14, 15, 5, 2), (2, 3, 7, 7, 7, 1), (1, 1, 9, 7, 3, 2)],
+    ids=str,
+)
 def test_depthwise_cell_equals_stock(mode, shape):
     n, c, h, w, k, stride = shape
     stock = nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c)
@@ -578,8 +748,10 @@ def test_depthwise_cell_equals_stock(mode, shape):
 
 
 def test_gradient_of_images(mode):
-    stock, ours = (cell(3, 8, 3, 2, pad_mode="pad", padding=1) if cell is nn.Conv2d else cell(3, 8, 3, 2)
-                   for cell in (nn.Conv2d, ImageConv2d))
+    stock, ours = (
+        cell(3, 8, 3, 2, pad_mode="pad", padding=1) if cell is nn.Conv2d else cell(3, 8, 3, 2)
+        for cell in (nn.Conv2d, ImageConv2d)
+    )
     ours.weight.set_data(stock.weight)
     x, factor = normal(1, 2, 3, 9, 11), normal(2, 2, 8, 5, 6)
     expected = gradients(stock, x, factor)
@@ -588,7 +760,10 @@ def test_gradient_of_images(mode):
 
 
 def test_wrong_shapes_are_named(mode):
-    for x, weight in ((normal(1, 2, 3, 8, 8), normal(1, 3, 1, 4, 4)), (normal(1, 2, 3, 8, 8), normal(1, 4, 1, 3, 3))):
+    for x, weight in (
+        (normal(1, 2, 3, 8, 8), normal(1, 3, 1, 4, 4)),
+        (normal(1, 2, 3, 8, 8), normal(1, 4, 1, 3, 3)),
+    ):
         with pytest.raises(ValueError, match="k in"):
             depthwise_operator(1)(Tensor(x), Tensor(weight)).asnumpy()
     with pytest.raises(ValueError, match="stride 3"):

@@ -1,4 +1,5 @@
 """One-shot supernets: blocks, paths, training, search, and the networks that come of them, on real small images."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,14 @@ from src.dataset import Loader
 from src.errors import UserError
 from src.kernels import available
 from src.layers.shuffle import ShuffleUnit
-from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum, draw_path, inherit, path_names
+from src.search.one_shot import (
+    OneShotStep,
+    OneShotSupernet,
+    PathMomentum,
+    draw_path,
+    inherit,
+    path_names,
+)
 from src.search.one_shot_training import RandomPaths, one_shot_space
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
@@ -33,8 +41,11 @@ from tests.conftest import ROOT
 from tests.test_kernels import assert_near, gradients, normal
 
 REFERENCE = [1, 0, 3, 1, 3, 0, 3, 0, 0, 3, 3, 0, 1, 0, 1, 2, 2, 1, 1, 3]
-BLOCKS = [f"{kind}_s{stride}{stride}_i8_o{out}" for kind in ("shuffle_k3", "shuffle_k5", "shuffle_k7", "xception_k3")
-          for stride, out in ((1, 8), (1, 20), (2, 20))]
+BLOCKS = [
+    f"{kind}_s{stride}{stride}_i8_o{out}"
+    for kind in ("shuffle_k3", "shuffle_k5", "shuffle_k7", "xception_k3")
+    for stride, out in ((1, 8), (1, 20), (2, 20))
+]
 needs_operators = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
 
@@ -56,20 +67,31 @@ def test_counts_of_the_reference_path_and_the_supernet():
     network = OneShotSupernet(space, 10)
     assert sum(parameter.size for parameter in network.trainable_params()) == 6_931_368
     # All paths of a layer have their own weights: 4 ** 20 networks.
-    assert space.size() == 4 ** 20
+    assert space.size() == 4**20
 
 
 def test_strides_of_the_spaces():
     for name, stem, halving in (("one_shot_32", 1, [4, 8]), ("one_shot_224", 2, [0, 4, 8, 16])):
         space = load_space(name)
-        assert (space.stem_stride, [i for i, layer in enumerate(space.layers) if layer.stride == 2]) == (stem, halving)
+        assert (
+            space.stem_stride,
+            [i for i, layer in enumerate(space.layers) if layer.stride == 2],
+        ) == (stem, halving)
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("shuffle_k3_s11_i8", "'o' is missing"), ("shuffle_k3_s11_e3_i8_o8", "unknown token 'e3'"),
-    ("xception_k5_s11_i8_o8", "kernel size 5 is not 3"), ("shuffle_k3_s11_i7_o8", "not positive and even"),
-    ("shuffle_k3_s22_i8_o8", "leave none to the branch"), ("shuffle_s11_k3_i8_o8", "out of order"),
-    ("shuffle", "unknown token ''"), ("shuffle_k9_s11_i8_o8", "kernel size 9")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("shuffle_k3_s11_i8", "'o' is missing"),
+        ("shuffle_k3_s11_e3_i8_o8", "unknown token 'e3'"),
+        ("xception_k5_s11_i8_o8", "kernel size 5 is not 3"),
+        ("shuffle_k3_s11_i7_o8", "not positive and even"),
+        ("shuffle_k3_s22_i8_o8", "leave none to the branch"),
+        ("shuffle_s11_k3_i8_o8", "out of order"),
+        ("shuffle", "unknown token ''"),
+        ("shuffle_k9_s11_i8_o8", "kernel size 9"),
+    ],
+)
 def test_malformed_shuffle_blocks_are_refused(text, reason):
     with pytest.raises(UserError, match=reason):
         decode_block(text)
@@ -83,16 +105,29 @@ class Plain(nn.Cell):
         self.block = block
         # Not by slices: the gradient of a slice with a step fails on CPU.
         self.even, self.odd = (Tensor(np.arange(first, block.in_channels, 2)) for first in (0, 1))
-        # d: depthwise convolution and normalisation; p: 1x1 convolution, normalisation, ReLU; 2: stride 2.
+        # d: depthwise convolution and normalisation; p: 1x1 convolution, normalisation, ReLU; 2:
+        # stride 2.
         first = "d2" if block.stride == 2 else "d"
-        self.branch = (first, "p", "d", "p", "d", "p") if isinstance(block, XceptionBlock) else ("p", first, "p")
-        self.weights = ms.ParameterTuple([ms.Parameter(p.clone(), name=p.name) for p in cell.trainable_params()])
+        self.branch = (
+            (first, "p", "d", "p", "d", "p")
+            if isinstance(block, XceptionBlock)
+            else ("p", first, "p")
+        )
+        self.weights = ms.ParameterTuple(
+            [ms.Parameter(p.clone(), name=p.name) for p in cell.trainable_params()]
+        )
 
     def layers(self, x, kinds, first):
         for i, kind in enumerate(kinds):
             weight = self.weights[first + i]
-            x = ops.conv2d(x, weight, stride=2 if kind == "d2" else 1, pad_mode="pad", padding=weight.shape[-1] // 2,
-                           groups=1 if kind == "p" else x.shape[1])
+            x = ops.conv2d(
+                x,
+                weight,
+                stride=2 if kind == "d2" else 1,
+                pad_mode="pad",
+                padding=weight.shape[-1] // 2,
+                groups=1 if kind == "p" else x.shape[1],
+            )
             mean = x.mean((0, 2, 3), True)
             x = (x - mean) / ops.sqrt(ops.square(x - mean).mean((0, 2, 3), True) + 1e-5)
             if kind == "p":
@@ -101,12 +136,19 @@ class Plain(nn.Cell):
 
     def construct(self, x):
         if self.block.stride == 1:
-            kept, new = ops.gather(x, self.even, 1), self.layers(ops.gather(x, self.odd, 1), self.branch, 0)
+            kept, new = (
+                ops.gather(x, self.even, 1),
+                self.layers(ops.gather(x, self.odd, 1), self.branch, 0),
+            )
             return ops.concat((kept, new), 1)
-        return ops.concat((self.layers(x, ("d2", "p"), len(self.branch)), self.layers(x, self.branch, 0)), 1)
+        return ops.concat(
+            (self.layers(x, ("d2", "p"), len(self.branch)), self.layers(x, self.branch, 0)), 1
+        )
 
 
-@pytest.mark.parametrize("kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators"))
+@pytest.mark.parametrize(
+    "kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators")
+)
 @pytest.mark.parametrize("text", BLOCKS)
 def test_every_block_equals_a_plain_reference(text, kernels):
     """Output, gradients, and parameters as the arithmetic counts them."""
@@ -115,7 +157,10 @@ def test_every_block_equals_a_plain_reference(text, kernels):
     plain = Plain(block, cell)
     params = sum(parameter.size for parameter in cell.trainable_params())
     affine = ShuffleUnit(block, kernels=False)
-    assert sum(parameter.size for parameter in affine.trainable_params()) == block_cost(block, 8, 8).params
+    assert (
+        sum(parameter.size for parameter in affine.trainable_params())
+        == block_cost(block, 8, 8).params
+    )
     channels = sum(p.size for p in affine.trainable_params() if p.name.endswith("gamma"))
     assert params == block_cost(block, 8, 8).params - 2 * channels
     x = normal(1, 3, block.in_channels, 8, 10)
@@ -137,7 +182,9 @@ class LossAndGradient(nn.Cell):
     def __init__(self, network):
         super().__init__()
         self.network, self.loss_fn = network, CrossEntropySmooth(0.0)
-        self.gradient = ops.value_and_grad(self.loss, None, ms.ParameterTuple(network.trainable_params()))
+        self.gradient = ops.value_and_grad(
+            self.loss, None, ms.ParameterTuple(network.trainable_params())
+        )
 
     def loss(self, x, labels):
         return self.loss_fn(self.network(x), labels)
@@ -146,31 +193,44 @@ class LossAndGradient(nn.Cell):
         return self.gradient(x, labels)
 
 
-@pytest.mark.parametrize("kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators"))
+@pytest.mark.parametrize(
+    "kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators")
+)
 def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
     """Over several steps with momentum and weight decay: weights, momenta and statistics, bit for bit."""
     space = tiny_space()
     ms.set_seed(1)
     network = OneShotSupernet(space, 10, kernels=kernels)
     optimizer = PathMomentum(network, np.full(9, 0.1, np.float32), 0.9, 0.01)
-    step = OneShotStep(network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False).set_train()
+    step = OneShotStep(
+        network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False
+    ).set_train()
     compiled = []
     random = np.random.default_rng(0)
     expected = {}  # momenta, by SGD's formula
     for path in ([0, 1, 2], [1, 1, 0], [2, 2, 2], [0, 1, 2], [1, 0, 1]):
-        x, labels = Tensor(normal(sum(path), 6, 3, 8, 8)), Tensor(random.integers(0, 10, 6).astype(np.int32))
+        x, labels = (
+            Tensor(normal(sum(path), 6, 3, 8, 8)),
+            Tensor(random.integers(0, 10, 6).astype(np.int32)),
+        )
         tensor = Tensor(np.array(path, np.int32))
         # The same path alone, of the same weights.
-        derived = SPNASNet(space.derive(path_names(space, path), "derived"), 10, affine=False, kernels=kernels)
+        derived = SPNASNet(
+            space.derive(path_names(space, path), "derived"), 10, affine=False, kernels=kernels
+        )
         before = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
         parameters_of = list(derived.get_parameters())
-        own_names = [parameter.name for parameter in parameters_of]  # wrapping it in a cell renames them
+        own_names = [
+            parameter.name for parameter in parameters_of
+        ]  # wrapping it in a cell renames them
         for parameter in parameters_of:
             parameter.set_data(Tensor(inherit(before, path)[parameter.name]))
         names = [p.name for p in derived.trainable_params()]
         loss, gradient = LossAndGradient(derived).set_train()(x, labels)
         wanted = dict(zip(names, (g.asnumpy() for g in gradient)))
-        statistics = {name: p.asnumpy() for name, p in zip(own_names, parameters_of) if "moving" in name}
+        statistics = {
+            name: p.asnumpy() for name, p in zip(own_names, parameters_of) if "moving" in name
+        }
         assert_near(step(x, labels, tensor)[0].asnumpy(), loss.asnumpy(), 1e-5)
         after = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
         for name in before:
@@ -197,12 +257,16 @@ def test_paths_are_uniform_and_depend_on_their_key_alone():
     space = one_shot_space("one_shot_32", 20, 4)
     paths = np.array([draw_path(space, 0, 0, 1, batch) for batch in range(2000)])
     counts = np.array([np.bincount(column, minlength=4) for column in paths.T])
-    assert counts.shape == (20, 4) and counts.min() > 400 and counts.max() < 600  # 500 +- 5 standard deviations
+    assert (
+        counts.shape == (20, 4) and counts.min() > 400 and counts.max() < 600
+    )  # 500 +- 5 standard deviations
     np.testing.assert_array_equal(draw_path(space, 0, 0, 1, 7), paths[7])
 
 
-@pytest.mark.parametrize("layers, choices, reason", [
-    (21, 4, "layers is 21"), (20, 5, "num_choices is 5"), (0, 4, "layers is 0")])
+@pytest.mark.parametrize(
+    "layers, choices, reason",
+    [(21, 4, "layers is 21"), (20, 5, "num_choices is 5"), (0, 4, "layers is 0")],
+)
 def test_spaces_have_only_so_many_layers_and_choices(layers, choices, reason):
     with pytest.raises(UserError, match=reason):
         one_shot_space("one_shot_32", layers, choices)
@@ -215,42 +279,86 @@ def cifar(few_digits, tmp_path_factory):
     """The digits as CIFAR-10 in its binary version: 120 training and 50 test images, one folder below."""
     folder = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-bin"
     folder.mkdir()
-    for split, names in (("train", [f"data_batch_{i}" for i in range(1, 6)]), ("val", ["test_batch"])):
+    for split, names in (
+        ("train", [f"data_batch_{i}" for i in range(1, 6)]),
+        ("val", ["test_batch"]),
+    ):
         source = ImageFolder(few_digits / split)
-        records = [bytes([source.labels[i]]) + source.read(i).transpose(2, 0, 1).tobytes() for i in range(len(source))]
+        records = [
+            bytes([source.labels[i]]) + source.read(i).transpose(2, 0, 1).tobytes()
+            for i in range(len(source))
+        ]
         for part, name in enumerate(names):
-            (folder / f"{name}.bin").write_bytes(b"".join(records[part::len(names)]))
+            (folder / f"{name}.bin").write_bytes(b"".join(records[part :: len(names)]))
     return folder.parent
 
 
-SUPERNET = ("--layers", 2, "--num_choices", 2, "--batch_size", 20, "--epochs", 3, "--num_steps", 4, "--lr", 0.1,
-            "--val_interval", 1, "--print_freq", 2, "--save_path", "runs", "--exp_name", "tiny")
+SUPERNET = (
+    "--layers",
+    2,
+    "--num_choices",
+    2,
+    "--batch_size",
+    20,
+    "--epochs",
+    3,
+    "--num_steps",
+    4,
+    "--lr",
+    0.1,
+    "--val_interval",
+    1,
+    "--print_freq",
+    2,
+    "--save_path",
+    "runs",
+    "--exp_name",
+    "tiny",
+)
 
 
 def training(cifar):
     """The command of a training with everything that augments."""
-    return [sys.executable, str(ROOT / "scripts/run_spnas.py"), *map(str, SUPERNET), "--data_path", str(cifar), "--cutout",
-            "--auto_aug"]
+    return [
+        sys.executable,
+        str(ROOT / "scripts/run_spnas.py"),
+        *map(str, SUPERNET),
+        "--data_path",
+        str(cifar),
+        "--cutout",
+        "--auto_aug",
+    ]
 
 
 @pytest.fixture(scope="module")
 def supernet(cifar, tmp_path_factory):
     """The folder of an uninterrupted training of a tiny supernet, and what it printed."""
     folder = tmp_path_factory.mktemp("supernet")
-    run = subprocess.run(training(cifar), cwd=folder, text=True, capture_output=True, timeout=300, check=False)
+    run = subprocess.run(
+        training(cifar), cwd=folder, text=True, capture_output=True, timeout=300, check=False
+    )
     assert run.returncode == 0, run.stderr
     return folder / "runs/tiny/ckpt_0", run.stdout
 
 
 def step_losses(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["epoch"], line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
+    return [
+        (line["epoch"], line["step"], line["loss"]) for line in lines if line["kind"] == "train"
+    ]
 
 
 def test_training_writes_every_step_and_prints_some(supernet):
     folder, output = supernet
     names = {file.name for file in folder.iterdir()}
-    assert {"train.log", "metrics.jsonl", "curves.png", "config.yaml", "space.json", "tiny-3_4.ckpt"} <= names
+    assert {
+        "train.log",
+        "metrics.jsonl",
+        "curves.png",
+        "config.yaml",
+        "space.json",
+        "tiny-3_4.ckpt",
+    } <= names
     text = (folder / "train.log").read_text()
     for epoch in range(3):
         for step in range(1, 5):
@@ -280,24 +388,41 @@ def test_every_validation_is_that_of_the_weights_of_its_epoch(supernet, cifar):
 @pytest.mark.slow
 def test_the_same_command_again_continues_bit_for_bit(supernet, cifar, run_program, tmp_path):
     command = training(cifar)
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     folder, deadline = tmp_path / "runs/tiny/ckpt_0", time.monotonic() + 200
-    while not (folder / "tiny-1_4.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (folder / "tiny-1_4.ckpt").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False)
+    run = subprocess.run(
+        command, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False
+    )
     assert run.returncode == 0 and "resumed from" in run.stdout, run.stderr
     assert step_losses(folder) == step_losses(supernet[0])
-    ours, theirs = (read_checkpoint(place / "tiny-3_4.ckpt").parameters for place in (folder, supernet[0]))
+    ours, theirs = (
+        read_checkpoint(place / "tiny-3_4.ckpt").parameters for place in (folder, supernet[0])
+    )
     for name, value in ours.items():
         np.testing.assert_array_equal(value.asnumpy(), theirs[name].asnumpy(), err_msg=name)
 
 
-@pytest.mark.parametrize("flags, reason", [
-    (("--layers", 30), "layers is 30, space 'one_shot_32' has 20"), (("--classes", 7), "num_classes is 7"),
-    (("--dataset", "mnist"), "invalid choice: 'mnist'"), (("--resume",), "unrecognized arguments: --resume"),
-    (("--data_path", "nowhere"), "nowhere: no such file or folder"), (("--epochs", 0), "epoch_size is 0")])
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (("--layers", 30), "layers is 30, space 'one_shot_32' has 20"),
+        (("--classes", 7), "num_classes is 7"),
+        (("--dataset", "mnist"), "invalid choice: 'mnist'"),
+        (("--resume",), "unrecognized arguments: --resume"),
+        (("--data_path", "nowhere"), "nowhere: no such file or folder"),
+        (("--epochs", 0), "epoch_size is 0"),
+    ],
+)
 def test_mistakes_are_told_in_one_line(flags, reason, cifar, run_program, tmp_path):
     run = run_program("scripts/run_spnas.py", *SUPERNET, "--data_path", cifar, *flags)
     assert run.returncode == 2 and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
@@ -308,27 +433,85 @@ def test_flags_and_defaults_of_the_training():
     from scripts.run_spnas import configure, parse_arguments
 
     assert vars(parse_arguments([])) == {
-        "exp_name": "spos_c10_train_supernet", "layers": 20, "num_choices": 4, "batch_size": 64, "epochs": 600,
-        "num_steps": 100, "lr": 0.025, "momentum": 0.9, "weight_decay": 0.0003, "print_freq": 100, "val_interval": 5,
-        "save_path": "./checkpoints/", "seed": 0, "data_path": "data/teco-data/", "classes": 10, "dataset": "cifar10",
-        "cutout": False, "cutout_length": 16, "auto_aug": False, "resize": False}
-    config = configure(parse_arguments(["--cutout", "--auto_aug", "--resize", "--weight-decay", "0.1"]))
-    assert (config.image_height, config.space, config.resize, config.crop_scale) == (224, "one_shot_224", 224, 0.08)
-    assert (config.cutout, config.auto_augment, config.weight_decay, config.crop_padding) == (16, "cifar10", 0.1, 0)
+        "exp_name": "spos_c10_train_supernet",
+        "layers": 20,
+        "num_choices": 4,
+        "batch_size": 64,
+        "epochs": 600,
+        "num_steps": 100,
+        "lr": 0.025,
+        "momentum": 0.9,
+        "weight_decay": 0.0003,
+        "print_freq": 100,
+        "val_interval": 5,
+        "save_path": "./checkpoints/",
+        "seed": 0,
+        "data_path": "data/teco-data/",
+        "classes": 10,
+        "dataset": "cifar10",
+        "cutout": False,
+        "cutout_length": 16,
+        "auto_aug": False,
+        "resize": False,
+    }
+    config = configure(
+        parse_arguments(["--cutout", "--auto_aug", "--resize", "--weight-decay", "0.1"])
+    )
+    assert (config.image_height, config.space, config.resize, config.crop_scale) == (
+        224,
+        "one_shot_224",
+        224,
+        0.08,
+    )
+    assert (config.cutout, config.auto_augment, config.weight_decay, config.crop_padding) == (
+        16,
+        "cifar10",
+        0.1,
+        0,
+    )
     config = configure(parse_arguments(["--dataset", "imagenet", "--auto_aug"]))
     assert (config.image_height, config.space) == (224, "one_shot_224")
     assert (config.resize, config.auto_augment) == (256, "imagenet")
     config = configure(parse_arguments([]))
-    assert (config.image_height, config.crop_padding, config.cutout, config.auto_augment) == (32, 4, 0, None)
+    assert (config.image_height, config.crop_padding, config.cutout, config.auto_augment) == (
+        32,
+        4,
+        0,
+        None,
+    )
 
 
-SEARCH = ("--calibration_images", 40, "--batch_size", 20, "--population", 3, "--generations", 2, "--crossover", 1,
-          "--mutation", 2, "--top_k", 2)
+SEARCH = (
+    "--calibration_images",
+    40,
+    "--batch_size",
+    20,
+    "--population",
+    3,
+    "--generations",
+    2,
+    "--crossover",
+    1,
+    "--mutation",
+    2,
+    "--top_k",
+    2,
+)
 
 
 def search(supernet, folder, *flags):
-    command = [sys.executable, str(ROOT / "search.py"), "--method", "one_shot", "--ckpt", str(supernet[0]),
-               *map(str, SEARCH), "--checkpoint_path", str(folder), *map(str, flags)]
+    command = [
+        sys.executable,
+        str(ROOT / "search.py"),
+        "--method",
+        "one_shot",
+        "--ckpt",
+        str(supernet[0]),
+        *map(str, SEARCH),
+        "--checkpoint_path",
+        str(folder),
+        *map(str, flags),
+    ]
     return subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
 
 
@@ -350,7 +533,10 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
     assert sorted(tuple(line["path"]) for line in lines) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     best = max(lines, key=lambda line: (line["top1"], -line["loss"]))
     arch, space = load_architecture(found / "arch.json"), one_shot_space("one_shot_32", 2, 2)
-    assert space.decisions_of(arch) == path_names(space, best["path"]) and arch.provenance["top1"] == best["top1"]
+    assert (
+        space.decisions_of(arch) == path_names(space, best["path"])
+        and arch.provenance["top1"] == best["top1"]
+    )
     assert {line["images"] for line in lines} == {50}
     for line in lines:
         derived = space.derive(path_names(space, line["path"]), "x")
@@ -361,17 +547,29 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
 def test_statistics_are_those_of_the_path(found, supernet, run_program, cifar, tmp_path):
     """The found network alone scores what the search said, in stock operators too."""
     for kernels in ("auto", "off"):
-        run = run_program("eval.py", "--checkpoint_path", found / "inherited.ckpt", "--cpu_kernels", kernels,
-                          "--output", tmp_path / "eval.json")
+        run = run_program(
+            "eval.py",
+            "--checkpoint_path",
+            found / "inherited.ckpt",
+            "--cpu_kernels",
+            kernels,
+            "--output",
+            tmp_path / "eval.json",
+        )
         assert run.returncode == 0, run.stderr
         (row,) = json.loads((tmp_path / "eval.json").read_text())["results"]
         best = max(paths_of(found), key=lambda line: (line["top1"], -line["loss"]))
         assert row["top1"] == best["top1"] and row["loss"] == pytest.approx(best["loss"], rel=1e-4)
-    ours, theirs = read_checkpoint(found / "inherited.ckpt"), read_checkpoint(supernet[0] / "best.ckpt")
+    ours, theirs = (
+        read_checkpoint(found / "inherited.ckpt"),
+        read_checkpoint(supernet[0] / "best.ckpt"),
+    )
     layer = "blocks.1.branch.0.bn.moving_mean"
     choice = best["path"][1]
-    assert not np.array_equal(ours.parameters[layer].asnumpy(),
-                              theirs.parameters[f"blocks.1.{choice}.branch.0.bn.moving_mean"].asnumpy())
+    assert not np.array_equal(
+        ours.parameters[layer].asnumpy(),
+        theirs.parameters[f"blocks.1.{choice}.branch.0.bn.moving_mean"].asnumpy(),
+    )
 
 
 @pytest.mark.slow
@@ -380,7 +578,10 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     run = search(supernet, whole)
     assert run.returncode == 0, run.stderr
     lines = paths_of(whole)
-    assert len(lines) == 4 and {line["generation"] for line in lines} == {0, 1}  # there are no more paths
+    assert len(lines) == 4 and {line["generation"] for line in lines} == {
+        0,
+        1,
+    }  # there are no more paths
     broken.mkdir()
     (broken / "search.json").write_text((whole / "search.json").read_text())
     history = (whole / "paths.jsonl").read_text().splitlines(True)
@@ -392,33 +593,54 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     run = search(supernet, whole)
     assert run.returncode == 2 and "holds an earlier search" in run.stderr
     run = search(supernet, whole, "--resume", "--seed", 9)
-    assert run.returncode == 2 and "seed is 1 in the search that is resumed, and 9 now" in run.stderr
+    assert (
+        run.returncode == 2 and "seed is 1 in the search that is resumed, and 9 now" in run.stderr
+    )
 
 
 @pytest.mark.slow
 def test_no_path_exceeds_a_limit(supernet, tmp_path):
     space = one_shot_space("one_shot_32", 2, 2)
-    costs = sorted(network_cost(space.derive([a, b], "x"), 10).macs / 1e6 for a in ("K3", "K5") for b in ("K3", "K5"))
+    costs = sorted(
+        network_cost(space.derive([a, b], "x"), 10).macs / 1e6
+        for a in ("K3", "K5")
+        for b in ("K3", "K5")
+    )
     run = search(supernet, tmp_path / "macs", "--target", costs[1])
     assert run.returncode == 0, run.stderr
     wanted = [cost for cost in costs if cost <= costs[1]]
-    assert sorted(line["cost"] for line in paths_of(tmp_path / "macs")) == pytest.approx(wanted) and len(wanted) < 4
+    assert (
+        sorted(line["cost"] for line in paths_of(tmp_path / "macs")) == pytest.approx(wanted)
+        and len(wanted) < 4
+    )
     layers = {"layer0": {"K3": 1.0, "K5": 2.0}, "layer1": {"K3": 1.0, "K5": 4.0}}
     table = LatencyTable("mine", space.name, "device", "runtime", 1, "ms", 1.0, layers).to_dict()
     (tmp_path / "table.json").write_text(json.dumps(table))
-    run = search(supernet, tmp_path / "ms", "--cost", "latency", "--latency_table", tmp_path / "table.json",
-                 "--target_latency_ms", 4)
+    run = search(
+        supernet,
+        tmp_path / "ms",
+        "--cost",
+        "latency",
+        "--latency_table",
+        tmp_path / "table.json",
+        "--target_latency_ms",
+        4,
+    )
     assert run.returncode == 0, run.stderr
     assert sorted(tuple(line["path"]) for line in paths_of(tmp_path / "ms")) == [(0, 0), (1, 0)]
     assert load_architecture(tmp_path / "ms/arch.json").provenance["unit"] == "ms"
 
 
-@pytest.mark.parametrize("flags, reason", [
-    (("--target", 0.1), "target of 0.1 million multiply-adds"),
-    (("--target_latency_ms", 5), "target_latency_ms is for --cost latency"),
-    (("--cost", "latency"), "latency_table is not given"),
-    (("--ckpt", "nothing.ckpt"), "nothing.ckpt: no such checkpoint"),
-    (("--epoch_size", 3), "unknown flag '--epoch_size'")])
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (("--target", 0.1), "target of 0.1 million multiply-adds"),
+        (("--target_latency_ms", 5), "target_latency_ms is for --cost latency"),
+        (("--cost", "latency"), "latency_table is not given"),
+        (("--ckpt", "nothing.ckpt"), "nothing.ckpt: no such checkpoint"),
+        (("--epoch_size", 3), "unknown flag '--epoch_size'"),
+    ],
+)
 def test_mistakes_of_a_search_are_told(supernet, tmp_path, flags, reason):
     run = search(supernet, tmp_path / "run", *flags)
     assert run.returncode == 2 and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
@@ -435,26 +657,56 @@ def test_supernets_and_superkernels_are_not_mixed_up(supernet, found, run_progra
 
 
 def test_the_found_network_is_retrained_from_its_weights(found, cifar, run_program, tmp_path):
-    run = run_program("train.py", "--dataset_name", "cifar10", "--data_path", cifar, "--arch", found / "arch.json",
-                      "--pre_trained", found / "inherited.ckpt", "--batch_size", 20, "--epoch_size", 1, "--cutout", 16,
-                      "--epoch_steps", 3, "--checkpoint_path", tmp_path)
+    run = run_program(
+        "train.py",
+        "--dataset_name",
+        "cifar10",
+        "--data_path",
+        cifar,
+        "--arch",
+        found / "arch.json",
+        "--pre_trained",
+        found / "inherited.ckpt",
+        "--batch_size",
+        20,
+        "--epoch_size",
+        1,
+        "--cutout",
+        16,
+        "--epoch_steps",
+        3,
+        "--checkpoint_path",
+        tmp_path,
+    )
     assert run.returncode == 0, run.stderr
     checkpoint = read_checkpoint(tmp_path / "ckpt_0/best.ckpt")
     assert checkpoint.arch == load_architecture(found / "arch.json")
-    gammas = [value.asnumpy() for name, value in checkpoint.parameters.items()
-              if name.startswith("blocks") and name.endswith("gamma")]
+    gammas = [
+        value.asnumpy()
+        for name, value in checkpoint.parameters.items()
+        if name.startswith("blocks") and name.endswith("gamma")
+    ]
     assert any((gamma != 1).any() for gamma in gammas)  # scale and shift are trained
     assert "classifier.bias" not in checkpoint.parameters
 
 
-@pytest.mark.parametrize("text, losses", [
-    ("x Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s\n"
-     "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 2.5 train.ips : 1 imgs/s\nother\n"
-     "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 1e-1 train.ips : 1 imgs/s\n"
-     "x Epoch: 1 Iteration: 1 rank : 0 train.loss : nan train.ips", [2.2649757862091064, 0.1, float("nan")]),
-    ('{"kind": "train", "epoch": 0, "step": 1, "loss": 3}\n{"kind": "val", "epoch": 1, "step": 0, "loss": 9}\n'
-     '{"kind": "train", "epoch": 1, "step": 0, "loss": 2}\n{"kind": "train", "epoch": 1, "step": 1, "loss": 1}\n{"kind',
-     [3, 2, 1])])
+@pytest.mark.parametrize(
+    "text, losses",
+    [
+        (
+            "x Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s\n"
+            "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 2.5 train.ips : 1 imgs/s\nother\n"
+            "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 1e-1 train.ips : 1 imgs/s\n"
+            "x Epoch: 1 Iteration: 1 rank : 0 train.loss : nan train.ips",
+            [2.2649757862091064, 0.1, float("nan")],
+        ),
+        (
+            '{"kind": "train", "epoch": 0, "step": 1, "loss": 3}\n{"kind": "val", "epoch": 1, "step": 0, "loss": 9}\n'
+            '{"kind": "train", "epoch": 1, "step": 0, "loss": 2}\n{"kind": "train", "epoch": 1, "step": 1, "loss": 1}\n{"kind',
+            [3, 2, 1],
+        ),
+    ],
+)
 def test_losses_are_read_from_both_kinds_of_logs(tmp_path, text, losses):
     from scripts.loss import read_losses
 
@@ -462,18 +714,26 @@ def test_losses_are_read_from_both_kinds_of_logs(tmp_path, text, losses):
     np.testing.assert_equal(read_losses(tmp_path / "log"), losses)
 
 
-@pytest.mark.parametrize("factor, verdict, code", [
-    (1.0, "pass", 0), (1.049, "pass", 0), (1.06, "fail", 1), (0.9, "fail", 1)])
+@pytest.mark.parametrize(
+    "factor, verdict, code",
+    [(1.0, "pass", 0), (1.049, "pass", 0), (1.06, "fail", 1), (0.9, "fail", 1)],
+)
 def test_verdict_on_two_runs(supernet, run_program, tmp_path, factor, verdict, code):
     """Of the training's own log against itself, scaled, in the form of other programs."""
-    lines = [f"INFO Epoch: {epoch} Iteration: {step} rank : 0 train.loss : {loss} train.ips : 1.0 imgs/s"
-             for step, (epoch, _, loss) in enumerate(step_losses(supernet[0]))]
+    lines = [
+        f"INFO Epoch: {epoch} Iteration: {step} rank : 0 train.loss : {loss} train.ips : 1.0 imgs/s"
+        for step, (epoch, _, loss) in enumerate(step_losses(supernet[0]))
+    ]
     reference = tmp_path / "reference.log"
     reference.write_text("\n".join(lines).replace("Epoch: 3", "Epoch: 2"))
     losses = [loss for _, _, loss in step_losses(supernet[0])]
     mine = tmp_path / "mine.log"
-    mine.write_text("\n".join(f"Epoch: 0 Iteration: {i} train.loss : {factor * loss!r}"
-                              for i, loss in enumerate(losses)))
+    mine.write_text(
+        "\n".join(
+            f"Epoch: 0 Iteration: {i} train.loss : {factor * loss!r}"
+            for i, loss in enumerate(losses)
+        )
+    )
     run = run_program("scripts/loss.py", mine, reference)
     assert run.returncode == code and verdict in run.stdout.splitlines()[-1], run.stderr
     relative = float(run.stdout.split("MeanRelativeError: ")[1].split()[0])
@@ -483,7 +743,9 @@ def test_verdict_on_two_runs(supernet, run_program, tmp_path, factor, verdict, c
 
 def test_a_small_mean_absolute_error_passes_too(run_program, tmp_path):
     for name, losses in (("a", (0.0003, 0.0001)), ("b", (0.0001, 0.0001))):
-        (tmp_path / name).write_text("\n".join(f"Epoch: 0 Iteration: {i} loss: {x}" for i, x in enumerate(losses)))
+        (tmp_path / name).write_text(
+            "\n".join(f"Epoch: 0 Iteration: {i} loss: {x}" for i, x in enumerate(losses))
+        )
     assert run_program("scripts/loss.py", "a", "b").stdout.splitlines()[-1].startswith("pass")
     (tmp_path / "empty").write_text("nothing")
     run = run_program("scripts/loss.py", "a", "empty")

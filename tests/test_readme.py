@@ -1,4 +1,5 @@
 """Both READMEs say the same, what they name exists, their commands run, their figures come from result files."""
+
 from __future__ import annotations
 
 import json
@@ -18,18 +19,29 @@ from src.cli import parse_config
 from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig
 from tests.conftest import ROOT
 
-ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
+ENGLISH, CHINESE = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md")
+)
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 
-CONFIGS = {"train.py": TrainConfig, "eval.py": EvalConfig, "export.py": ExportConfig,
-           "scripts/profile_latency.py": ProfileConfig}
-PARSERS = {"scripts/run_spnas.py": run_spnas.parse_arguments, "scripts/loss.py": loss.parse_arguments,
-           "scripts/latency_tables.py": latency_tables.create_parser().parse_args}
+CONFIGS = {
+    "train.py": TrainConfig,
+    "eval.py": EvalConfig,
+    "export.py": ExportConfig,
+    "scripts/profile_latency.py": ProfileConfig,
+}
+PARSERS = {
+    "scripts/run_spnas.py": run_spnas.parse_arguments,
+    "scripts/loss.py": loss.parse_arguments,
+    "scripts/latency_tables.py": latency_tables.create_parser().parse_args,
+}
 
 
 def commands(text: str) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()
+    ]
 
 
 def test_both_languages_have_the_same_commands_figures_and_sections():
@@ -37,8 +49,12 @@ def test_both_languages_have_the_same_commands_figures_and_sections():
     numbers = [re.findall(r"\d+\.\d+(?:e-\d+)?", text) for text in (ENGLISH, CHINESE)]
     assert sorted(numbers[0]) == sorted(numbers[1])
     for pattern in (r"^#+ ", r"^\| ", r"^- "):
-        assert len(re.findall(pattern, ENGLISH, re.M)) == len(re.findall(pattern, CHINESE, re.M)), pattern
-    assert re.findall(r"`[a-z_]+(?:\.py|/[\w.]*|_\w+)`", ENGLISH) == re.findall(r"`[a-z_]+(?:\.py|/[\w.]*|_\w+)`", CHINESE)
+        assert len(re.findall(pattern, ENGLISH, re.M)) == len(re.findall(pattern, CHINESE, re.M)), (
+            pattern
+        )
+    assert re.findall(r"`[a-z_]+(?:\.py|/[\w.]*|_\w+)`", ENGLISH) == re.findall(
+        r"`[a-z_]+(?:\.py|/[\w.]*|_\w+)`", CHINESE
+    )
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["en", "cn"])
@@ -46,7 +62,11 @@ def test_links_and_files_exist(text):
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
     tree = re.search(r"```text\n(.*?)```", text, re.S)[1]
-    names = [name for line in tree.splitlines() for name in re.findall(r"[\w.]+", line.split("   ")[0 if line[0] == "├" else 1])]
+    names = [
+        name
+        for line in tree.splitlines()
+        for name in re.findall(r"[\w.]+", line.split("   ")[0 if line[0] == "├" else 1])
+    ]
     assert len(names) > 25
     for name in names:
         assert any((ROOT / folder / name).exists() for folder in ("", "src", "scripts")), name
@@ -55,11 +75,17 @@ def test_links_and_files_exist(text):
 def test_figures_come_from_the_result_files():
     for folder in ("cifar10", "imagenet_mini"):
         (row,) = json.loads((ROOT / "docs/results" / folder / "eval.json").read_text())["results"]
-        for text in (ENGLISH, CHINESE, (ROOT / "docs/results/README.md").read_text(encoding="utf-8")):
+        for text in (
+            ENGLISH,
+            CHINESE,
+            (ROOT / "docs/results/README.md").read_text(encoding="utf-8"),
+        ):
             assert f"{row['top1']:.2f} % | {row['top5']:.2f} %" in text
     for name in shipped_architectures():
         cost = network_cost(load_architecture(name))
-        assert re.search(rf"`{name}` \| \w+ \| {cost.params / 1e6:.2f} \| {cost.macs / 1e6:.1f} ", ENGLISH), name
+        assert re.search(
+            rf"`{name}` \| \w+ \| {cost.params / 1e6:.2f} \| {cost.macs / 1e6:.1f} ", ENGLISH
+        ), name
 
 
 @pytest.mark.parametrize("text", [ENGLISH, GUIDE], ids=["readme", "guide"])
@@ -92,23 +118,37 @@ def test_commands_from_training_to_inference_run(tmp_path):
     chosen = [command for command in commands(ENGLISH) if "runs/digits" in command]
     assert len(chosen) == 6
     chosen = chosen if cpp_can_be_built() else chosen[:4]
-    # Without .venv the shell scripts take the python of PATH, as they do for those who brought their own.
+    # Without .venv the shell scripts take the python of PATH, as they do for those who brought
+    # their own.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     for command in chosen:
         words = shlex.split(command)
         settings = dict(word.split("=") for word in words if re.match(r"[A-Z_]+=", word))
-        words = [sys.executable if word == "python" else word for word in words[len(settings):]]
-        words = [str(ROOT / word) if word.endswith((".py", ".sh", "/main")) else word for word in words]
+        words = [sys.executable if word == "python" else word for word in words[len(settings) :]]
+        words = [
+            str(ROOT / word) if word.endswith((".py", ".sh", "/main")) else word for word in words
+        ]
         if "train.py" in command:
             words += ["--epoch_size", "1", "--arch", "spnas_smallest"]
-        subprocess.run(words, cwd=tmp_path, check=True, timeout=300, env={**os.environ, **settings, "PATH": path})
+        subprocess.run(
+            words,
+            cwd=tmp_path,
+            check=True,
+            timeout=300,
+            env={**os.environ, **settings, "PATH": path},
+        )
     assert (tmp_path / "runs/digits/ckpt_0/curves.png").is_file()
 
 
 @pytest.mark.slow
 def test_quickstart_runs(tmp_path):
-    run = subprocess.run(["bash", str(ROOT / "scripts/quickstart.sh"), str(tmp_path / "run")], capture_output=True,
-                         text=True, timeout=900, check=False)
+    run = subprocess.run(
+        ["bash", str(ROOT / "scripts/quickstart.sh"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     (row,) = json.loads((tmp_path / "run/ckpt_0/eval.json").read_text())["results"]
     assert row["images"] == 360

@@ -1,4 +1,5 @@
 """Schedules against literal values, the loss and the optimizers against NumPy."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -15,16 +16,30 @@ from src.training.step import LossScale, TrainStep, create_optimizer
 RUN = {"base_lr": 1.0, "steps_per_epoch": 2}
 
 
-@pytest.mark.parametrize("schedule, flags, expected", [
-    ("constant", {"epoch_size": 2}, [1, 1, 1, 1]),
-    ("cosine", {"epoch_size": 2}, [1, 0.8535534, 0.5, 0.1464466]),
-    ("cosine", {"epoch_size": 2, "min_lr": 0.2}, [1, 0.8828427, 0.6, 0.3171573]),
-    ("cosine", {"epoch_size": 2, "warmup_epochs": 1}, [1 / 3, 2 / 3, 0.5, 0.1464466]),
-    ("step", {"epoch_size": 3, "milestones": (1, 2), "decay_rate": 0.1}, [1, 1, 0.1, 0.1, 0.01, 0.01]),
-    ("exponential", {"epoch_size": 3, "decay_epochs": 1.5, "decay_rate": 0.5}, [1, 1, 1, 0.5, 0.5, 0.5]),
-    ("one_cycle", {"epoch_size": 5}, [0.04, 0.52, 1, 0.9504846, 0.8117456, 0.6112620, 0.3887420, 0.1882583,
-                                      0.0495194, 4e-6]),
-])
+@pytest.mark.parametrize(
+    "schedule, flags, expected",
+    [
+        ("constant", {"epoch_size": 2}, [1, 1, 1, 1]),
+        ("cosine", {"epoch_size": 2}, [1, 0.8535534, 0.5, 0.1464466]),
+        ("cosine", {"epoch_size": 2, "min_lr": 0.2}, [1, 0.8828427, 0.6, 0.3171573]),
+        ("cosine", {"epoch_size": 2, "warmup_epochs": 1}, [1 / 3, 2 / 3, 0.5, 0.1464466]),
+        (
+            "step",
+            {"epoch_size": 3, "milestones": (1, 2), "decay_rate": 0.1},
+            [1, 1, 0.1, 0.1, 0.01, 0.01],
+        ),
+        (
+            "exponential",
+            {"epoch_size": 3, "decay_epochs": 1.5, "decay_rate": 0.5},
+            [1, 1, 1, 0.5, 0.5, 0.5],
+        ),
+        (
+            "one_cycle",
+            {"epoch_size": 5},
+            [0.04, 0.52, 1, 0.9504846, 0.8117456, 0.6112620, 0.3887420, 0.1882583, 0.0495194, 4e-6],
+        ),
+    ],
+)
 def test_schedule_values(schedule, flags, expected):
     rates = learning_rates(schedule, **RUN, **flags)
     assert rates.dtype == np.float32
@@ -43,9 +58,12 @@ def test_loss_and_gradient_equal_numpy(smooth):
     target[np.arange(6), labels] += 1 - smooth
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     loss, gradient = ms.value_and_grad(CrossEntropySmooth(smooth), 0)(
-        Tensor(logits, ms.float32), Tensor(labels, ms.int32))
+        Tensor(logits, ms.float32), Tensor(labels, ms.int32)
+    )
     np.testing.assert_allclose(loss.asnumpy(), -(target * log_p).sum(1).mean(), rtol=1e-5)
-    np.testing.assert_allclose(gradient.asnumpy(), (np.exp(log_p) - target) / 6, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient.asnumpy(), (np.exp(log_p) - target) / 6, rtol=1e-4, atol=1e-6
+    )
     if not smooth:
         np.testing.assert_allclose(cross_entropy(logits, labels).mean(), loss.asnumpy(), rtol=1e-5)
 
@@ -92,16 +110,17 @@ class _NumpyStep:
             return
         gradients, self.sums, self.count = self.sums, [np.zeros_like(s) for s in self.sums], 0
         if c.clip_norm:
-            norm = np.sqrt(sum((g ** 2).sum() for g in gradients))
+            norm = np.sqrt(sum((g**2).sum() for g in gradients))
             gradients = [g * min(1, c.clip_norm / norm) for g in gradients]
         rate = self.rates[self.step]
         self.step += 1
         for i, gradient in enumerate(gradients):
             gradient = gradient + self.decay[i] * self.p[i]
             if c.optimizer == "rmsprop":
-                self.square[i] += (1 - c.rmsprop_decay) * (gradient ** 2 - self.square[i])
-                self.moment[i] = (c.momentum * self.moment[i]
-                                  + rate * gradient / np.sqrt(self.square[i] + c.rmsprop_epsilon))
+                self.square[i] += (1 - c.rmsprop_decay) * (gradient**2 - self.square[i])
+                self.moment[i] = c.momentum * self.moment[i] + rate * gradient / np.sqrt(
+                    self.square[i] + c.rmsprop_epsilon
+                )
                 self.p[i] = self.p[i] - self.moment[i]
             else:
                 self.moment[i] = c.momentum * self.moment[i] + gradient
@@ -110,39 +129,61 @@ class _NumpyStep:
         self.ema = [decay * e + (1 - decay) * p for e, p in zip(self.ema, self.p)]
 
 
-@pytest.mark.parametrize("flags", [
-    {"weight_decay": 0.1},
-    {"optimizer": "rmsprop", "weight_decay": 0.1},
-    {"clip_norm": 0.05},
-    {"accumulate_steps": 2, "clip_norm": 0.05, "ema_decay": 0.6},
-    {"ema_decay": 0.3, "mixed": True},
-    {"accumulate_steps": 3, "mixed": True, "loss_scale": 128.0},
-], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"weight_decay": 0.1},
+        {"optimizer": "rmsprop", "weight_decay": 0.1},
+        {"clip_norm": 0.05},
+        {"accumulate_steps": 2, "clip_norm": 0.05, "ema_decay": 0.6},
+        {"ema_decay": 0.3, "mixed": True},
+        {"accumulate_steps": 3, "mixed": True, "loss_scale": 128.0},
+    ],
+    ids=str,
+)
 def test_training_step_equals_numpy(flags):
     mixed = flags.get("mixed", False)
     config = TrainConfig(**{key: value for key, value in flags.items() if key != "mixed"})
     random = np.random.default_rng(0)
-    weight, rates = random.normal(size=(4, 3)).astype(np.float32), np.linspace(0.5, 0.1, 8).astype(np.float32)
+    weight, rates = (
+        random.normal(size=(4, 3)).astype(np.float32),
+        np.linspace(0.5, 0.1, 8).astype(np.float32),
+    )
     network = _Linear(weight)
-    step = TrainStep(network, CrossEntropySmooth(), create_optimizer(network, config, rates), config,
-                     mixed_precision=mixed)
+    step = TrainStep(
+        network,
+        CrossEntropySmooth(),
+        create_optimizer(network, config, rates),
+        config,
+        mixed_precision=mixed,
+    )
     reference = _NumpyStep(weight, config, rates)
     for _ in range(6):
-        x, labels = random.normal(size=(5, 4)).astype(np.float32), random.integers(0, 3, 5).astype(np.int32)
+        x, labels = (
+            random.normal(size=(5, 4)).astype(np.float32),
+            random.integers(0, 3, 5).astype(np.int32),
+        )
         step(Tensor(x), Tensor(labels), Tensor(np.ones(1, np.float32)))
         reference(x, labels)
     close = {"rtol": 1e-4, "atol": 1e-5 if config.optimizer == "rmsprop" else 1e-6}
     np.testing.assert_allclose(network.w.asnumpy(), reference.p[0], **close)
     np.testing.assert_allclose(network.b.asnumpy(), reference.p[1], **close)
     if config.ema_decay:
-        np.testing.assert_allclose(step.average[0].asnumpy(), reference.ema[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            step.average[0].asnumpy(), reference.ema[0], rtol=1e-4, atol=1e-6
+        )
 
 
 def test_overflow_leaves_weights_alone_and_halves_the_scale():
     config = TrainConfig(loss_scale="dynamic")
     network = _Linear(np.ones((2, 2), np.float32))
-    step = TrainStep(network, CrossEntropySmooth(), create_optimizer(network, config, np.ones(4, np.float32)), config,
-                     mixed_precision=True)
+    step = TrainStep(
+        network,
+        CrossEntropySmooth(),
+        create_optimizer(network, config, np.ones(4, np.float32)),
+        config,
+        mixed_precision=True,
+    )
     labels, keep = Tensor(np.array([0, 1], np.int32)), Tensor(np.ones(1, np.float32))
     huge = np.array([[3e38, 1], [1, 3e38]], np.float32)
     step(Tensor(huge), labels, keep)

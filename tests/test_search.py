@@ -1,4 +1,5 @@
 """The search through the command line on real images: what it writes, resume, weights and targets, mistakes."""
+
 from __future__ import annotations
 
 import json
@@ -19,13 +20,48 @@ from src.checkpoint.format import read_checkpoint
 from tests.conftest import ROOT
 
 SPACE = {
-    "format": "spnas-space", "version": 1, "name": "tiny", "image_size": 16, "stem_channels": 8, "stem_stride": 1,
-    "layers": ["r1_k3_s11_e1_i8_o8_noskip", *(
-        {"stride": stride, "in_channels": before, "out_channels": after, "kernel_sizes": [3, 5], "expansions": [3, 6],
-         "skippable": before == after} for stride, before, after in ((2, 8, 12), (1, 12, 12), (2, 12, 16), (1, 16, 16)))],
-    "head_channels": 32, "bn_epsilon": 1e-5, "provenance": {}}
-SEARCH = ("--dataset_name", "digits", "--image_height", 16, "--image_width", 16, "--resize", 16, "--batch_size", 20,
-          "--epoch_size", 4, "--latency_free_epochs", 1, "--log_steps", 2)
+    "format": "spnas-space",
+    "version": 1,
+    "name": "tiny",
+    "image_size": 16,
+    "stem_channels": 8,
+    "stem_stride": 1,
+    "layers": [
+        "r1_k3_s11_e1_i8_o8_noskip",
+        *(
+            {
+                "stride": stride,
+                "in_channels": before,
+                "out_channels": after,
+                "kernel_sizes": [3, 5],
+                "expansions": [3, 6],
+                "skippable": before == after,
+            }
+            for stride, before, after in ((2, 8, 12), (1, 12, 12), (2, 12, 16), (1, 16, 16))
+        ),
+    ],
+    "head_channels": 32,
+    "bn_epsilon": 1e-5,
+    "provenance": {},
+}
+SEARCH = (
+    "--dataset_name",
+    "digits",
+    "--image_height",
+    16,
+    "--image_width",
+    16,
+    "--resize",
+    16,
+    "--batch_size",
+    20,
+    "--epoch_size",
+    4,
+    "--latency_free_epochs",
+    1,
+    "--log_steps",
+    2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +89,23 @@ def history(folder) -> list[dict]:
 def reference(flags, tmp_path_factory):
     """An uninterrupted search for a target, with checkpoints on the way."""
     folder = tmp_path_factory.mktemp("search")
-    run = subprocess.run([sys.executable, str(ROOT / "search.py"), *flags, "--target", "0.4", "--save_checkpoint_steps", "2",
-                          "--checkpoint_path", str(folder)], text=True, capture_output=True, timeout=300, check=False)
+    run = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "search.py"),
+            *flags,
+            "--target",
+            "0.4",
+            "--save_checkpoint_steps",
+            "2",
+            "--checkpoint_path",
+            str(folder),
+        ],
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -62,7 +113,15 @@ def reference(flags, tmp_path_factory):
 @pytest.mark.slow
 def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file):
     names = {file.name for file in reference.iterdir()}
-    assert {"arch.json", "history.jsonl", "inherited.ckpt", "search.png", "arch.png", "arch.svg", "ckpt_0"} <= names
+    assert {
+        "arch.json",
+        "history.jsonl",
+        "inherited.ckpt",
+        "search.png",
+        "arch.png",
+        "arch.svg",
+        "ckpt_0",
+    } <= names
     arch, lines = load_architecture(reference / "arch.json"), history(reference)
     space = load_space(space_file)
     cost = macs_table(space_file).total(arch.provenance["decisions"])
@@ -72,42 +131,89 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
     assert {"loss", "cross_entropy", "cost", "latency_weight"} <= set(lines[0])
     # The cost of a line is that of its decisions.
     for line in lines:
-        assert line["cost"] == pytest.approx(macs_table(space_file).total(line["decisions"]), rel=1e-5)
+        assert line["cost"] == pytest.approx(
+            macs_table(space_file).total(line["decisions"]), rel=1e-5
+        )
 
 
 @pytest.mark.slow
-def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(reference, run_program, few_digits, tmp_path):
+def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
+    reference, run_program, few_digits, tmp_path
+):
     run = run_program("eval.py", "--checkpoint_path", reference, "--output", tmp_path / "eval.json")
     assert run.returncode == 0, run.stderr
     evaluated = json.loads((tmp_path / "eval.json").read_text())["results"][0]
-    metrics = [json.loads(line) for line in (reference / "ckpt_0" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (reference / "ckpt_0" / "metrics.jsonl").read_text().splitlines()
+    ]
     last = [line for line in metrics if line["kind"] == "val"][-1]
-    assert evaluated["top1"] == last["top1"] and evaluated["loss"] == pytest.approx(last["loss"], rel=1e-5)
-    run = run_program("train.py", "--dataset_name", "digits", "--data_path", few_digits, "--image_height", 16,
-                      "--image_width", 16, "--resize", 16, "--arch", reference / "arch.json", "--pre_trained",
-                      reference / "inherited.ckpt", "--batch_size", 20, "--epoch_size", 1, "--checkpoint_path", tmp_path)
+    assert evaluated["top1"] == last["top1"] and evaluated["loss"] == pytest.approx(
+        last["loss"], rel=1e-5
+    )
+    run = run_program(
+        "train.py",
+        "--dataset_name",
+        "digits",
+        "--data_path",
+        few_digits,
+        "--image_height",
+        16,
+        "--image_width",
+        16,
+        "--resize",
+        16,
+        "--arch",
+        reference / "arch.json",
+        "--pre_trained",
+        reference / "inherited.ckpt",
+        "--batch_size",
+        20,
+        "--epoch_size",
+        1,
+        "--checkpoint_path",
+        tmp_path,
+    )
     assert run.returncode == 0, run.stderr
     assert " of " in run.stdout and "parameters loaded (project names)" in run.stdout
-    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").arch == load_architecture(reference / "arch.json")
+    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").arch == load_architecture(
+        reference / "arch.json"
+    )
     run = run_program("eval.py", "--checkpoint_path", reference / "ckpt_0")
     assert run.returncode == 2 and "inherited.ckpt" in run.stderr
 
 
 @pytest.mark.slow
 def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run_program, tmp_path):
-    own = [*flags, "--target", "0.4", "--save_checkpoint_steps", "2", "--checkpoint_path", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "search.py"), *own], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    own = [
+        *flags,
+        "--target",
+        "0.4",
+        "--save_checkpoint_steps",
+        "2",
+        "--checkpoint_path",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "search.py"), *own],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "ckpt_0" / "digits-3_2.ckpt").exists() and process.poll() is None \
-            and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "ckpt_0" / "digits-3_2.ckpt").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     resumed = run_program("search.py", *own, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert history(tmp_path) == history(reference)
-    ours, theirs = (read_checkpoint(folder / "inherited.ckpt").parameters for folder in (tmp_path, reference))
+    ours, theirs = (
+        read_checkpoint(folder / "inherited.ckpt").parameters for folder in (tmp_path, reference)
+    )
     for name, value in ours.items():
         np.testing.assert_array_equal(value.asnumpy(), theirs[name].asnumpy(), err_msg=name)
 
@@ -117,7 +223,14 @@ def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file
     """From the largest network, which nothing but the cross-entropy could change, to the smallest legal one."""
     costs = []
     for weight in (0, 0.02, 100):
-        run = run_program("search.py", *flags, "--latency_weight", weight, "--checkpoint_path", tmp_path / str(weight))
+        run = run_program(
+            "search.py",
+            *flags,
+            "--latency_weight",
+            weight,
+            "--checkpoint_path",
+            tmp_path / str(weight),
+        )
         assert run.returncode == 0, run.stderr
         costs.append(load_architecture(tmp_path / str(weight) / "arch.json").provenance["cost"])
     low, high = macs_table(space_file).range()
@@ -127,13 +240,34 @@ def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file
 
 @pytest.mark.slow
 def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
-    run = run_program("search.py", *flags, "--sweep", "0.3,0.5", "--checkpoint_path", tmp_path / "sweep",
-                      "--epoch_size", 2, "--latency_free_epochs", 0.5)
+    run = run_program(
+        "search.py",
+        *flags,
+        "--sweep",
+        "0.3,0.5",
+        "--checkpoint_path",
+        tmp_path / "sweep",
+        "--epoch_size",
+        2,
+        "--latency_free_epochs",
+        0.5,
+    )
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "sweep" / "pareto.json").read_text())["networks"]
-    assert [row["target"] for row in rows] == [0.3, 0.5] and (tmp_path / "sweep" / "pareto.png").is_file()
+    assert [row["target"] for row in rows] == [0.3, 0.5] and (
+        tmp_path / "sweep" / "pareto.png"
+    ).is_file()
     assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
-    run = run_program("search.py", *flags, "--random", 4, "--target", 0.4, "--checkpoint_path", tmp_path / "random")
+    run = run_program(
+        "search.py",
+        *flags,
+        "--random",
+        4,
+        "--target",
+        0.4,
+        "--checkpoint_path",
+        tmp_path / "random",
+    )
     assert run.returncode == 0, run.stderr
     table = macs_table(space_file)
     archs = [load_architecture(file) for file in sorted((tmp_path / "random").glob("*.json"))]
@@ -143,24 +277,43 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
 
 def test_parameters_are_those_of_the_classes(flags, run_program, tmp_path, space_file):
     target = np.mean(arithmetic_table(load_space(space_file), "params", 10).range())
-    run = run_program("search.py", *flags, "--random", 1, "--cost", "params", "--target", target,
-                      "--checkpoint_path", tmp_path)
+    run = run_program(
+        "search.py",
+        *flags,
+        "--random",
+        1,
+        "--cost",
+        "params",
+        "--target",
+        target,
+        "--checkpoint_path",
+        tmp_path,
+    )
     assert run.returncode == 0, run.stderr
     params = network_cost(load_architecture(tmp_path / "random_0.json"), 10).params / 1e6
     assert params == pytest.approx(target, rel=0.02)
 
 
-@pytest.mark.parametrize("wrong, reason", [
-    (("--target", 9), "networks of space 'tiny' cost"),
-    (("--cost", "latency"), "latency_table is not given"),
-    (("--cost", "latency", "--latency_table", "pixel1"), "made for space 'imagenet', the space searched is 'tiny'"),
-    (("--cost", "latency", "--latency_table", "nokia"), "neither a file nor one of epyc_1thread"),
-    (("--target_latency_ms", 9), "target_latency_ms is for --cost latency"),
-    (("--random", 3), "random networks need a target"),
-    (("--sweep", "a,b"), "should be numbers with commas"),
-    (("--space", "moon"), "space 'moon' is neither a file nor one of imagenet"),
-    (("--latency_free_epochs", 4), "together are more than the 4 of epoch_size"),
-])
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        (("--target", 9), "networks of space 'tiny' cost"),
+        (("--cost", "latency"), "latency_table is not given"),
+        (
+            ("--cost", "latency", "--latency_table", "pixel1"),
+            "made for space 'imagenet', the space searched is 'tiny'",
+        ),
+        (
+            ("--cost", "latency", "--latency_table", "nokia"),
+            "neither a file nor one of epyc_1thread",
+        ),
+        (("--target_latency_ms", 9), "target_latency_ms is for --cost latency"),
+        (("--random", 3), "random networks need a target"),
+        (("--sweep", "a,b"), "should be numbers with commas"),
+        (("--space", "moon"), "space 'moon' is neither a file nor one of imagenet"),
+        (("--latency_free_epochs", 4), "together are more than the 4 of epoch_size"),
+    ],
+)
 def test_mistakes_are_told_before_any_training(flags, run_program, tmp_path, wrong, reason):
     run = run_program("search.py", *flags, "--checkpoint_path", tmp_path / "run", *wrong)
     assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
@@ -169,21 +322,32 @@ def test_mistakes_are_told_before_any_training(flags, run_program, tmp_path, wro
 
 
 def test_trained_networks_are_compared(run_program, tmp_path):
-    for name, arch, top1 in (("random_0", "spnas_smallest_32", 50.0), ("random_1", "spnas_smallest_32", 53.0),
-                             ("largest", "spnas_largest_32", 60.0)):
+    for name, arch, top1 in (
+        ("random_0", "spnas_smallest_32", 50.0),
+        ("random_1", "spnas_smallest_32", 53.0),
+        ("largest", "spnas_largest_32", 60.0),
+    ):
         folder = tmp_path / name / "ckpt_0"
         folder.mkdir(parents=True)
         (folder / "arch.json").write_text(json.dumps(load_architecture(arch).to_dict()))
         lines = [{"kind": "train", "progress": 0.5, "loss": 2.0}] + [
             {"kind": "val", "progress": epoch, "top1": value, "top5": 90.0, "loss": 1.0}
-            for epoch, value in ((1, 99.0), (2, top1))]
+            for epoch, value in ((1, 99.0), (2, top1))
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = run_program("scripts/compare_runs.py", "random_0", "random_1", "largest", "--out", "all.png")
+    run = run_program(
+        "scripts/compare_runs.py", "random_0", "random_1", "largest", "--out", "all.png"
+    )
     assert run.returncode == 0, run.stderr
-    assert "random: top-1 51.50 +- 2.12 (mean and standard deviation of 2), 50.00 to 53.00" in run.stdout
+    assert (
+        "random: top-1 51.50 +- 2.12 (mean and standard deviation of 2), 50.00 to 53.00"
+        in run.stdout
+    )
     assert re.search(r"largest +4.83M +162.6M +2 +60.00", run.stdout)
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     run = run_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
     assert re.search(r"largest +3.57M +161.3M", run.stdout)
     run = run_program("scripts/compare_runs.py", "random_2")
-    assert run.returncode == 2 and run.stderr.startswith("compare_runs.py: error: random_2: should be")
+    assert run.returncode == 2 and run.stderr.startswith(
+        "compare_runs.py: error: random_2: should be"
+    )

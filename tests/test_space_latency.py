@@ -1,4 +1,5 @@
 """Search spaces, latency tables and indicators: plain values, without a framework."""
+
 from __future__ import annotations
 
 import itertools
@@ -15,7 +16,17 @@ from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
 from src.search.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
 
-PIXEL1 = [*["K3E3"] * 3, SKIP, "K5E6", *["K3E3"] * 3, "K5E6", *["K3E3"] * 3, "K5E6", *["K5E3"] * 3, *["K5E6"] * 4]
+PIXEL1 = [
+    *["K3E3"] * 3,
+    SKIP,
+    "K5E6",
+    *["K3E3"] * 3,
+    "K5E6",
+    *["K3E3"] * 3,
+    "K5E6",
+    *["K5E3"] * 3,
+    *["K5E6"] * 4,
+]
 
 
 def write(path, data, **changes):
@@ -23,8 +34,10 @@ def write(path, data, **changes):
     return path
 
 
-@pytest.mark.parametrize("name, sizes", [("imagenet", 5 ** 15 * 4 ** 5), ("imagenet_32", 5 ** 15 * 4 ** 5),
-                                         ("imagenet_k7", 7 ** 15 * 6 ** 5)])
+@pytest.mark.parametrize(
+    "name, sizes",
+    [("imagenet", 5**15 * 4**5), ("imagenet_32", 5**15 * 4**5), ("imagenet_k7", 7**15 * 6**5)],
+)
 def test_shipped_spaces(name, sizes):
     space = load_space(name)
     assert space.size() == sizes and len(space.searched) == 20
@@ -39,7 +52,9 @@ def test_published_network_derives_from_its_decisions():
     small = load_space("imagenet_32")
     assert small.decisions_of(load_architecture("spnas_pixel1_32")) == PIXEL1
     assert small.largest().blocks == load_architecture("spnas_largest_32").blocks
-    assert small.decisions_of(load_architecture("spnas_smallest_32")) == space.decisions_of(load_architecture("spnas_smallest"))
+    assert small.decisions_of(load_architecture("spnas_smallest_32")) == space.decisions_of(
+        load_architecture("spnas_smallest")
+    )
     with pytest.raises(SpaceError, match="not of space .imagenet.: block"):
         space.decisions_of(load_architecture("spnas_pixel1_32"))
 
@@ -49,13 +64,16 @@ def test_every_choice_of_every_layer_derives_its_block():
     largest = [layer.largest for layer in space.searched.values()]
     for index, (name, layer) in enumerate(space.searched.items()):
         for choice in layer.names:
-            decisions = [*largest[:index], choice, *largest[index + 1:]]
+            decisions = [*largest[:index], choice, *largest[index + 1 :]]
             blocks = space.derive(decisions, "any").blocks
             if choice == SKIP:
                 assert len(blocks) == 21
                 continue
-            block = blocks[int(name[len("layer"):])]
-            assert choice == f"K{block.kernel_size}E{block.expansion:g}" and block.out_channels == layer.out_channels
+            block = blocks[int(name[len("layer") :])]
+            assert (
+                choice == f"K{block.kernel_size}E{block.expansion:g}"
+                and block.out_channels == layer.out_channels
+            )
             # Decisions, indicators and back.
             assert to_decisions(space, to_indicators(space, decisions)) == decisions
 
@@ -65,17 +83,28 @@ def test_all_indicator_triples_map_to_their_choices():
     names = {(0, 0): "K3E3", (0, 1): "K3E6", (1, 0): "K5E3", (1, 1): "K5E6"}
     for kernel, expansion, presence in itertools.product((0, 1), repeat=3):
         values = np.tile(np.array([kernel, expansion, presence], np.float32), (20, 1))
-        values[missing_indicators(space) != FREE] = 1  # the first layers of a stage are always there
+        values[missing_indicators(space) != FREE] = (
+            1  # the first layers of a stage are always there
+        )
         for layer, choice in zip(space.searched.values(), to_decisions(space, values)):
-            assert choice == (SKIP if layer.skippable and not presence else names[kernel, expansion])
+            assert choice == (
+                SKIP if layer.skippable and not presence else names[kernel, expansion]
+            )
 
 
-@pytest.mark.parametrize("change, reason", [
-    ({"kernel_sizes": [5, 3]}, "not nested"), ({"expansions": [6, 3]}, "not nested"), ({"kernel_sizes": [4]}, "kernel sizes"),
-    ({"expansions": [3.1, 6]}, "whole number"), ({"skippable": 1}, "should be of type bool"),
-    ({"stride": 2, "skippable": True}, "cannot be skipped"), ({"kernel": 3}, "unknown key 'kernel'"),
-    ({"expansions": ["a"]}, "must be numbers"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"kernel_sizes": [5, 3]}, "not nested"),
+        ({"expansions": [6, 3]}, "not nested"),
+        ({"kernel_sizes": [4]}, "kernel sizes"),
+        ({"expansions": [3.1, 6]}, "whole number"),
+        ({"skippable": 1}, "should be of type bool"),
+        ({"stride": 2, "skippable": True}, "cannot be skipped"),
+        ({"kernel": 3}, "unknown key 'kernel'"),
+        ({"expansions": ["a"]}, "must be numbers"),
+    ],
+)
 def test_wrong_spaces_are_refused_by_name(tmp_path, change, reason):
     data = load_space("imagenet").to_dict()
     data["layers"][2] = {**data["layers"][2], **change}
@@ -100,7 +129,9 @@ def test_pixel1_table_gives_the_known_latencies():
     assert table.total(PIXEL1) == pytest.approx(80.44, abs=0.005)
     assert table.range() == pytest.approx((30.63, 131.46), abs=0.005)
     for name, latency in (("spnas_largest", 131.46), ("spnas_smallest", 30.63)):
-        assert table.total(space.decisions_of(load_architecture(name))) == pytest.approx(latency, abs=0.005)
+        assert table.total(space.decisions_of(load_architecture(name))) == pytest.approx(
+            latency, abs=0.005
+        )
 
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.json")), ids=lambda file: file.stem)
@@ -112,13 +143,24 @@ def test_shipped_tables_are_whole_and_say_how_good_they_are(file):
     if table.provenance["source"] != "scripts/profile_latency.py":
         return
     verdict = table.provenance["verification"]
-    assert verdict["passed"] and verdict["networks"] >= 20 and verdict["rmse"] <= 0.05 and verdict["kendall_tau"] >= 0.9
-    assert {"date", "versions", "threads", "image_size", "num_classes", "noise"} <= set(table.provenance)
-    found = judge([entry["predicted_ms"] for entry in verdict["measured"].values()],
-                  [entry["median_ms"] for entry in verdict["measured"].values()])
+    assert (
+        verdict["passed"]
+        and verdict["networks"] >= 20
+        and verdict["rmse"] <= 0.05
+        and verdict["kendall_tau"] >= 0.9
+    )
+    assert {"date", "versions", "threads", "image_size", "num_classes", "noise"} <= set(
+        table.provenance
+    )
+    found = judge(
+        [entry["predicted_ms"] for entry in verdict["measured"].values()],
+        [entry["median_ms"] for entry in verdict["measured"].values()],
+    )
     assert found.rmse == pytest.approx(verdict["rmse"], abs=1e-3)
     for entry in verdict["measured"].values():
-        assert table.total(entry["decisions"].split()) == pytest.approx(entry["predicted_ms"], abs=1e-3)
+        assert table.total(entry["decisions"].split()) == pytest.approx(
+            entry["predicted_ms"], abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("cost", ["macs", "params"])
@@ -132,17 +174,23 @@ def test_arithmetic_tables_equal_the_cost_of_whole_networks(name, cost):
         assert table.total(decisions) * 1e6 == pytest.approx(whole, rel=1e-9)
 
 
-@pytest.mark.parametrize("change, reason", [
-    (lambda t: t["layers"].pop("layer3"), "layer 'layer3' is missing"),
-    (lambda t: t["layers"]["layer3"].pop("SKIP"), "layer3 has entries"),
-    (lambda t: t["layers"]["layer3"].update(K3E3=-1), "layer3, K3E3 is -1, should be a number not below 0"),
-    (lambda t: t["layers"]["layer3"].update(K3E3=None), "layer3, K3E3 is None"),
-    (lambda t: t["layers"].update(layer99={}), "'layer99' is not a searched layer"),
-    (lambda t: t.update(unit="s"), "unit is 's', should be 'ms'"),
-    (lambda t: t.update(space="imagenet_k7"), "made for space 'imagenet_k7'"),
-    (lambda t: t.update(constant=-3), "constant is -3"),
-    (lambda t: t.update(format="x"), "not of the expected kind"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda t: t["layers"].pop("layer3"), "layer 'layer3' is missing"),
+        (lambda t: t["layers"]["layer3"].pop("SKIP"), "layer3 has entries"),
+        (
+            lambda t: t["layers"]["layer3"].update(K3E3=-1),
+            "layer3, K3E3 is -1, should be a number not below 0",
+        ),
+        (lambda t: t["layers"]["layer3"].update(K3E3=None), "layer3, K3E3 is None"),
+        (lambda t: t["layers"].update(layer99={}), "'layer99' is not a searched layer"),
+        (lambda t: t.update(unit="s"), "unit is 's', should be 'ms'"),
+        (lambda t: t.update(space="imagenet_k7"), "made for space 'imagenet_k7'"),
+        (lambda t: t.update(constant=-3), "constant is -3"),
+        (lambda t: t.update(format="x"), "not of the expected kind"),
+    ],
+)
 def test_wrong_tables_are_refused_by_name(tmp_path, change, reason):
     space = load_space("imagenet")
     data = json.loads(json.dumps(load_table("pixel1", space).to_dict()))
@@ -164,7 +212,11 @@ def test_random_networks_have_the_latency_and_differ(target):
     drawn = sample_decisions(space, table, target, 50)
     assert len({tuple(decisions) for decisions in drawn}) == 50
     assert all(abs(table.total(decisions) / target - 1) <= 0.02 for decisions in drawn)
-    assert drawn == sample_decisions(space, table, target, 50) != sample_decisions(space, table, target, 50, seed=1)
+    assert (
+        drawn
+        == sample_decisions(space, table, target, 50)
+        != sample_decisions(space, table, target, 50, seed=1)
+    )
 
 
 def test_settling_reaches_the_target_and_changes_the_least_certain_first():
@@ -172,10 +224,15 @@ def test_settling_reaches_the_target_and_changes_the_least_certain_first():
     table = load_table("pixel1", space)
     for target in (31, 50, 80, 110, 131):
         for _ in range(5):
-            found = to_indicators(space, [random.choice(layer.names) for layer in space.searched.values()])
+            found = to_indicators(
+                space, [random.choice(layer.names) for layer in space.searched.values()]
+            )
             settled = settle(space, table, found, random.uniform(-1, 1, found.shape), target)
             assert abs(table.total(to_decisions(space, settled)) / target - 1) < 0.0125
-            assert settle(space, table, settled, np.ones(found.shape), target).tolist() == settled.tolist()
+            assert (
+                settle(space, table, settled, np.ones(found.shape), target).tolist()
+                == settled.tolist()
+            )
     largest = to_indicators(space, [layer.largest for layer in space.searched.values()])
     margins = np.ones(largest.shape)
     margins[3, 0] = 0.1  # kernel size of layer4: 2.74 ms

@@ -1,4 +1,5 @@
 """The supernet: equal to the network that its decisions describe, and its formulas to plain NumPy."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -16,21 +17,58 @@ from src.spnasnet import SPNASNet
 
 LAYERS = [
     "r1_k3_s11_e1_i8_o8_noskip",
-    {"stride": 1, "in_channels": 8, "out_channels": 8, "kernel_sizes": [3, 5], "expansions": [3, 6], "skippable": True},
-    {"stride": 2, "in_channels": 8, "out_channels": 12, "kernel_sizes": [3, 5, 7], "expansions": [2, 4, 6],
-     "skippable": False},
-    {"stride": 1, "in_channels": 12, "out_channels": 12, "kernel_sizes": [3, 5, 7], "expansions": [2, 4, 6],
-     "skippable": True},
-    {"stride": 1, "in_channels": 12, "out_channels": 12, "kernel_sizes": [3], "expansions": [3, 4], "skippable": True},
+    {
+        "stride": 1,
+        "in_channels": 8,
+        "out_channels": 8,
+        "kernel_sizes": [3, 5],
+        "expansions": [3, 6],
+        "skippable": True,
+    },
+    {
+        "stride": 2,
+        "in_channels": 8,
+        "out_channels": 12,
+        "kernel_sizes": [3, 5, 7],
+        "expansions": [2, 4, 6],
+        "skippable": False,
+    },
+    {
+        "stride": 1,
+        "in_channels": 12,
+        "out_channels": 12,
+        "kernel_sizes": [3, 5, 7],
+        "expansions": [2, 4, 6],
+        "skippable": True,
+    },
+    {
+        "stride": 1,
+        "in_channels": 12,
+        "out_channels": 12,
+        "kernel_sizes": [3],
+        "expansions": [3, 4],
+        "skippable": True,
+    },
 ]
 
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
     """A small space with layers of all kinds."""
-    return SearchSpace.from_dict({
-        "format": "spnas-space", "version": 1, "name": "mixed", "image_size": 12, "stem_channels": 8, "stem_stride": 1,
-        "layers": LAYERS, "head_channels": 16, "bn_epsilon": 1e-5, "provenance": {}})
+    return SearchSpace.from_dict(
+        {
+            "format": "spnas-space",
+            "version": 1,
+            "name": "mixed",
+            "image_size": 12,
+            "stem_channels": 8,
+            "stem_stride": 1,
+            "layers": LAYERS,
+            "head_channels": 16,
+            "bn_epsilon": 1e-5,
+            "provenance": {},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +81,11 @@ def randomise(network, space, random, decisions=None) -> None:
     for parameter in network.get_parameters():
         if parameter.name.startswith("decisions."):
             continue
-        values = random.uniform(0.5, 1.5, parameter.shape) if "variance" in parameter.name \
+        values = (
+            random.uniform(0.5, 1.5, parameter.shape)
+            if "variance" in parameter.name
             else random.normal(0, 0.5, parameter.shape)
+        )
         parameter.set_data(Tensor(values.astype(np.float32)))
     shape = network.decisions.thresholds.shape
     if decisions is None:
@@ -73,14 +114,23 @@ def test_supernet_equals_the_derived_network(space, table, mode, kernels):
     """Random decisions and the extreme ones; without masks behind BN and ReLU, beta would leak."""
     ms.set_context(mode=mode)
     try:
-        network, random = Supernet(space, table, 4, kernels=kernels and available()).set_train(False), \
-            np.random.default_rng(int(kernels))
+        network, random = (
+            Supernet(space, table, 4, kernels=kernels and available()).set_train(False),
+            np.random.default_rng(int(kernels)),
+        )
         images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
-        fixed = [[layer.names[0] for layer in space.searched.values()], [layer.largest for layer in space.searched.values()],
-                 [layer.names[-1] for layer in space.searched.values()], None, None]
+        fixed = [
+            [layer.names[0] for layer in space.searched.values()],
+            [layer.largest for layer in space.searched.values()],
+            [layer.names[-1] for layer in space.searched.values()],
+            None,
+            None,
+        ]
         for wanted in fixed:
             randomise(network, space, random, wanted)
-            _, cost, indicators, _ = network(images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32)))
+            _, cost, indicators, _ = network(
+                images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
+            )
             decisions = to_decisions(space, indicators.asnumpy())
             assert wanted is None or decisions == wanted
             assert float(cost.asnumpy()) == pytest.approx(table.total(decisions), rel=1e-6)
@@ -99,8 +149,9 @@ def plain(space, table, weights, thresholds, hard=None):
     """The formulas of the paper in float64: indicators, distances, masks and cost.
 
     Args:
-        hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point where sigmoids
-            go through the indicators, which makes the straight-through gradient an ordinary one.
+        hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point
+            where sigmoids go through the indicators, which makes the straight-through gradient an
+            ordinary one.
     """
     indicators, distances, masks, total = [], [], [], table.constant
     for row, (name, layer) in enumerate(space.searched.items()):
@@ -111,7 +162,11 @@ def plain(space, table, weights, thresholds, hard=None):
         def decide(norm):
             place = (row, columns[len(own)])
             x = norm - thresholds[place]
-            own.append(float(x > 0) if hard is None else hard[0][place] + sigmoid(x) - sigmoid(hard[1][place]))
+            own.append(
+                float(x > 0)
+                if hard is None
+                else hard[0][place] + sigmoid(x) - sigmoid(hard[1][place])
+            )
             distances.append((place, x))
             return own[-1]
 
@@ -128,11 +183,11 @@ def plain(space, table, weights, thresholds, hard=None):
         bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
         parts = [kernel[first:last] for first, last in zip(bounds, bounds[1:])]
         channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
-        channel_mask[:bounds[1]] = 1
+        channel_mask[: bounds[1]] = 1
         for index, part in enumerate(parts[1:], start=1):
             present = present * decide(np.linalg.norm(part))
             ratios.append(present)
-            channel_mask[bounds[index]:bounds[index + 1]] = present
+            channel_mask[bounds[index] : bounds[index + 1]] = present
         presence = decide(np.linalg.norm(parts[0])) if layer.skippable else 1.0
         cost = 0.0
         for i, size in enumerate(layer.kernel_sizes):
@@ -153,32 +208,47 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
     # Small weights and thresholds near the norms: far away the sigmoid has no gradient to compare.
     for weight in cell.weights:
         weight.set_data(Tensor(random.normal(0, 0.15, weight.shape).astype(np.float32)))
-    cell.thresholds.set_data(Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32)))
+    cell.thresholds.set_data(
+        Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32))
+    )
     ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
-    factors = [(random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
-               for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)]
+    factors = [
+        (random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
+        for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)
+    ]
     constants = [[Tensor(np.asarray(f, np.float32)) for f in factor] for factor in factors]
 
     def objective(dropout):
         masks, cost, indicators, norms = cell(dropout)
         total = cost * 10
         for (kernel, channel, presence), (a, b, c) in zip(masks, constants):
-            total = total + (kernel.reshape(a.shape) * a).sum() + (channel.reshape((-1,)) * b).sum() + (presence * c).sum()
+            total = (
+                total
+                + (kernel.reshape(a.shape) * a).sum()
+                + (channel.reshape((-1,)) * b).sum()
+                + (presence * c).sum()
+            )
         return total, cost, indicators, norms
 
     parameters = ms.ParameterTuple([cell.thresholds, *cell.weights])
-    (_, cost, indicators, norms), gradients = ops.value_and_grad(objective, None, parameters, has_aux=True)(ones)
+    (_, cost, indicators, norms), gradients = ops.value_and_grad(
+        objective, None, parameters, has_aux=True
+    )(ones)
     weights = dict(zip(names, (w.asnumpy()[:, 0] for w in cell.weights)))  # (C, k, k)
     thresholds = cell.thresholds.asnumpy().astype(np.float64)
     hard, distances, _, total = plain(space, table, weights, thresholds)
     assert float(cost.asnumpy()) == pytest.approx(total, rel=1e-5)
     for place, value in hard.items():
         assert indicators.asnumpy()[place] == value
-        assert norms.asnumpy()[place] - thresholds[place] == pytest.approx(distances[place], abs=1e-5)
+        assert norms.asnumpy()[place] - thresholds[place] == pytest.approx(
+            distances[place], abs=1e-5
+        )
 
     def surrogate(weights, thresholds):
         _, _, masks, cost = plain(space, table, weights, thresholds, (hard, distances))
-        return 10 * cost + sum((k * a).sum() + (ch * b).sum() + p * c for (k, ch, p), (a, b, c) in zip(masks, factors))
+        return 10 * cost + sum(
+            (k * a).sum() + (ch * b).sum() + p * c for (k, ch, p), (a, b, c) in zip(masks, factors)
+        )
 
     step = 1e-5
     for place in hard:
@@ -195,7 +265,9 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
                 changed = {**weights, name: weights[name].astype(np.float64)}
                 changed[name][place] += sign * step
                 values.append(surrogate(changed, thresholds))
-            assert gradient.asnumpy()[:, 0][place] == pytest.approx((values[0] - values[1]) / (2 * step), rel=2e-3, abs=2e-4)
+            assert gradient.asnumpy()[:, 0][place] == pytest.approx(
+                (values[0] - values[1]) / (2 * step), rel=2e-3, abs=2e-4
+            )
 
 
 class Cost(nn.Cell):
@@ -252,7 +324,9 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(space, table, 
             moved = off.copy()
             moved[place] += step
             values.append(float(objective(Tensor(moved)).asnumpy()))
-        assert gradient[place] == pytest.approx((values[0] - values[1]) / 4e-4, rel=0.1, abs=0.02), place
+        assert gradient[place] == pytest.approx(
+            (values[0] - values[1]) / 4e-4, rel=0.1, abs=0.02
+        ), place
     assert sum(gradient[place] != 0 for place in places) >= 7  # all but the second of nested ones
 
 
@@ -272,7 +346,9 @@ def test_decisions_are_made_in_float32(space, table, level):
         assert other.dtype == ms.float32 or exact is results[0][0]
     for exact, other in zip(results[0][1:], results[1][1:]):
         np.testing.assert_array_equal(exact.asnumpy(), other.asnumpy())
-    exact, other = (logits.astype(ms.float32).asnumpy() for logits in (results[0][0], results[1][0]))
+    exact, other = (
+        logits.astype(ms.float32).asnumpy() for logits in (results[0][0], results[1][0])
+    )
     assert 0 < np.abs(exact - other).max() < 0.05 * np.abs(exact).max()
     assert all(parameter.dtype == ms.float32 for parameter in network.decisions.get_parameters())
 
@@ -300,6 +376,6 @@ def test_pixel1_model_is_exact_at_every_choice():
     largest = [layer.largest for layer in space.searched.values()]
     for index, layer in enumerate(space.searched.values()):
         for choice in layer.names:
-            decisions = [*largest[:index], choice, *largest[index + 1:]]
+            decisions = [*largest[:index], choice, *largest[index + 1 :]]
             cost = cell.cost(Tensor(to_indicators(space, decisions))).asnumpy()
             assert float(cost) == pytest.approx(table.total(decisions), rel=1e-6)

@@ -1,4 +1,5 @@
 """Training and evaluation through the command line on real images: resume, signals, caches, mistakes."""
+
 from __future__ import annotations
 
 import json
@@ -22,12 +23,32 @@ from src.kernels import available
 from src.spnasnet import SPNASNet
 from tests.conftest import ROOT
 
-TRAIN = ("--dataset_name", "digits", "--arch", "spnas_smallest", "--batch_size", 20, "--epoch_size", 2,
-         "--log_steps", 1, "--save_checkpoint_steps", 2, "--drop_rate", 0.2, "--ema_decay", 0.9, "--clip_norm", 5)
+TRAIN = (
+    "--dataset_name",
+    "digits",
+    "--arch",
+    "spnas_smallest",
+    "--batch_size",
+    20,
+    "--epoch_size",
+    2,
+    "--log_steps",
+    1,
+    "--save_checkpoint_steps",
+    2,
+    "--drop_rate",
+    0.2,
+    "--ema_decay",
+    0.9,
+    "--clip_norm",
+    5,
+)
 
 
 def losses(folder) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "ckpt_0" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "ckpt_0" / "metrics.jsonl").read_text().splitlines()
+    ]
     return [(line["kind"], line["epoch"], line["step"], line["loss"]) for line in lines]
 
 
@@ -48,16 +69,39 @@ def assert_same_run(folder, reference) -> None:
 def reference(few_digits, tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("reference")
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, TRAIN), "--data_path", str(few_digits),
-                    "--checkpoint_path", str(folder)], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *map(str, TRAIN),
+            "--data_path",
+            str(few_digits),
+            "--checkpoint_path",
+            str(folder),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     return folder
 
 
 def test_a_run_explains_itself(reference):
     names = {file.name for file in (reference / "ckpt_0").iterdir()}
-    assert {"config.yaml", "arch.json", "environment.json", "metrics.jsonl", "train.log", "curves.png", "best.ckpt",
-            "digits-1_6.ckpt", "digits-2_6.ckpt"} <= names
-    assert load_architecture(reference / "ckpt_0" / "arch.json") == load_architecture("spnas_smallest")
+    assert {
+        "config.yaml",
+        "arch.json",
+        "environment.json",
+        "metrics.jsonl",
+        "train.log",
+        "curves.png",
+        "best.ckpt",
+        "digits-1_6.ckpt",
+        "digits-2_6.ckpt",
+    } <= names
+    assert load_architecture(reference / "ckpt_0" / "arch.json") == load_architecture(
+        "spnas_smallest"
+    )
     kinds = [(kind, epoch) for kind, epoch, _, _ in losses(reference)]
     assert kinds.count(("val", 1)) == kinds.count(("val", 2)) == 1
     assert len([kind for kind, _ in kinds if kind == "train"]) == 12
@@ -65,12 +109,21 @@ def test_a_run_explains_itself(reference):
 
 @pytest.mark.parametrize("wait_for", ["digits-1_2.ckpt", "digits-2_4.ckpt"])
 @pytest.mark.slow
-def test_resume_after_kill_equals_the_uninterrupted_run(reference, few_digits, run_program, tmp_path, wait_for):
+def test_resume_after_kill_equals_the_uninterrupted_run(
+    reference, few_digits, run_program, tmp_path, wait_for
+):
     flags = [*map(str, TRAIN), "--data_path", str(few_digits), "--checkpoint_path", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "ckpt_0" / wait_for).exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "ckpt_0" / wait_for).exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -82,7 +135,9 @@ def test_resume_after_kill_equals_the_uninterrupted_run(reference, few_digits, r
 @pytest.mark.slow
 def test_sigterm_saves_and_resume_continues(reference, few_digits, run_program, tmp_path):
     flags = [*map(str, TRAIN), "--data_path", str(few_digits), "--checkpoint_path", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags], stdout=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "ckpt_0" / "digits-1_2.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -96,11 +151,25 @@ def test_sigterm_saves_and_resume_continues(reference, few_digits, run_program, 
 @pytest.mark.slow
 def test_compile_cache_does_not_go_stale(few_digits, run_program, tmp_path):
     """A changed value that is no source must change the result just as it does without a cache."""
-    flags = [*TRAIN[:-2], "--epoch_size", 1, "--val_while_train", "false", "--data_path", few_digits]
+    flags = [
+        *TRAIN[:-2],
+        "--epoch_size",
+        1,
+        "--val_while_train",
+        "false",
+        "--data_path",
+        few_digits,
+    ]
 
     def last_loss(name: str, *more: object) -> float:
-        run = run_program("train.py", *flags, "--checkpoint_path", tmp_path / name, *more,
-                          XDG_CACHE_HOME=str(tmp_path / "cache"))
+        run = run_program(
+            "train.py",
+            *flags,
+            "--checkpoint_path",
+            tmp_path / name,
+            *more,
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+        )
         assert run.returncode == 0, run.stderr
         return losses(tmp_path / name)[-1][-1], "compiled graphs from" in run.stdout
 
@@ -119,13 +188,26 @@ def test_evaluation_counts_every_image_whatever_the_batch(reference, run_program
     rows = []
     for batch_size in (7, 50):
         output = tmp_path / f"{batch_size}.json"
-        run = run_program("eval.py", "--checkpoint_path", reference / "ckpt_0", "--which", "all", "--batch_size",
-                          batch_size, "--output", output)
+        run = run_program(
+            "eval.py",
+            "--checkpoint_path",
+            reference / "ckpt_0",
+            "--which",
+            "all",
+            "--batch_size",
+            batch_size,
+            "--output",
+            output,
+        )
         assert run.returncode == 0, run.stderr
         rows.append(json.loads(output.read_text())["results"])
     assert [row["images"] for row in rows[0]] == [50] * 6
     for small, large in zip(*rows):
-        assert (small["file"], small["top1"], small["top5"]) == (large["file"], large["top1"], large["top5"])
+        assert (small["file"], small["top1"], small["top5"]) == (
+            large["file"],
+            large["top1"],
+            large["top5"],
+        )
         assert small["loss"] == pytest.approx(large["loss"], rel=1e-5)
     # What training reported for its weight average is what evaluation finds in the checkpoint.
     trained = [loss for kind, _, _, loss in losses(reference) if kind == "val"]
@@ -136,8 +218,15 @@ def test_bad_image_makes_evaluation_fail_and_is_named(reference, few_digits, run
     folder = tmp_path / "data"
     shutil.copytree(few_digits, folder)
     (folder / "val" / "4" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    run = run_program("eval.py", "--checkpoint_path", reference / "ckpt_0", "--data_path", folder, "--output",
-                      tmp_path / "eval.json")
+    run = run_program(
+        "eval.py",
+        "--checkpoint_path",
+        reference / "ckpt_0",
+        "--data_path",
+        folder,
+        "--output",
+        tmp_path / "eval.json",
+    )
     assert run.returncode == 1
     result = json.loads((tmp_path / "eval.json").read_text())
     assert result["results"][0]["images"] == 50
@@ -146,8 +235,18 @@ def test_bad_image_makes_evaluation_fail_and_is_named(reference, few_digits, run
 
 @pytest.mark.slow
 def test_nan_loss_stops_the_run_and_names_the_step(few_digits, run_program, tmp_path):
-    run = run_program("train.py", *TRAIN, "--data_path", few_digits, "--checkpoint_path", tmp_path, "--lr_init", 1e30,
-                      "--clip_norm", 0)
+    run = run_program(
+        "train.py",
+        *TRAIN,
+        "--data_path",
+        few_digits,
+        "--checkpoint_path",
+        tmp_path,
+        "--lr_init",
+        1e30,
+        "--clip_norm",
+        0,
+    )
     assert run.returncode == 1
     assert "loss is" in run.stderr and "of epoch 1" in run.stderr and "Traceback" not in run.stderr
 
@@ -155,13 +254,23 @@ def test_nan_loss_stops_the_run_and_names_the_step(few_digits, run_program, tmp_
 def test_unknown_key_in_yaml_and_precedence_of_flags(few_digits, run_program, tmp_path):
     (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_sise: 3\n")
     run = run_program("train.py", "--config", "c.yaml")
-    assert run.returncode == 2 and "c.yaml: unknown key 'epoch_sise', did you mean 'epoch_size'?" in run.stderr
+    assert (
+        run.returncode == 2
+        and "c.yaml: unknown key 'epoch_sise', did you mean 'epoch_size'?" in run.stderr
+    )
     from src.cli import parse_config
     from src.config import TrainConfig
 
     (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_size: 3\nlr_init: 0.7\n")
-    config = parse_config(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--lr_init", "0.9"], "")
-    assert (config.epoch_size, config.lr_init, config.image_height, config.momentum) == (3, 0.9, 32, 0.9)
+    config = parse_config(
+        TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--lr_init", "0.9"], ""
+    )
+    assert (config.epoch_size, config.lr_init, config.image_height, config.momentum) == (
+        3,
+        0.9,
+        32,
+        0.9,
+    )
 
 
 MISTAKES = [
@@ -179,7 +288,9 @@ MISTAKES = [
 
 @pytest.mark.parametrize("flags, named", MISTAKES, ids=lambda value: str(value)[:30])
 def test_mistakes_get_one_line_and_exit_code_2(few_digits, run_program, tmp_path, flags, named):
-    run = run_program("train.py", *TRAIN, "--data_path", few_digits, "--checkpoint_path", tmp_path, *flags)
+    run = run_program(
+        "train.py", *TRAIN, "--data_path", few_digits, "--checkpoint_path", tmp_path, *flags
+    )
     assert run.returncode == 2
     assert named in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
@@ -196,7 +307,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(reference, few_digits, run_prog
 def test_damaged_checkpoints_are_refused(reference, tmp_path, damage):
     data = bytearray((reference / "ckpt_0" / "best.ckpt").read_bytes())
     if damage == "truncated":
-        data = data[:len(data) // 2]
+        data = data[: len(data) // 2]
     elif damage == "flipped":
         data[len(data) // 3] ^= 4
     elif damage == "random":
@@ -227,7 +338,9 @@ def _save(folder: CheckpointFolder, cell, scores) -> None:
 def test_which_checkpoints_are_kept(tmp_path, policy, kept):
     folder = CheckpointFolder(tmp_path, "n", keep=3, policy=policy)
     _save(folder, ms.nn.Dense(2, 2), [50.0, 20.0, 70.0, 10.0, 30.0])
-    assert {file.name for file in tmp_path.glob("n-*.ckpt")} == {f"n-{epoch}_10.ckpt" for epoch in kept}
+    assert {file.name for file in tmp_path.glob("n-*.ckpt")} == {
+        f"n-{epoch}_10.ckpt" for epoch in kept
+    }
     assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 3
 
 
@@ -248,8 +361,22 @@ def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
 
 @pytest.mark.parametrize("level", ["O2", "O3"])
 def test_mixed_precision_with_dynamic_loss_scale_trains(few_digits, run_program, tmp_path, level):
-    run = run_program("train.py", *TRAIN, "--data_path", few_digits, "--checkpoint_path", tmp_path, "--amp_level",
-                      level, "--epoch_size", 1, "--ema_decay", 0, "--lr_init", 0.02)
+    run = run_program(
+        "train.py",
+        *TRAIN,
+        "--data_path",
+        few_digits,
+        "--checkpoint_path",
+        tmp_path,
+        "--amp_level",
+        level,
+        "--epoch_size",
+        1,
+        "--ema_decay",
+        0,
+        "--lr_init",
+        0.02,
+    )
     assert available() == ("the CPU operators compute in float32 only" in run.stdout)
     assert run.returncode == 0, run.stderr
     assert all(np.isfinite(loss) for *_, loss in losses(tmp_path))

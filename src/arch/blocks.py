@@ -10,6 +10,7 @@ Block strings are MnasNet's, for example::
 
 Tokens stand in this order; an unknown, missing or repeated token is an error. Imports no framework.
 """
+
 from __future__ import annotations
 
 import re
@@ -30,7 +31,8 @@ class Block:
     """One MBConv block: 1x1 expansion, depthwise convolution, 1x1 projection (MnasNet, arXiv 1807.11626).
 
     Attributes:
-        expansion: ratio of expanded to input channels; with 1 the block has no expansion convolution.
+        expansion: ratio of expanded to input channels; with 1 the block has no expansion
+            convolution.
         skip: whether a residual connection is added where stride and channels allow one.
         se_ratio: squeeze-and-excitation channels as a fraction of the input channels; 0 for none.
     """
@@ -49,12 +51,18 @@ class Block:
         if self.stride not in (1, 2):
             raise ArchitectureError(f"stride {self.stride} is neither 1 nor 2")
         if self.in_channels < 1 or self.out_channels < 1:
-            raise ArchitectureError(f"channels {self.in_channels} -> {self.out_channels} are not positive")
+            raise ArchitectureError(
+                f"channels {self.in_channels} -> {self.out_channels} are not positive"
+            )
         if self.expansion < 1 or abs(self.in_channels * self.expansion - self.mid_channels) > 1e-6:
-            raise ArchitectureError(f"expansion {self.expansion:g} of {self.in_channels} channels is not "
-                                    "a whole number of at least as many channels")
+            raise ArchitectureError(
+                f"expansion {self.expansion:g} of {self.in_channels} channels is not "
+                "a whole number of at least as many channels"
+            )
         if not 0 <= self.se_ratio <= 1:
-            raise ArchitectureError(f"squeeze-and-excitation ratio {self.se_ratio:g} is not within 0..1")
+            raise ArchitectureError(
+                f"squeeze-and-excitation ratio {self.se_ratio:g} is not within 0..1"
+            )
 
     @property
     def mid_channels(self) -> int:
@@ -82,19 +90,23 @@ class ConvLayer(NamedTuple):
     relu: bool = True
 
 
-def _separable(kernel_size: int, stride: int, in_channels: int, out_channels: int) -> tuple[ConvLayer, ConvLayer]:
+def _separable(
+    kernel_size: int, stride: int, in_channels: int, out_channels: int
+) -> tuple[ConvLayer, ConvLayer]:
     """A depthwise convolution, which no ReLU follows, and a 1x1 convolution."""
-    return (ConvLayer(kernel_size, stride, in_channels, in_channels, groups=in_channels, relu=False),
-            ConvLayer(1, 1, in_channels, out_channels))
+    return (
+        ConvLayer(kernel_size, stride, in_channels, in_channels, groups=in_channels, relu=False),
+        ConvLayer(1, 1, in_channels, out_channels),
+    )
 
 
 @dataclass(frozen=True)
 class ShuffleBlock:
     """A ShuffleNetV2 block (Ma et al., arXiv 1807.11164) as in single-path one-shot networks (arXiv 1904.00420).
 
-    With stride 1 the channels of odd number go through ``branch`` and those of even number are kept. With stride 2 all
-    channels go through ``branch``, and through ``projection`` too, which keeps their number. What is kept comes
-    first in the output.
+    With stride 1 the channels of odd number go through ``branch`` and those of even number are
+    kept. With stride 2 all channels go through ``branch``, and through ``projection`` too, which
+    keeps their number. What is kept comes first in the output.
     """
 
     kernel_size: int
@@ -108,10 +120,14 @@ class ShuffleBlock:
         if self.stride not in (1, 2):
             raise ArchitectureError(f"stride {self.stride} is neither 1 nor 2")
         if self.in_channels < 2 or self.in_channels % 2 or self.out_channels % 2:
-            raise ArchitectureError(f"channels {self.in_channels} -> {self.out_channels} are not positive and even")
+            raise ArchitectureError(
+                f"channels {self.in_channels} -> {self.out_channels} are not positive and even"
+            )
         if self.out_channels <= self.kept_channels:
-            raise ArchitectureError(f"{self.out_channels} output channels leave none to the branch: "
-                                    f"{self.kept_channels} of the {self.in_channels} input channels are kept")
+            raise ArchitectureError(
+                f"{self.out_channels} output channels leave none to the branch: "
+                f"{self.kept_channels} of the {self.in_channels} input channels are kept"
+            )
 
     @property
     def kept_channels(self) -> int:
@@ -126,8 +142,15 @@ class ShuffleBlock:
     @property
     def branch(self) -> tuple[ConvLayer, ...]:
         """Layers that give the new channels."""
-        return (ConvLayer(1, 1, self.kept_channels, self.mid_channels),
-                *_separable(self.kernel_size, self.stride, self.mid_channels, self.out_channels - self.kept_channels))
+        return (
+            ConvLayer(1, 1, self.kept_channels, self.mid_channels),
+            *_separable(
+                self.kernel_size,
+                self.stride,
+                self.mid_channels,
+                self.out_channels - self.kept_channels,
+            ),
+        )
 
     @property
     def projection(self) -> tuple[ConvLayer, ...]:
@@ -149,8 +172,11 @@ class XceptionBlock(ShuffleBlock):
     @property
     def branch(self) -> tuple[ConvLayer, ...]:
         mid = self.mid_channels
-        return (*_separable(3, self.stride, self.kept_channels, mid), *_separable(3, 1, mid, mid),
-                *_separable(3, 1, mid, self.out_channels - self.kept_channels))
+        return (
+            *_separable(3, self.stride, self.kept_channels, mid),
+            *_separable(3, 1, mid, mid),
+            *_separable(3, 1, mid, self.out_channels - self.kept_channels),
+        )
 
 
 AnyBlock = Union[Block, ShuffleBlock]
@@ -166,7 +192,9 @@ class _Form:
 
 
 _TOKEN = re.compile(r"(noskip|se|[rksieo])(\d*(?:\.\d+)?)")
-_MBCONV = _Form("r1_k5_s22_e6_i16_o24[_se0.25][_noskip]", ("r", "k", "s", "e", "i", "o"), ("se", "noskip"))
+_MBCONV = _Form(
+    "r1_k5_s22_e6_i16_o24[_se0.25][_noskip]", ("r", "k", "s", "e", "i", "o"), ("se", "noskip")
+)
 _SHUFFLE = _Form("shuffle_k5_s22_i16_o64 or xception_k3_s22_i16_o64", ("k", "s", "i", "o"))
 # MBConv blocks, the first kind, have no word in front.
 _KINDS: dict[str, type[ShuffleBlock]] = {"shuffle": ShuffleBlock, "xception": XceptionBlock}
@@ -201,11 +229,23 @@ def decode_block(text: str) -> AnyBlock:
         raise fail("repeats are written out, one string a block")
     if len(values["s"]) != 2 or values["s"][0] != values["s"][1]:
         raise fail(f"stride 's{values['s']}' is neither s11 nor s22")
-    sizes = {"kernel_size": int(values["k"]), "stride": int(values["s"][0]), "in_channels": int(values["i"]),
-             "out_channels": int(values["o"])}
+    sizes = {
+        "kernel_size": int(values["k"]),
+        "stride": int(values["s"][0]),
+        "in_channels": int(values["i"]),
+        "out_channels": int(values["o"]),
+    }
     try:
-        block = kind(**sizes) if kind else Block(**sizes, expansion=float(values["e"]),
-                                                 se_ratio=float(values.get("se", 0)), skip="noskip" not in values)
+        block = (
+            kind(**sizes)
+            if kind
+            else Block(
+                **sizes,
+                expansion=float(values["e"]),
+                se_ratio=float(values.get("se", 0)),
+                skip="noskip" not in values,
+            )
+        )
     except ArchitectureError as error:
         raise fail(str(error)) from None
     if encode_block(block) != text:
@@ -217,10 +257,14 @@ def encode_block(block: AnyBlock) -> str:
     """The block's string; ``decode_block(encode_block(block)) == block``."""
     for word, kind in _KINDS.items():
         if type(block) is kind:
-            return (f"{word}_k{block.kernel_size}_s{block.stride}{block.stride}"
-                    f"_i{block.in_channels}_o{block.out_channels}")
-    text = (f"r1_k{block.kernel_size}_s{block.stride}{block.stride}_e{block.expansion:g}"
-            f"_i{block.in_channels}_o{block.out_channels}")
+            return (
+                f"{word}_k{block.kernel_size}_s{block.stride}{block.stride}"
+                f"_i{block.in_channels}_o{block.out_channels}"
+            )
+    text = (
+        f"r1_k{block.kernel_size}_s{block.stride}{block.stride}_e{block.expansion:g}"
+        f"_i{block.in_channels}_o{block.out_channels}"
+    )
     if block.se_ratio:
         text += f"_se{block.se_ratio:g}"
     return text if block.skip else text + "_noskip"

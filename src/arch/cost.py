@@ -3,6 +3,7 @@
 Counted as the field does: trainable parameters (convolutions, BN scale and shift, classifier), and
 multiply-adds of convolutions and classifier. Imports no framework.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -26,9 +27,11 @@ def conv_out(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def conv_bn_cost(kernel_size: int, in_channels: int, out_channels: int, pixels: int, groups: int = 1) -> Cost:
+def conv_bn_cost(
+    kernel_size: int, in_channels: int, out_channels: int, pixels: int, groups: int = 1
+) -> Cost:
     """A convolution without bias over ``pixels`` output positions, followed by batch normalisation."""
-    weights = kernel_size ** 2 * in_channels * out_channels // groups
+    weights = kernel_size**2 * in_channels * out_channels // groups
     return Cost(weights + 2 * out_channels, weights * pixels)
 
 
@@ -37,14 +40,18 @@ def _chain_cost(layers: tuple[ConvLayer, ...], height: int, width: int) -> Cost:
     cost = Cost(0, 0)
     for layer in layers:
         height, width = conv_out(height, layer.stride), conv_out(width, layer.stride)
-        cost += conv_bn_cost(layer.kernel_size, layer.in_channels, layer.out_channels, height * width, layer.groups)
+        cost += conv_bn_cost(
+            layer.kernel_size, layer.in_channels, layer.out_channels, height * width, layer.groups
+        )
     return cost
 
 
 def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
     """A block on an input of ``height`` x ``width``."""
     if isinstance(block, ShuffleBlock):
-        return _chain_cost(block.branch, height, width) + _chain_cost(block.projection, height, width)
+        return _chain_cost(block.branch, height, width) + _chain_cost(
+            block.projection, height, width
+        )
     pixels_in = height * width
     pixels_out = conv_out(height, block.stride) * conv_out(width, block.stride)
     mid = block.mid_channels
@@ -58,8 +65,9 @@ def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
     return cost
 
 
-def layer_costs(arch: Architecture, num_classes: int = 1000,
-                image_size: tuple[int, int] | None = None) -> list[tuple[str, Cost]]:
+def layer_costs(
+    arch: Architecture, num_classes: int = 1000, image_size: tuple[int, int] | None = None
+) -> list[tuple[str, Cost]]:
     """Cost of each layer, in order, under the name it has in the network.
 
     Args:
@@ -78,6 +86,8 @@ def layer_costs(arch: Architecture, num_classes: int = 1000,
     return layers
 
 
-def network_cost(arch: Architecture, num_classes: int = 1000, image_size: tuple[int, int] | None = None) -> Cost:
+def network_cost(
+    arch: Architecture, num_classes: int = 1000, image_size: tuple[int, int] | None = None
+) -> Cost:
     """Cost of the whole network for one image."""
     return sum((cost for _, cost in layer_costs(arch, num_classes, image_size)), Cost(0, 0))

@@ -1,17 +1,20 @@
 """Latency tables: what each choice of each layer of a space costs on a device.
 
-A table is a JSON file with one entry a searched layer and choice, by name, and a constant for the rest of the
-network. The latency of a network is the sum of its entries and the constant (Stamoulis et al.,
-arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same form. This module imports no framework.
+A table is a JSON file with one entry a searched layer and choice, by name, and a constant for the
+rest of the network. The latency of a network is the sum of its entries and the constant (Stamoulis
+et al., arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same form. This
+module imports no framework.
 """
+
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,39 +60,57 @@ class LatencyTable:
         """Raise LatencyError unless there is a finite cost, not below 0, for each choice of ``space``."""
         origin = origin or f"latency table '{self.name}'"
         if self.space != space.name:
-            raise LatencyError(f"{origin}: made for space '{self.space}', the space searched is '{space.name}'")
+            raise LatencyError(
+                f"{origin}: made for space '{self.space}', the space searched is '{space.name}'"
+            )
         if not _is_cost(self.constant):
-            raise LatencyError(f"{origin}: constant is {self.constant!r}, should be a number not below 0")
+            raise LatencyError(
+                f"{origin}: constant is {self.constant!r}, should be a number not below 0"
+            )
         searched = space.searched
         for name in (*searched, *self.layers):
             if name not in self.layers:
-                raise LatencyError(f"{origin}: layer '{name}' is missing; space '{space.name}' has "
-                                   f"{len(searched)} searched layers")
+                raise LatencyError(
+                    f"{origin}: layer '{name}' is missing; space '{space.name}' has "
+                    f"{len(searched)} searched layers"
+                )
             if name not in searched:
-                raise LatencyError(f"{origin}: layer '{name}' is not a searched layer of space '{space.name}'")
+                raise LatencyError(
+                    f"{origin}: layer '{name}' is not a searched layer of space '{space.name}'"
+                )
             entries, wanted = self.layers[name], searched[name].names
             if not isinstance(entries, Mapping) or set(entries) != set(wanted):
                 found = sorted(entries) if isinstance(entries, Mapping) else entries
-                raise LatencyError(f"{origin}: {name} has entries {found}, should have {sorted(wanted)}")
+                raise LatencyError(
+                    f"{origin}: {name} has entries {found}, should have {sorted(wanted)}"
+                )
             for choice, cost in entries.items():
                 if not _is_cost(cost):
-                    raise LatencyError(f"{origin}: {name}, {choice} is {cost!r}, should be a number not below 0")
+                    raise LatencyError(
+                        f"{origin}: {name}, {choice} is {cost!r}, should be a number not below 0"
+                    )
 
     def total(self, decisions: Sequence[str]) -> float:
         """Cost of the network of some decisions."""
-        return self.constant + math.fsum(entries[choice] for entries, choice in zip(self.layers.values(), decisions))
+        return self.constant + math.fsum(
+            entries[choice] for entries, choice in zip(self.layers.values(), decisions)
+        )
 
     def range(self) -> tuple[float, float]:
         """Smallest and largest cost of any network."""
-        return tuple(self.constant + math.fsum(pick(entries.values()) for entries in self.layers.values())
-                     for pick in (min, max))
+        return tuple(
+            self.constant + math.fsum(pick(entries.values()) for entries in self.layers.values())
+            for pick in (min, max)
+        )
 
     def check_target(self, target: float) -> None:
         """Raise LatencyError for a target that no network has."""
         low, high = self.range()
         if not low <= target <= high:
-            raise LatencyError(f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.4g} to "
-                               f"{high:.4g} {self.unit} by table '{self.name}'")
+            raise LatencyError(
+                f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.4g} to "
+                f"{high:.4g} {self.unit} by table '{self.name}'"
+            )
 
     def matrix(self, name: str, layer: SearchedLayer) -> np.ndarray:
         """Costs of a layer's choices, (kernel sizes, expansions) of float64, smaller choices first."""
@@ -101,24 +122,53 @@ class LatencyTable:
         return float(self.layers[name].get(SKIP, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, "name": self.name, "space": self.space, "device": self.device,
-                "runtime": self.runtime, "batch_size": self.batch_size, "unit": self.unit, "constant": self.constant,
-                "layers": {name: dict(entries) for name, entries in self.layers.items()},
-                "provenance": dict(self.provenance)}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "space": self.space,
+            "device": self.device,
+            "runtime": self.runtime,
+            "batch_size": self.batch_size,
+            "unit": self.unit,
+            "constant": self.constant,
+            "layers": {name: dict(entries) for name, entries in self.layers.items()},
+            "provenance": dict(self.provenance),
+        }
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = "latency table") -> LatencyTable:
         """Inverse of ``to_dict``; ``origin`` names the file in errors."""
-        fields = check_record(data, FORMAT, VERSION, {
-            "name": str, "space": str, "device": str, "runtime": str, "batch_size": int, "unit": str,
-            "constant": float, "layers": dict, "provenance": dict}, origin, LatencyError)
+        fields = check_record(
+            data,
+            FORMAT,
+            VERSION,
+            {
+                "name": str,
+                "space": str,
+                "device": str,
+                "runtime": str,
+                "batch_size": int,
+                "unit": str,
+                "constant": float,
+                "layers": dict,
+                "provenance": dict,
+            },
+            origin,
+            LatencyError,
+        )
         if fields["unit"] != UNIT:
             raise LatencyError(f"{origin}: unit is '{fields['unit']}', should be '{UNIT}'")
         return cls(**fields)
 
 
 def _is_cost(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )
 
 
 def space_of(name_or_file: str | Path) -> str:
@@ -133,26 +183,38 @@ def load_table(name_or_file: str | Path, space: SearchSpace) -> LatencyTable:
     table = LatencyTable.from_dict(read_json(path, LatencyError), str(path))
     table.check(space, str(path))
     # In the space's order, whatever that of the file.
-    return LatencyTable(**{**vars(table), "layers": {name: table.layers[name] for name in space.searched}})
+    return LatencyTable(
+        **{**vars(table), "layers": {name: table.layers[name] for name in space.searched}}
+    )
 
 
 def write_table(path: Path, table: LatencyTable) -> None:
     """Write a table whole or not at all, the entries of a layer on one line."""
     text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False)
     innermost = re.compile(r"([{\[])\s*([^{}\[\]]*?)\s*([}\]])")
-    write_text(path, innermost.sub(lambda match: match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3], text) + "\n")
+    write_text(
+        path,
+        innermost.sub(lambda match: match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3], text)
+        + "\n",
+    )
 
 
-def arithmetic_table(space: SearchSpace, cost: str, num_classes: int = 1000,
-                     image_size: Optional[tuple[int, int]] = None) -> LatencyTable:
+def arithmetic_table(
+    space: SearchSpace,
+    cost: str,
+    num_classes: int = 1000,
+    image_size: tuple[int, int] | None = None,
+) -> LatencyTable:
     """Multiply-adds ("macs") or parameters ("params") of a space in millions, as a table."""
     names, largest = space.searched, space.largest()
     layers = {}
     for index, name in enumerate(f"layer{i}" for i in range(len(space.layers))):
         if name not in names:
             continue
-        layers[name] = {choice: _block_cost(largest, index, names[name], choice, cost, image_size)
-                        for choice in names[name].choices}
+        layers[name] = {
+            choice: _block_cost(largest, index, names[name], choice, cost, image_size)
+            for choice in names[name].choices
+        }
         if names[name].skippable:
             layers[name][SKIP] = 0.0
     whole = getattr(network_cost(largest, num_classes, image_size), cost) / 1e6
@@ -161,9 +223,17 @@ def arithmetic_table(space: SearchSpace, cost: str, num_classes: int = 1000,
     return LatencyTable(cost, space.name, "any", "arithmetic", 1, unit, constant, layers)
 
 
-def _block_cost(arch: Architecture, index: int, layer: SearchedLayer, choice: str, cost: str,
-                image_size: Optional[tuple[int, int]]) -> float:
+def _block_cost(
+    arch: Architecture,
+    index: int,
+    layer: SearchedLayer,
+    choice: str,
+    cost: str,
+    image_size: tuple[int, int] | None,
+) -> float:
     """Cost in millions of block ``index`` of ``arch`` with another choice in its place."""
-    blocks = (*arch.blocks[:index], layer.block(choice), *arch.blocks[index + 1:])
-    changed = Architecture(arch.name, arch.image_size, blocks, arch.stem_channels, arch.stem_stride, arch.head_channels)
+    blocks = (*arch.blocks[:index], layer.block(choice), *arch.blocks[index + 1 :])
+    changed = Architecture(
+        arch.name, arch.image_size, blocks, arch.stem_channels, arch.stem_stride, arch.head_channels
+    )
     return getattr(dict(layer_costs(changed, 1, image_size))[f"blocks.{index}"], cost) / 1e6

@@ -1,14 +1,22 @@
 """The folder of a run: which checkpoints are kept, which one is the newest and which one the best."""
+
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from mindspore import nn
 
-from src.checkpoint.format import Checkpoint, Meta, _remove_scratch, log, read_checkpoint, write_checkpoint
+from src.checkpoint.format import (
+    Checkpoint,
+    Meta,
+    _remove_scratch,
+    log,
+    read_checkpoint,
+    write_checkpoint,
+)
 from src.errors import UserError
 from src.files import write_text
 
@@ -24,13 +32,17 @@ class CheckpointFolder:
     BEST = "best.ckpt"
     INDEX = "checkpoints.json"
 
-    def __init__(self, path: Path, name: str = "spnas", keep: int = 40, policy: str = "latest_k") -> None:
+    def __init__(
+        self, path: Path, name: str = "spnas", keep: int = 40, policy: str = "latest_k"
+    ) -> None:
         self.path, self._name, self._keep, self._policy = path, name, keep, policy
 
     def entries(self) -> list[dict[str, Any]]:
         """File, epoch, step and metrics of each checkpoint, oldest first; damaged files are left out, with a warning."""
         try:
-            index = {entry["file"]: entry for entry in json.loads((self.path / self.INDEX).read_text())}
+            index = {
+                entry["file"]: entry for entry in json.loads((self.path / self.INDEX).read_text())
+            }
         except (OSError, ValueError, KeyError, TypeError):
             index = {}
         found = []
@@ -50,7 +62,7 @@ class CheckpointFolder:
     def _entry(file: str, meta: Meta) -> dict[str, Any]:
         return {"file": file, "epoch": meta.epoch, "step": meta.step, "metrics": meta.metrics}
 
-    def newest(self) -> Optional[Checkpoint]:
+    def newest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read."""
         for entry in reversed(self.entries()):
             try:
@@ -84,7 +96,7 @@ class CheckpointFolder:
         older = entries[:-1]
         if self._policy == "top_k":
             older = sorted(older, key=lambda entry: entry["metrics"].get("top1", -1.0))
-        return older[:max(0, len(entries) - self._keep)]
+        return older[: max(0, len(entries) - self._keep)]
 
     def _link_best(self, path: Path) -> None:
         scratch = self.path / f".best.{os.getpid()}.ckpt"

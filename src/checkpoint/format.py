@@ -1,10 +1,12 @@
 """Checkpoints: one file that holds a run's whole state and explains itself.
 
-A checkpoint is a MindSpore ``.ckpt`` with every parameter of the training step (network under its plain
-names, optimizer, weight average under ``ema.``, loss scale) and one string entry ``meta``: JSON of the
-architecture, preprocessing, classes, configuration and progress. It is written under another name and then
-renamed, so a crash leaves the previous file whole, and read with its checksum.
+A checkpoint is a MindSpore ``.ckpt`` with every parameter of the training step (network under its
+plain names, optimizer, weight average under ``ema.``, loss scale) and one string entry ``meta``:
+JSON of the architecture, preprocessing, classes, configuration and progress. It is written under
+another name and then renamed, so a crash leaves the previous file whole, and read with its
+checksum.
 """
+
 from __future__ import annotations
 
 import errno
@@ -12,10 +14,11 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -46,7 +49,8 @@ class Meta:
         step: batches trained of the epoch that follows; 0 at the end of an epoch.
         parameters: number of parameters in the file; fewer when read means a damaged file.
         metrics: validation results, empty where the checkpoint was not validated.
-        space: the search space of a supernet, whose largest network is ``arch``; None for a network.
+        space: the search space of a supernet, whose largest network is ``arch``; None for a
+            network.
         device_num: number of devices that trained, each with batches of its own.
     """
 
@@ -58,7 +62,7 @@ class Meta:
     step: int = 0
     parameters: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    space: Optional[dict[str, Any]] = None
+    space: dict[str, Any] | None = None
     device_num: int = 1
     version: int = VERSION
 
@@ -81,8 +85,11 @@ class Checkpoint:
 
     def network_parameters(self) -> dict[str, Parameter]:
         """The network to evaluate and export: the weight average where there is one."""
-        average = {name[len(EMA_PREFIX):]: value for name, value in self.parameters.items()
-                   if name.startswith(EMA_PREFIX)}
+        average = {
+            name[len(EMA_PREFIX) :]: value
+            for name, value in self.parameters.items()
+            if name.startswith(EMA_PREFIX)
+        }
         return average or self.parameters
 
     def source(self, config: Any, split: str) -> ImageFolder | PixelArray:
@@ -96,24 +103,34 @@ class Checkpoint:
         """
         trained = self.meta.config
         data_path = config.data_path or trained["data_path"]
-        val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
-        source = open_sources(config.dataset_name or trained["dataset_name"], data_path, val_data_path, (split,))[split]
+        val_data_path = config.val_data_path or (
+            None if config.data_path else trained["val_data_path"]
+        )
+        source = open_sources(
+            config.dataset_name or trained["dataset_name"], data_path, val_data_path, (split,)
+        )[split]
         if list(source.classes) != self.meta.classes:
             others = " others" if len(source.classes) == len(self.meta.classes) else ""
-            raise UserError(f"{source.path}: holds {len(source.classes)} classes, {self.path} was trained on "
-                            f"{len(self.meta.classes)}{others}")
+            raise UserError(
+                f"{source.path}: holds {len(source.classes)} classes, {self.path} was trained on "
+                f"{len(self.meta.classes)}{others}"
+            )
         return source
 
     def network(self, *, kernels: bool = False, folded: bool = False) -> SPNASNet:
         """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
         if self.meta.space is not None:
-            raise UserError(f"{self.path}: holds a supernet in search, not a network; the network that a search found is "
-                            "in inherited.ckpt of its run folder; search.py --method one_shot searches a one-shot supernet")
+            raise UserError(
+                f"{self.path}: holds a supernet in search, not a network; the network that a search found is "
+                "in inherited.ckpt of its run folder; search.py --method one_shot searches a one-shot supernet"
+            )
         network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels and not folded)
         load_parameters(network, self.network_parameters(), self.path)
         if folded:
-            arrays = fold_batch_norm({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()},
-                                     self.arch.bn_epsilon)
+            arrays = fold_batch_norm(
+                {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()},
+                self.arch.bn_epsilon,
+            )
             network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels, folded=True)
             load_parameters(network, to_parameters(arrays), self.path)
         return network.set_train(False)
@@ -139,17 +156,21 @@ def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path)
     for parameter in cell.get_parameters():
         stored = parameters.get(parameter.name)
         if stored is None:
-            raise UserError(f"{path}: holds no '{parameter.name}'; it does not match the architecture or configuration")
+            raise UserError(
+                f"{path}: holds no '{parameter.name}'; it does not match the architecture or configuration"
+            )
         if stored.shape != parameter.shape:
-            raise UserError(f"{path}: '{parameter.name}' has shape {stored.shape}, should be {parameter.shape}")
+            raise UserError(
+                f"{path}: '{parameter.name}' has shape {stored.shape}, should be {parameter.shape}"
+            )
         parameter.set_data(stored.value())
 
 
 def overwrite(parameter: Parameter, value: Tensor) -> None:
     """Give a parameter other values in the memory that it has.
 
-    A compiled graph with branches that has run once goes on reading that memory: what ``set_data`` puts in its place is
-    silently not seen by the branches.
+    A compiled graph with branches that has run once goes on reading that memory: what ``set_data``
+    puts in its place is silently not seen by the branches.
     """
     ops.assign(parameter, value)
 
@@ -167,15 +188,23 @@ def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
     try:
         with _framework_silent():
-            ms.save_checkpoint(cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True)
+            ms.save_checkpoint(
+                cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True
+            )
         with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except (OSError, RuntimeError, ValueError) as error:
         _remove_scratch(path.parent, scratch.stem)
-        reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else str(error).strip().splitlines()[0]
-        raise Fault(f"{path}: cannot be saved ({reason}); the checkpoints before it are whole") from None
+        reason = (
+            os.strerror(errno.ENOSPC)
+            if "space" in str(error).lower()
+            else str(error).strip().splitlines()[0]
+        )
+        raise Fault(
+            f"{path}: cannot be saved ({reason}); the checkpoints before it are whole"
+        ) from None
     release_memory()  # save_checkpoint leaves copies of all parameters that refer to each other
 
 
@@ -227,8 +256,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     entries = read_entries(path)
     text = entries.pop(META, None)
     if not isinstance(text, str):
-        raise UserError(f"{path}: not a checkpoint of this project (it does not describe itself); "
-                        "weights of other projects are read by train.py --pre_trained")
+        raise UserError(
+            f"{path}: not a checkpoint of this project (it does not describe itself); "
+            "weights of other projects are read by train.py --pre_trained"
+        )
     try:
         meta = Meta(**json.loads(text))
     except (ValueError, TypeError) as error:
@@ -236,5 +267,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if meta.version != VERSION:
         raise UserError(f"{path}: version {meta.version}, this program reads {VERSION}")
     if len(entries) != meta.parameters:
-        raise UserError(f"{path}: holds {len(entries)} of {meta.parameters} parameters; it is damaged")
+        raise UserError(
+            f"{path}: holds {len(entries)} of {meta.parameters} parameters; it is damaged"
+        )
     return Checkpoint(path, meta, to_parameters(entries))

@@ -1,14 +1,15 @@
 """Weights of earlier trainings for a network: this project's, the model zoo's or timm's.
 
-A file is recognised by the name that its stem has. Model zoo and timm number blocks within stages, this
-project throughout; blocks correspond by their order.
+A file is recognised by the name that its stem has. Model zoo and timm number blocks within stages,
+this project throughout; blocks correspond by their order.
 """
+
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -20,11 +21,20 @@ from src.errors import UserError
 SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")
 FOREIGN_EPSILON = 1e-5  # of batch normalisation in the model zoo's spnasnet and timm's spnasnet_100
 
-_STEMS = {"project": "stem.conv.weight", "model zoo": "features.0.conv1.conv.weight", "timm": "conv_stem.weight"}
+_STEMS = {
+    "project": "stem.conv.weight",
+    "model zoo": "features.0.conv1.conv.weight",
+    "timm": "conv_stem.weight",
+}
 _PROJECT_NAME = re.compile(r"(stem|blocks\.\d+|head|classifier)\..+")
 _ZOO_BLOCK = re.compile(r"features\.(0\.conv2|[1-4]\.\d+|5\.conv1)(?=\.)")
 _TIMM_BLOCK = re.compile(r"blocks\.\d+\.\d+(?=\.)")
-_TIMM_BN = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_TIMM_BN = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
 _PARTS = ("expand", "depthwise", "project")
 
 
@@ -50,7 +60,9 @@ class LoadReport:
     def summary(self) -> str:
         """One line for the log, and a further one for everything that is not as expected."""
         total = len(self.loaded) + len(self.fresh)
-        lines = [f"{self.path}: {len(self.loaded)} of {total} parameters loaded ({self.source} names)"]
+        lines = [
+            f"{self.path}: {len(self.loaded)} of {total} parameters loaded ({self.source} names)"
+        ]
         if self.fresh:
             lines.append(f"initial values kept: {_some(self.fresh)}")
         if self.unused:
@@ -65,8 +77,8 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a file, under the names they have there.
 
-    Of a checkpoint of this project, known by its ``meta``, these are the network's alone, averaged ones
-    (``ema.<name>``) in place of those they average.
+    Of a checkpoint of this project, known by its ``meta``, these are the network's alone, averaged
+    ones (``ema.<name>``) in place of those they average.
 
     Raises:
         UserError: there is no such file, it is of an unknown kind, or damaged.
@@ -82,11 +94,15 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         try:
             from safetensors.numpy import load_file  # only who has such a file needs the library
         except ImportError:
-            raise UserError(f"{path}: reading it needs a library: pip install safetensors") from None
+            raise UserError(
+                f"{path}: reading it needs a library: pip install safetensors"
+            ) from None
         with damage_reported(path, "safetensors file"):
             return load_file(path)
     entries = load_torch(path)
-    if isinstance(entries, Mapping) and "state_dict" in entries:  # a training's, beside epoch and optimizer
+    if (
+        isinstance(entries, Mapping) and "state_dict" in entries
+    ):  # a training's, beside epoch and optimizer
         entries = entries["state_dict"]
     if not isinstance(entries, Mapping):
         raise UserError(f"{path}: holds {type(entries).__name__}, should hold a state dict")
@@ -98,8 +114,16 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     weights = {name: value for name, value in entries.items() if isinstance(value, np.ndarray)}
     if not isinstance(entries.get(META), str):
         return weights
-    averaged = {name[len(EMA_PREFIX):]: value for name, value in weights.items() if name.startswith(EMA_PREFIX)}
-    return {name: value for name, value in {**weights, **averaged}.items() if _PROJECT_NAME.fullmatch(name)}
+    averaged = {
+        name[len(EMA_PREFIX) :]: value
+        for name, value in weights.items()
+        if name.startswith(EMA_PREFIX)
+    }
+    return {
+        name: value
+        for name, value in {**weights, **averaged}.items()
+        if _PROJECT_NAME.fullmatch(name)
+    }
 
 
 def to_project_names(names: Collection[str], origin: str | Path) -> tuple[str, dict[str, str]]:
@@ -110,14 +134,20 @@ def to_project_names(names: Collection[str], origin: str | Path) -> tuple[str, d
     Raises:
         UserError: no known stem is among them; ``origin`` names the file.
     """
-    prefixes = {source: [name[:-len(stem)] for name in names if name.endswith(stem)]
-                for source, stem in _STEMS.items()}
+    prefixes = {
+        source: [name[: -len(stem)] for name in names if name.endswith(stem)]
+        for source, stem in _STEMS.items()
+    }
     source = next((source for source in prefixes if prefixes[source]), None)
     if source is None:
-        raise UserError(f"{origin}: holds no weights of such a network; expected one of the names "
-                        f"{', '.join(_STEMS.values())}, found {_some(sorted(names)) or 'none'}")
-    prefix = min(prefixes[source], key=len)  # the state of an optimizer has longer ones (moments.huawei...)
-    bare = {name[len(prefix):]: name for name in names if name.startswith(prefix)}
+        raise UserError(
+            f"{origin}: holds no weights of such a network; expected one of the names "
+            f"{', '.join(_STEMS.values())}, found {_some(sorted(names)) or 'none'}"
+        )
+    prefix = min(
+        prefixes[source], key=len
+    )  # the state of an optimizer has longer ones (moments.huawei...)
+    bare = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
     if source == "project":
         return source, {name: rest for rest, name in bare.items() if _PROJECT_NAME.fullmatch(rest)}
     layers = dict(_zoo_layers(bare) if source == "model zoo" else _timm_layers(bare))
@@ -144,8 +174,13 @@ def _zoo_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
 
 def _timm_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a layer's name in timm and here."""
-    yield from {"conv_stem": "stem.conv", "bn1": "stem.bn", "conv_head": "head.conv", "bn2": "head.bn",
-                "classifier": "classifier"}.items()
+    yield from {
+        "conv_stem": "stem.conv",
+        "bn1": "stem.bn",
+        "conv_head": "head.conv",
+        "bn2": "head.bn",
+        "classifier": "classifier",
+    }.items()
     for theirs, ours in _numbered(_TIMM_BLOCK, names):
         if f"{theirs}.conv_pwl.weight" in names:
             layers = zip(("conv_pw", "conv_dw", "conv_pwl"), _PARTS)
@@ -159,7 +194,9 @@ def _timm_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
 def _numbered(block: re.Pattern, names: Collection[str]) -> list[tuple[str, str]]:
     """The blocks among the names in the order of their numbers, with the names they have here."""
     found = {match[0] for match in map(block.match, names) if match}
-    ordered = sorted(found, key=lambda prefix: [int(number) for number in re.findall(r"\d+", prefix)])
+    ordered = sorted(
+        found, key=lambda prefix: [int(number) for number in re.findall(r"\d+", prefix)]
+    )
     return [(prefix, f"blocks.{index}") for index, prefix in enumerate(ordered)]
 
 
@@ -169,7 +206,8 @@ def load_pretrained(network: nn.Cell, path: str | Path) -> LoadReport:
     Where the class counts differ the classifier keeps its initial values.
 
     Raises:
-        UserError: the file cannot be read, holds nothing for this network, or a shape differs elsewhere.
+        UserError: the file cannot be read, holds nothing for this network, or a shape differs
+        elsewhere.
     """
     path = Path(path)
     weights = read_weights(path)
@@ -184,17 +222,30 @@ def load_pretrained(network: nn.Cell, path: str | Path) -> LoadReport:
             usable[ours] = weights[theirs]
         elif ours.startswith("classifier.") and shape and shape[1:] == wanted[1:]:
             if ours == "classifier.weight":
-                notes.append(f"the classifier starts anew: {shape[0]} classes in the file, {wanted[0]} in the network")
+                notes.append(
+                    f"the classifier starts anew: {shape[0]} classes in the file, {wanted[0]} in the network"
+                )
         else:
-            raise UserError(f"{path}: '{theirs}' has shape {shape}, the network's '{ours}' has {wanted}; "
-                            "choose the architecture that these weights were trained for")
+            raise UserError(
+                f"{path}: '{theirs}' has shape {shape}, the network's '{ours}' has {wanted}; "
+                "choose the architecture that these weights were trained for"
+            )
     if source != "project" and abs(network.stem.bn.eps - FOREIGN_EPSILON) > 1e-9:
-        notes.append(f"batch normalisation here adds {network.stem.bn.eps:g} to the variance, these weights were "
-                     f"trained with {FOREIGN_EPSILON:g}: set bn_epsilon in the architecture to that")
+        notes.append(
+            f"batch normalisation here adds {network.stem.bn.eps:g} to the variance, these weights were "
+            f"trained with {FOREIGN_EPSILON:g}: set bn_epsilon in the architecture to that"
+        )
     for name, value in usable.items():
         parameters[name].set_data(Tensor(value, parameters[name].dtype))
     return LoadReport(
-        path=path, source=source, loaded=tuple(usable), fresh=tuple(name for name in parameters if name not in usable),
-        unused=tuple(name for name in weights if renamed.get(name) not in parameters
-                     and not name.endswith("num_batches_tracked")),  # PyTorch's counter, of no effect here
-        notes=tuple(notes))
+        path=path,
+        source=source,
+        loaded=tuple(usable),
+        fresh=tuple(name for name in parameters if name not in usable),
+        unused=tuple(
+            name
+            for name in weights
+            if renamed.get(name) not in parameters and not name.endswith("num_batches_tracked")
+        ),  # PyTorch's counter, of no effect here
+        notes=tuple(notes),
+    )

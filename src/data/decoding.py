@@ -1,9 +1,11 @@
 """Decoding images, so that no file of any content can end a run.
 
-MindSpore's own JPEG decoder stops the whole process (SIGFPE, SIGSEGV) on many files with a damaged header,
-which no error mode catches. libjpeg-turbo, through simplejpeg, reports the same files as errors, is at least
-as fast, and leaves Python's lock while it works; resizing and augmentation stay in MindSpore's pipeline.
+MindSpore's own JPEG decoder stops the whole process (SIGFPE, SIGSEGV) on many files with a damaged
+header, which no error mode catches. libjpeg-turbo, through simplejpeg, reports the same files as
+errors, is at least as fast, and leaves Python's lock while it works; resizing and augmentation stay
+in MindSpore's pipeline.
 """
+
 from __future__ import annotations
 
 import io
@@ -35,7 +37,9 @@ def decode_image(data: bytes) -> np.ndarray:
         if data[:2] == b"\xff\xd8":
             return _decode_jpeg(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the size is checked here
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP")) as image:
                 _check_size(*image.size)
                 return np.asarray(image.convert("RGB"))
@@ -44,7 +48,9 @@ def decode_image(data: bytes) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise ImageError("neither JPEG, PNG nor BMP") from None
     except Exception as error:  # pylint: disable=broad-except  # decoders raise many kinds for damaged bytes
-        raise ImageError(f"cannot be decoded ({str(error).strip() or type(error).__name__})") from None
+        raise ImageError(
+            f"cannot be decoded ({str(error).strip() or type(error).__name__})"
+        ) from None
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,19 +1,21 @@
 """Pickled arrays without the danger of pickles: a file names objects, this module decides what they are.
 
-A pickle may call whatever it names. Here a name resolves only through a table of harmless stand-ins, so
-nothing that a file brings or names is ever executed. Classes of NumPy and PyTorch are not in the tables
-either: their pickled state reaches raw memory, so types, shapes and offsets are checked before it does.
-Imports neither MindSpore nor PyTorch.
+A pickle may call whatever it names. Here a name resolves only through a table of harmless
+stand-ins, so nothing that a file brings or names is ever executed. Classes of NumPy and PyTorch are
+not in the tables either: their pickled state reaches raw memory, so types, shapes and offsets are
+checked before it does. Imports neither MindSpore nor PyTorch.
 """
+
 from __future__ import annotations
 
 import math
 import pickle
 import re
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,9 +34,17 @@ def damage_reported(origin: str | Path, kind: str) -> Iterator[None]:
         raise UserError(f"{origin}: damaged or no {kind} ({reason})") from error
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: that in C fills gigabytes for one damaged memo index
-    def __init__(self, file: BinaryIO, origin: str, allowed: Mapping[str, Any],
-                 resolve: Callable[[Any], Any] | None, encoding: str) -> None:
+class _Unpickler(
+    pickle._Unpickler
+):  # the one in Python: that in C fills gigabytes for one damaged memo index
+    def __init__(
+        self,
+        file: BinaryIO,
+        origin: str,
+        allowed: Mapping[str, Any],
+        resolve: Callable[[Any], Any] | None,
+        encoding: str,
+    ) -> None:
         super().__init__(file, encoding=encoding)
         self._origin = origin
         self._allowed = allowed
@@ -44,8 +54,10 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: that in C fills gigab
         try:
             return self._allowed[f"{module}.{name}"]
         except KeyError:
-            raise UserError(f"{self._origin}: asks for '{module}.{name}', which is refused, and nothing in the file "
-                            "was executed; save its arrays or tensors alone") from None
+            raise UserError(
+                f"{self._origin}: asks for '{module}.{name}', which is refused, and nothing in the file "
+                "was executed; save its arrays or tensors alone"
+            ) from None
 
     def persistent_load(self, pid: Any) -> Any:
         if self._resolve is None:
@@ -53,8 +65,14 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: that in C fills gigab
         return self._resolve(pid)
 
 
-def load(file: BinaryIO, origin: str, allowed: Mapping[str, Any], *,
-         resolve: Callable[[Any], Any] | None = None, encoding: str = "ASCII") -> Any:
+def load(
+    file: BinaryIO,
+    origin: str,
+    allowed: Mapping[str, Any],
+    *,
+    resolve: Callable[[Any], Any] | None = None,
+    encoding: str = "ASCII",
+) -> Any:
     """Unpickle a file that names nothing but what is in ``allowed``.
 
     Args:
@@ -128,9 +146,17 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: An
     """Stands in for ``torch._utils._rebuild_tensor_v2``; offset and stride count elements of the storage."""
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if (storage.ndim != 1 or len(size) != len(stride) or min((offset, *size, *stride)) < 0
-            or count > storage.size or count and last >= storage.size):
-        raise ValueError(f"tensor of size {size}, stride {stride}, offset {offset} in {storage.size} numbers")
+    if (
+        storage.ndim != 1
+        or len(size) != len(stride)
+        or min((offset, *size, *stride)) < 0
+        or count > storage.size
+        or count
+        and last >= storage.size
+    ):
+        raise ValueError(
+            f"tensor of size {size}, stride {stride}, offset {offset} in {storage.size} numbers"
+        )
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
@@ -139,35 +165,51 @@ def _parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
     return tensor
 
 
-_STORAGES = {"Double": "f8", "Float": "f4", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1",
-             "Byte": "u1", "Bool": "b1"}
+_STORAGES = {
+    "Double": "f8",
+    "Float": "f4",
+    "Half": "f2",
+    "Long": "i8",
+    "Int": "i4",
+    "Short": "i2",
+    "Char": "i1",
+    "Byte": "u1",
+    "Bool": "b1",
+}
 _TORCH = {
     "collections.OrderedDict": _StateDict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     **{f"torch.{name}Storage": code for name, code in _STORAGES.items()},
 }
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # opens torch.save files of before PyTorch 1.6
+_LEGACY_MAGIC = (
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # opens torch.save files of before PyTorch 1.6
+)
 
 
 def load_torch(path: Path) -> Any:
     """Read what ``torch.save`` wrote, tensors as arrays, without PyTorch.
 
     Raises:
-        UserError: the file is damaged, of before PyTorch 1.6, or holds more than tensors, dicts, lists and text.
+        UserError: the file is damaged, of before PyTorch 1.6, or holds more than tensors, dicts,
+        lists and text.
     """
     with open(path, "rb") as file, damage_reported(path, "PyTorch file"):
         if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
-            raise UserError(f"{path}: in the format of before PyTorch 1.6; load and save it with a newer PyTorch, "
-                            "or take the weights as .safetensors")
+            raise UserError(
+                f"{path}: in the format of before PyTorch 1.6; load and save it with a newer PyTorch, "
+                "or take the weights as .safetensors"
+            )
         with zipfile.ZipFile(file) as archive:
             return _load_torch_zip(archive, str(path))
 
 
 def _load_torch_zip(archive: zipfile.ZipFile, origin: str) -> Any:
     names = archive.namelist()
-    root = next((name[:-len("data.pkl")] for name in names if name.endswith("/data.pkl")), "")
-    order = ">" if f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big" else "<"
+    root = next((name[: -len("data.pkl")] for name in names if name.endswith("/data.pkl")), "")
+    order = (
+        ">" if f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big" else "<"
+    )
     storages: dict[str, np.ndarray] = {}
 
     def storage(pid: tuple) -> np.ndarray:
@@ -175,7 +217,9 @@ def _load_torch_zip(archive: zipfile.ZipFile, origin: str) -> Any:
         if key not in storages:
             dtype, entry = np.dtype(order + code), archive.getinfo(f"{root}data/{key}")
             if entry.file_size != count * dtype.itemsize:
-                raise ValueError(f"storage {key} has {entry.file_size} bytes, should have {count * dtype.itemsize}")
+                raise ValueError(
+                    f"storage {key} has {entry.file_size} bytes, should have {count * dtype.itemsize}"
+                )
             storages[key] = np.frombuffer(archive.read(entry), dtype)
         return storages[key]
 

@@ -1,8 +1,9 @@
 """Labelled images on disk: class folders, CIFAR-10 in its published forms, the embedded digits.
 
-A source is a sequence of images (H, W, 3) with labels. It checks at construction, in seconds, what would
-otherwise fail in the middle of a run. No framework is imported.
+A source is a sequence of images (H, W, 3) with labels. It checks at construction, in seconds, what
+would otherwise fail in the middle of a run. No framework is imported.
 """
+
 from __future__ import annotations
 
 import logging
@@ -11,7 +12,6 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -28,28 +28,48 @@ class ImageFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: no such folder; expected one folder of images a class in it")
-        folders = sorted(entry.name for entry in os.scandir(self.path)
-                         if entry.is_dir() and not entry.name.startswith("."))
+            raise UserError(
+                f"{self.path}: no such folder; expected one folder of images a class in it"
+            )
+        folders = sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
         if not folders:
-            raise UserError(f"{self.path}: holds no class folders; expected one folder of images a class")
+            raise UserError(
+                f"{self.path}: holds no class folders; expected one folder of images a class"
+            )
         self.classes = tuple(folders)
         self._files: list[str] = []
         labels: list[int] = []
         foreign: list[str] = []
         for label, folder in enumerate(folders):
-            names = sorted(entry.name for entry in os.scandir(self.path / folder) if entry.is_file())
+            names = sorted(
+                entry.name for entry in os.scandir(self.path / folder) if entry.is_file()
+            )
             images = [name for name in names if name.lower().endswith(EXTENSIONS)]
             if not images:
-                raise UserError(f"{self.path / folder}: class folder without images; fill it or remove it")
-            foreign += [os.path.join(folder, name) for name in names if not name.lower().endswith(EXTENSIONS)]
+                raise UserError(
+                    f"{self.path / folder}: class folder without images; fill it or remove it"
+                )
+            foreign += [
+                os.path.join(folder, name)
+                for name in names
+                if not name.lower().endswith(EXTENSIONS)
+            ]
             self._files += [os.path.join(folder, name) for name in images]
             labels += [label] * len(images)
         self.labels = np.array(labels, np.int32)
         if foreign:
             more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
-            log.warning("%s: skipped %d files that are no images: %s%s", self.path, len(foreign),
-                        ", ".join(foreign[:5]), more)
+            log.warning(
+                "%s: skipped %d files that are no images: %s%s",
+                self.path,
+                len(foreign),
+                ", ".join(foreign[:5]),
+                more,
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -69,8 +89,15 @@ class ImageFolder:
 class PixelArray:
     """Images that are already pixels: (N, H, W, 3) of uint8 in memory."""
 
-    def __init__(self, path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-        self.path, self.images, self.labels, self.classes = path, images, labels.astype(np.int32), classes
+    def __init__(
+        self, path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
+    ) -> None:
+        self.path, self.images, self.labels, self.classes = (
+            path,
+            images,
+            labels.astype(np.int32),
+            classes,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +109,18 @@ class PixelArray:
         return self.images[index]
 
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 _CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
 _CIFAR_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
 
@@ -102,7 +140,9 @@ def _cifar_file(file, name: str, origin: str) -> tuple[np.ndarray, np.ndarray]:
         except (KeyError, TypeError):
             raise UserError(f"{origin}: no CIFAR-10 batch (it lacks 'labels' or 'data')") from None
     if pixels.ndim != 2 or pixels.shape != (len(labels), 3072) or pixels.dtype != np.uint8:
-        raise UserError(f"{origin}: pixels of shape {pixels.shape}, should be ({len(labels)}, 3072) of uint8")
+        raise UserError(
+            f"{origin}: pixels of shape {pixels.shape}, should be ({len(labels)}, 3072) of uint8"
+        )
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise UserError(f"{origin}: labels from {labels.min()} to {labels.max()}, should be 0 to 9")
     return labels, pixels
@@ -119,39 +159,59 @@ def cifar10(path: str | Path, split: str) -> PixelArray:
     if path.is_file():
         try:
             with tarfile.open(path) as archive:
-                members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
+                members = {
+                    Path(member.name).name: member
+                    for member in archive.getmembers()
+                    if member.isfile()
+                }
                 for stem in _CIFAR_FILES[split]:
                     name = stem if stem in members else f"{stem}.bin"
                     if name not in members:
-                        raise UserError(f"{path}: holds no '{stem}' or '{stem}.bin'; expected the published archive")
-                    batches.append(_cifar_file(archive.extractfile(members[name]), name, f"{path}, {name}"))
+                        raise UserError(
+                            f"{path}: holds no '{stem}' or '{stem}.bin'; expected the published archive"
+                        )
+                    batches.append(
+                        _cifar_file(archive.extractfile(members[name]), name, f"{path}, {name}")
+                    )
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"{path}: not readable as a tar archive ({error})") from None
     elif path.is_dir():
         first = _CIFAR_FILES[split][0]
         places = [path, *(path / name for name in _CIFAR_FOLDERS), *sorted(path.glob("*/"))]
-        folder = next((p for p in places if (p / first).is_file() or (p / f"{first}.bin").is_file()), None)
+        folder = next(
+            (p for p in places if (p / first).is_file() or (p / f"{first}.bin").is_file()), None
+        )
         if folder is None:
-            raise UserError(f"{path}: holds no '{first}' or '{first}.bin', neither directly nor one folder below; "
-                            f"expected {' or '.join(_CIFAR_FOLDERS)}")
+            raise UserError(
+                f"{path}: holds no '{first}' or '{first}.bin', neither directly nor one folder below; "
+                f"expected {' or '.join(_CIFAR_FOLDERS)}"
+            )
         for stem in _CIFAR_FILES[split]:
-            file_path = next((p for p in (folder / stem, folder / f"{stem}.bin") if p.is_file()), None)
+            file_path = next(
+                (p for p in (folder / stem, folder / f"{stem}.bin") if p.is_file()), None
+            )
             if file_path is None:
-                raise UserError(f"{folder / stem}: missing; expected all of {', '.join(_CIFAR_FILES[split])}")
+                raise UserError(
+                    f"{folder / stem}: missing; expected all of {', '.join(_CIFAR_FILES[split])}"
+                )
             with open(file_path, "rb") as file:
                 batches.append(_cifar_file(file, file_path.name, str(file_path)))
     else:
-        raise UserError(f"{path}: no such file or folder; expected CIFAR-10 in its python or binary version")
+        raise UserError(
+            f"{path}: no such file or folder; expected CIFAR-10 in its python or binary version"
+        )
     labels = np.concatenate([batch[0] for batch in batches])
-    pixels = np.concatenate([batch[1] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    pixels = (
+        np.concatenate([batch[1] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
     return PixelArray(path, np.ascontiguousarray(pixels), labels, CIFAR10_CLASSES)
 
 
 def prepare_digits(path: str | Path) -> None:
     """Write scikit-learn's 1,797 handwritten digits as 32x32 RGB JPEG class folders, unless they are there.
 
-    The split is fixed and stratified: 1,437 images in ``train/``, 360 in ``val/``. From Alpaydin and
-    Kaynak's "Optical Recognition of Handwritten Digits" (UCI), 8x8 with 17 grey levels.
+    The split is fixed and stratified: 1,437 images in ``train/``, 360 in ``val/``. From Alpaydin
+    and Kaynak's "Optical Recognition of Handwritten Digits" (UCI), 8x8 with 17 grey levels.
     """
     path = Path(path)
 
@@ -161,7 +221,9 @@ def prepare_digits(path: str | Path) -> None:
     if complete():
         return
     if path.exists() and any(path.iterdir()) and not complete():
-        raise UserError(f"{path}: exists but holds no digits (train/ and val/); give another --data_path")
+        raise UserError(
+            f"{path}: exists but holds no digits (train/ and val/); give another --data_path"
+        )
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -170,7 +232,8 @@ def prepare_digits(path: str | Path) -> None:
     indices = np.arange(len(digits.target))
     train, val = train_test_split(indices, test_size=0.2, stratify=digits.target, random_state=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed, so that a folder under the final name is always complete.
+    # Written beside its place and renamed, so that a folder under the final name is always
+    # complete.
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         for split, members in (("train", train), ("val", val)):
@@ -190,12 +253,16 @@ def prepare_digits(path: str | Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def open_sources(dataset_name: str, data_path: str, val_data_path: Optional[str] = None,
-                 splits: tuple[str, ...] = ("train", "val")) -> dict[str, ImageFolder | PixelArray]:
+def open_sources(
+    dataset_name: str,
+    data_path: str,
+    val_data_path: str | None = None,
+    splits: tuple[str, ...] = ("train", "val"),
+) -> dict[str, ImageFolder | PixelArray]:
     """The sources of a data set by split, checked against each other.
 
-    ``data_path`` holds ``train/`` and ``val/``, or is the training folder itself as in the model zoo;
-    ``val_data_path`` names the validation images where they lie elsewhere.
+    ``data_path`` holds ``train/`` and ``val/``, or is the training folder itself as in the model
+    zoo; ``val_data_path`` names the validation images where they lie elsewhere.
     """
     if dataset_name == "digits":
         prepare_digits(data_path)
@@ -219,6 +286,8 @@ def open_sources(dataset_name: str, data_path: str, val_data_path: Optional[str]
     if len(sources) == 2 and sources["train"].classes != sources["val"].classes:
         train, val = sources["train"], sources["val"]
         odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{train.path} has {len(train.classes)} classes, {val.path} has {len(val.classes)}; "
-                        f"only in one of them: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
+        raise UserError(
+            f"{train.path} has {len(train.classes)} classes, {val.path} has {len(val.classes)}; "
+            f"only in one of them: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+        )
     return sources

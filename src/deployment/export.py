@@ -1,8 +1,9 @@
 """From a checkpoint to a model file and the description that inference reads, both checked before they appear.
 
-A model is written under another name, loaded again and compared with the network on real images; only then
-does it get its name, and its description, ``<name>.json``, is written beside it.
+A model is written under another name, loaded again and compared with the network on real images;
+only then does it get its name, and its description, ``<name>.json``, is written beside it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -11,9 +12,10 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -33,7 +35,8 @@ FORMAT = "spnas-export"
 VERSION = 1
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 CHECK_IMAGES = 16
-# Largest differences of logits, relative to the largest logit: of folding, and of the model file besides.
+# Largest differences of logits, relative to the largest logit: of folding, and of the model file
+# besides.
 FOLD_TOLERANCE = 1e-5
 FILE_TOLERANCE = 1e-4
 
@@ -56,8 +59,16 @@ class Check:
     largest_difference: float
 
 
-def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR", batch_size: int = 1,
-           mindir_version: int = 1, fold: bool = True, device_target: str = "CPU") -> Path:
+def export(
+    checkpoint: Checkpoint,
+    *,
+    file_name: str,
+    file_format: str = "MINDIR",
+    batch_size: int = 1,
+    mindir_version: int = 1,
+    fold: bool = True,
+    device_target: str = "CPU",
+) -> Path:
     """Write a model and its description.
 
     Args:
@@ -73,10 +84,12 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
         Fault: the model gives other logits than the network; nothing is left under its name.
     """
     if file_format == "AIR" and device_target != "Ascend":
-        raise UserError("file_format AIR: is written on an Ascend device only (--device_target Ascend); "
-                        "--file_format MINDIR or ONNX can be written here")
+        raise UserError(
+            "file_format AIR: is written on an Ascend device only (--device_target Ascend); "
+            "--file_format MINDIR or ONNX can be written here"
+        )
     suffix = SUFFIXES[file_format]
-    path = Path(file_name[:-len(suffix)] if file_name.endswith(suffix) else file_name)
+    path = Path(file_name[: -len(suffix)] if file_name.endswith(suffix) else file_name)
     path = path.with_name(path.name + suffix)
     make_folder(path.parent)
     _claim_description(path)
@@ -91,11 +104,19 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
         if file_format == "MINDIR":
             version = read_mindir(file.read_bytes()).mind_ir_version
             if version != mindir_version:
-                raise UserError(f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version "
-                                f"{version}; choose 1 or {version}")
+                raise UserError(
+                    f"mindir_version {mindir_version}: MindSpore {ms.__version__} writes version "
+                    f"{version}; choose 1 or {version}"
+                )
         check = _check(file, checkpoint, network, fold, batch_size)
-        model = {"file": path.name, "format": file_format, "mindir_version": version, "folded": fold,
-                 "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        model = {
+            "file": path.name,
+            "format": file_format,
+            "mindir_version": version,
+            "folded": fold,
+            "bytes": file.stat().st_size,
+            "sha256": _sha256(file),
+        }
         description = _describe(checkpoint, shape, model, check)
         os.replace(file, path)
     except OSError as error:
@@ -106,9 +127,13 @@ def export(checkpoint: Checkpoint, *, file_name: str, file_format: str = "MINDIR
     return path
 
 
-def write_model(network: nn.Cell, shape: tuple[int, ...], file: Path, file_format: str, mindir_version: int) -> None:
+def write_model(
+    network: nn.Cell, shape: tuple[int, ...], file: Path, file_format: str, mindir_version: int
+) -> None:
     """Write the model of a network, or of a part of one, for inputs of ``shape``; nothing is checked."""
-    ms.export(network, Tensor(np.zeros(shape, np.float32)), file_name=str(file), file_format=file_format)
+    ms.export(
+        network, Tensor(np.zeros(shape, np.float32)), file_name=str(file), file_format=file_format
+    )
     os.chmod(file, 0o644)
     if file_format == "MINDIR" and mindir_version == 1:
         file.write_bytes(to_version_1(file.read_bytes()))
@@ -121,20 +146,27 @@ def _claim_description(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     if other != path.name and (path.parent / other).is_file():
-        raise UserError(f"{path.with_suffix('.json')}: describes {other}, and {path.name} would take it over; "
-                        "choose another --file_name")
+        raise UserError(
+            f"{path.with_suffix('.json')}: describes {other}, and {path.name} would take it over; "
+            "choose another --file_name"
+        )
 
 
-def _describe(checkpoint: Checkpoint, shape: tuple[int, ...], model: dict[str, Any],
-              check: Optional[Check]) -> dict[str, Any]:
+def _describe(
+    checkpoint: Checkpoint, shape: tuple[int, ...], model: dict[str, Any], check: Check | None
+) -> dict[str, Any]:
     """The content of ``<name>.json``: all that inference needs to know."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "model": model,
         "input": {"name": "x", "shape": list(shape), "layout": "NCHW", "type": "float32"},
-        "preprocessing": {**checkpoint.preprocessing.to_dict(), "interpolation": "bilinear", "color_order": "RGB",
-                          "max_pixels": MAX_PIXELS},
+        "preprocessing": {
+            **checkpoint.preprocessing.to_dict(),
+            "interpolation": "bilinear",
+            "color_order": "RGB",
+            "max_pixels": MAX_PIXELS,
+        },
         "classes": checkpoint.meta.classes,
         "architecture": checkpoint.meta.arch,
         "checkpoint": {"file": checkpoint.path.name, "sha256": _sha256(checkpoint.path)},
@@ -147,25 +179,44 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check(file: Path, checkpoint: Checkpoint, network: nn.Cell, folded: bool, batch_size: int) -> Optional[Check]:
+def _check(
+    file: Path, checkpoint: Checkpoint, network: nn.Cell, folded: bool, batch_size: int
+) -> Check | None:
     """Compare the model file with the trained network on real images; None, logged, where nothing here can run it."""
     runtime, predict = _load(file)
     images, data = _real_images(checkpoint, batch_size)
     exported = _logits(_cell_predict(network), images)
     if folded:  # otherwise it is the trained network itself
         trained = _logits(_cell_predict(checkpoint.network()), images)
-        _compare(exported, trained, FOLD_TOLERANCE, "folding batch normalisation", "--no_fold exports without it")
+        _compare(
+            exported,
+            trained,
+            FOLD_TOLERANCE,
+            "folding batch normalisation",
+            "--no_fold exports without it",
+        )
     if predict is None:
         log.warning("%s: not checked: %s", file.name, runtime)
         return None
-    difference = _compare(_logits(predict, images), exported, FILE_TOLERANCE, f"{file.name}, computed by {runtime},",
-                          "no model was written")
-    log.info("%s: checked in %s on %d images (%s): logits differ by at most %.1e of the largest", file.name, runtime,
-             len(images) * batch_size, data, difference)
+    difference = _compare(
+        _logits(predict, images),
+        exported,
+        FILE_TOLERANCE,
+        f"{file.name}, computed by {runtime},",
+        "no model was written",
+    )
+    log.info(
+        "%s: checked in %s on %d images (%s): logits differ by at most %.1e of the largest",
+        file.name,
+        runtime,
+        len(images) * batch_size,
+        data,
+        difference,
+    )
     return Check(runtime, data, len(images) * batch_size, difference)
 
 
-def _load(file: Path) -> tuple[str, Optional[Predict]]:
+def _load(file: Path) -> tuple[str, Predict | None]:
     """The name of what runs the model file, and a function that does; or the reason why there is none."""
     if file.suffix == ".mindir":
         return f"MindSpore {ms.__version__}", _cell_predict(nn.GraphCell(ms.load(str(file))))
@@ -177,7 +228,9 @@ def _load(file: Path) -> tuple[str, Optional[Predict]]:
         return "ONNX Runtime is not installed (pip install onnxruntime)", None
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return f"ONNX Runtime {onnxruntime.__version__}", lambda batch: session.run(None, {name: batch})[0]
+    return f"ONNX Runtime {onnxruntime.__version__}", lambda batch: session.run(
+        None, {name: batch}
+    )[0]
 
 
 def _cell_predict(network: nn.Cell) -> Predict:
@@ -188,12 +241,16 @@ def _logits(predict: Predict, batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([predict(batch) for batch in batches])
 
 
-def _compare(got: np.ndarray, expected: np.ndarray, tolerance: float, what: str, advice: str) -> float:
+def _compare(
+    got: np.ndarray, expected: np.ndarray, tolerance: float, what: str, advice: str
+) -> float:
     """The largest difference relative to the largest expected logit; raises Fault where it is too large or NaN."""
     difference = float(np.abs(got - expected).max() / np.abs(expected).max())
     if not difference <= tolerance:
-        raise Fault(f"{what} changes the logits by {difference:.1e} of the largest one, more than {tolerance:.0e}; "
-                    f"{advice}")
+        raise Fault(
+            f"{what} changes the logits by {difference:.1e} of the largest one, more than {tolerance:.0e}; "
+            f"{advice}"
+        )
     return difference
 
 
@@ -204,7 +261,9 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
         name, source = config.get("dataset_name"), None
         if name and name != "digits":
             try:
-                source = open_sources(name, config["data_path"], config["val_data_path"], splits=("val",))["val"]
+                source = open_sources(
+                    name, config["data_path"], config["val_data_path"], splits=("val",)
+                )["val"]
             except UserError as error:
                 log.info("%s; the export is checked on the embedded digits instead", error)
         if source is None:
@@ -212,7 +271,9 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
             prepare_digits(Path(folder) / "digits")
             source = open_sources(name, str(Path(folder) / "digits"), splits=("val",))["val"]
         count = max(CHECK_IMAGES, batch_size)
-        loader = Loader(source, checkpoint.preprocessing, batch_size=count, training=False, max_images=count)
+        loader = Loader(
+            source, checkpoint.preprocessing, batch_size=count, training=False, max_images=count
+        )
         images = np.concatenate([batch for batch, _ in loader.epoch()])
     if not len(images):
         raise Fault(f"{source.path}: no image could be read")

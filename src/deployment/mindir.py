@@ -1,9 +1,11 @@
 """MindIR of format version 1 from that of version 3, which MindSpore writes since 2.7.
 
-MindSpore Lite 2.0.0 and other runtimes of its time read version 1 only. The files differ in two things: what
-version 1 keeps as attributes of a primitive (the epsilon of BatchNorm), version 3 passes as constant inputs
-of a function; and version 3 orders side effects with Load, UpdateState and Depend, of which inference has none.
+MindSpore Lite 2.0.0 and other runtimes of its time read version 1 only. The files differ in two
+things: what version 1 keeps as attributes of a primitive (the epsilon of BatchNorm), version 3
+passes as constant inputs of a function; and version 3 orders side effects with Load, UpdateState
+and Depend, of which inference has none.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,11 +32,27 @@ class _Primitive:
     attributes: tuple[str, ...] = ()
 
 
-# Each of these has been compared in MindSpore Lite 2.0.0, which computes others, SiLU and HSigmoid, wrongly.
+# Each of these has been compared in MindSpore Lite 2.0.0, which computes others, SiLU and HSigmoid,
+# wrongly.
 _PRIMITIVES = {
-    **dict.fromkeys(("AdaptiveAvgPool2D", "Flatten", "HSwish", "MaxPool", "ReLU", "ReLU6", "Sigmoid"), _Primitive(1)),
-    **dict.fromkeys(("Add", "Conv2D", "Div", "ExpandDims", "Mul", "Reshape", "Sub", "Transpose", "TupleGetItem"),
-                    _Primitive(2)),
+    **dict.fromkeys(
+        ("AdaptiveAvgPool2D", "Flatten", "HSwish", "MaxPool", "ReLU", "ReLU6", "Sigmoid"),
+        _Primitive(1),
+    ),
+    **dict.fromkeys(
+        (
+            "Add",
+            "Conv2D",
+            "Div",
+            "ExpandDims",
+            "Mul",
+            "Reshape",
+            "Sub",
+            "Transpose",
+            "TupleGetItem",
+        ),
+        _Primitive(2),
+    ),
     "AvgPool": _Primitive(1, ("kernel_size", "strides", "pad_mode", "format")),
     "BatchNorm": _Primitive(5, ("is_training", "epsilon", "momentum", "format")),
     "BiasAdd": _Primitive(2, ("format",)),
@@ -43,14 +61,19 @@ _PRIMITIVES = {
     "ReduceMean": _Primitive(2, ("keep_dims",)),
     "Softmax": _Primitive(1, ("axis",)),
     "Split": _Primitive(1, ("axis", "output_num")),
-    "StridedSlice": _Primitive(4, ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")),
+    "StridedSlice": _Primitive(
+        4, ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+    ),
 }
 _ANY_INPUTS = "MakeTuple"
 _PASS_FIRST_INPUT = ("Load", "Depend")
 _EFFECTS = "UpdateState"
 # Version 3 passes these as numbers.
 _WORDS = {"format": {0: b"NCHW", 1: b"NHWC"}, "pad_mode": {1: b"SAME", 2: b"VALID"}}
-_WINDOWS = ("kernel_size", "strides")  # (height, width) in version 3, one number for each of N, C, H, W in version 1
+_WINDOWS = (
+    "kernel_size",
+    "strides",
+)  # (height, width) in version 3, one number for each of N, C, H, W in version 1
 
 
 def read_mindir(data: bytes) -> ModelProto:
@@ -67,21 +90,26 @@ def to_version_1(data: bytes) -> bytes:
     """Convert the bytes of a MindIR file of version 3, one graph for inference, to version 1.
 
     Raises:
-        UserError: the network uses a primitive that this conversion does not know, or in an unknown form.
+        UserError: the network uses a primitive that this conversion does not know, or in an unknown
+        form.
     """
     model = read_mindir(data)
     graph = model.graph
     types = {primitive.name: primitive for primitive in model.primitives}
-    constants = {node.output[0]: node.attribute[0] for node in graph.node if node.op_type == "Constant"}
+    constants = {
+        node.output[0]: node.attribute[0] for node in graph.node if node.op_type == "Constant"
+    }
     sources: dict[str, str] = {}  # of values that only pass through
     calls: list[tuple[NodeProto, PrimitiveProto]] = []
     for node in graph.node:
         if node.op_type == "Constant":
             continue
-        primitive = types.get(node.op_type[len(_REFERENCE):])
+        primitive = types.get(node.op_type[len(_REFERENCE) :])
         if primitive is None:
-            raise UserError(f"MindIR conversion: '{node.op_type}' is no call of a primitive; networks with control "
-                            "flow or subgraphs cannot be converted to version 1")
+            raise UserError(
+                f"MindIR conversion: '{node.op_type}' is no call of a primitive; networks with control "
+                "flow or subgraphs cannot be converted to version 1"
+            )
         inputs = [sources.get(name, name) for name in node.input]
         if primitive.op_type in _PASS_FIRST_INPUT:
             sources[node.output[0]] = inputs[0]
@@ -100,7 +128,9 @@ def to_version_1(data: bytes) -> bytes:
         node.op_type = _REFERENCE + known.name
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
-    nodes = [node for node in graph.node if node.op_type == "Constant" and node.output[0] in used] + nodes
+    nodes = [
+        node for node in graph.node if node.op_type == "Constant" and node.output[0] in used
+    ] + nodes
     del graph.node[:], graph.attribute[:], model.primitives[:]
     graph.node.extend(nodes)
     model.primitives.extend(primitives.values())
@@ -126,7 +156,9 @@ def _needed(calls: list[tuple[NodeProto, PrimitiveProto]], outputs: list[str]) -
     return kept[::-1]
 
 
-def _as_attributes(node: NodeProto, function: PrimitiveProto, constants: dict[str, AttributeProto]) -> PrimitiveProto:
+def _as_attributes(
+    node: NodeProto, function: PrimitiveProto, constants: dict[str, AttributeProto]
+) -> PrimitiveProto:
     """The primitive without a name that takes as attributes what ``node`` passes as constants, which it loses."""
     primitive = PrimitiveProto()
     primitive.CopyFrom(function)
@@ -136,21 +168,27 @@ def _as_attributes(node: NodeProto, function: PrimitiveProto, constants: dict[st
         return primitive
     known = _PRIMITIVES.get(function.op_type)
     if known is None:
-        raise UserError(f"MindIR conversion: the primitive '{function.op_type}' ({node.domain}) is not known; "
-                        f"known are {', '.join(sorted(_PRIMITIVES))}. --mindir_version 3 needs no conversion")
-    arguments = list(node.input[known.inputs:])
+        raise UserError(
+            f"MindIR conversion: the primitive '{function.op_type}' ({node.domain}) is not known; "
+            f"known are {', '.join(sorted(_PRIMITIVES))}. --mindir_version 3 needs no conversion"
+        )
+    arguments = list(node.input[known.inputs :])
     if len(node.input) < known.inputs or len(arguments) not in (0, len(known.attributes)):
-        raise UserError(f"MindIR conversion: the primitive '{function.op_type}' ({node.domain}) has "
-                        f"{len(node.input)} inputs, should have {known.inputs + len(known.attributes)}")
+        raise UserError(
+            f"MindIR conversion: the primitive '{function.op_type}' ({node.domain}) has "
+            f"{len(node.input)} inputs, should have {known.inputs + len(known.attributes)}"
+        )
     for name, argument in zip(known.attributes, arguments):
         if argument not in constants:
-            raise UserError(f"MindIR conversion: '{name}' of the primitive '{function.op_type}' ({node.domain}) is "
-                            "computed, version 1 knows only constants")
+            raise UserError(
+                f"MindIR conversion: '{name}' of the primitive '{function.op_type}' ({node.domain}) is "
+                "computed, version 1 knows only constants"
+            )
         attribute = primitive.attribute.add()
         attribute.CopyFrom(constants[argument])
         attribute.name = name
         _in_words_of_version_1(attribute, function.op_type)
-    del node.input[known.inputs:]
+    del node.input[known.inputs :]
     return primitive
 
 
@@ -158,8 +196,10 @@ def _in_words_of_version_1(attribute: AttributeProto, primitive: str) -> None:
     if attribute.name in _WORDS:
         word = _WORDS[attribute.name].get(attribute.i)
         if word is None:
-            raise UserError(f"MindIR conversion: '{attribute.name}' of '{primitive}' is {attribute.i}, should be one "
-                            f"of {', '.join(map(str, _WORDS[attribute.name]))}")
+            raise UserError(
+                f"MindIR conversion: '{attribute.name}' of '{primitive}' is {attribute.i}, should be one "
+                f"of {', '.join(map(str, _WORDS[attribute.name]))}"
+            )
         attribute.ClearField("i")
         attribute.s, attribute.type = word, mind_ir_pb2.AttributeProto.STRING
     elif attribute.name in _WINDOWS:

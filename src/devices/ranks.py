@@ -1,16 +1,20 @@
 """The processes of a job, one a device, and what they tell each other besides gradients."""
+
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotDone
-from typing import Any, Callable, Optional
+from typing import Any
 
 import numpy as np
 
 from src.errors import Fault
 
-MEETING_SECONDS = 1.0  # between two meetings while rank 0 works; collective operations wait 30 s at least
+MEETING_SECONDS = (
+    1.0  # between two meetings while rank 0 works; collective operations wait 30 s at least
+)
 
 
 class Ranks:
@@ -32,7 +36,10 @@ class Ranks:
         lengths = self._all_gather(np.array([len(data)], np.int32))[:, 0]
         # As int32, which both CPU and Ascend can gather.
         words = np.frombuffer(data.ljust(-(-int(lengths.max()) // 4) * 4), np.int32)
-        return [json.loads(row.tobytes()[:length]) for row, length in zip(self._all_gather(words), lengths)]
+        return [
+            json.loads(row.tobytes()[:length])
+            for row, length in zip(self._all_gather(words), lengths)
+        ]
 
     def _all_gather(self, array: np.ndarray) -> np.ndarray:
         """(n,) -> (ranks, n)."""
@@ -51,7 +58,8 @@ class Ranks:
     def alone(self, work: Callable[[], Any]) -> None:
         """Let rank 0 do something while the others wait for its end, however long it takes.
 
-        They meet every second meanwhile, as an operation between ranks fails where one lets the others wait.
+        They meet every second meanwhile, as an operation between ranks fails where one lets the
+        others wait.
 
         Raises:
             Fault: on the other ranks, where rank 0 failed.
@@ -74,7 +82,7 @@ class Ranks:
                 raise Fault(f"rank 0 failed: {failure}")
 
     @staticmethod
-    def _progress(future: Future) -> tuple[bool, Optional[str]]:
+    def _progress(future: Future) -> tuple[bool, str | None]:
         try:
             error = future.exception(MEETING_SECONDS)
         except NotDone:

@@ -1,10 +1,12 @@
 """CPU operators for what MindSpore runs slowly: depthwise convolution, batch normalisation with ReLU, and the layers
 of the folded network, whole MBConv blocks among them.
 
-Optional: ``available()`` says whether they can be used here; everything works without them, with the same
-parameters. They are compiled at first use (``src.kernels.build``) and never part of an exported model, which would
-otherwise hold the path of the compiled file: export builds its network with ``kernels=False``.
+Optional: ``available()`` says whether they can be used here; everything works without them, with
+the same parameters. They are compiled at first use (``src.kernels.build``) and never part of an
+exported model, which would otherwise hold the path of the compiled file: export builds its network
+with ``kernels=False``.
 """
+
 from src.errors import UserError
 from src.kernels.cells import (
     BatchNormReLU,
@@ -17,12 +19,23 @@ from src.kernels.cells import (
 )
 from src.kernels.operators import mbconv_operator
 
-__all__ = ["BatchNormReLU", "ConvReLU", "DepthwiseConv2d", "Float32Cell", "ImageConv2d", "PointwiseConv2d",
-           "available", "mbconv_operator", "wanted"]
+__all__ = [
+    "BatchNormReLU",
+    "ConvReLU",
+    "DepthwiseConv2d",
+    "Float32Cell",
+    "ImageConv2d",
+    "PointwiseConv2d",
+    "available",
+    "mbconv_operator",
+    "wanted",
+]
 
 
 def wanted(setting: str) -> bool:
     """Whether to build networks with the operators, by the configuration's ``cpu_kernels``."""
     if setting == "on" and not available():
-        raise UserError("cpu_kernels is on, but the operators cannot be had on this device; leave it at auto")
+        raise UserError(
+            "cpu_kernels is on, but the operators cannot be had on this device; leave it at auto"
+        )
     return setting != "off" and available()

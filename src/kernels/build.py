@@ -1,4 +1,5 @@
 """Compiles the operators at first use, into a cache folder, and finds them there afterwards."""
+
 from __future__ import annotations
 
 import ctypes
@@ -10,12 +11,20 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 SOURCES = Path(__file__).resolve().parent
 # Hidden: two builds in one process must not share each other's functions and tables.
-FLAGS = ("-std=c++17", "-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-         "-shared", "-fPIC", "-pthread")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
 NATIVE = ("-march=native",)
 TIMEOUT_SECONDS = 300
 
@@ -37,7 +46,7 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def compile_library(*, native: bool = True, folder: Optional[Path] = None) -> Path:
+def compile_library(*, native: bool = True, folder: Path | None = None) -> Path:
     """The shared library of the operators, compiled unless an equal one is in the cache.
 
     Args:
@@ -51,8 +60,9 @@ def compile_library(*, native: bool = True, folder: Optional[Path] = None) -> Pa
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler (g++)")
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True,
-                             timeout=TIMEOUT_SECONDS).stdout
+    version = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    ).stdout
     flags = FLAGS + (NATIVE if native else ())
     key = hashlib.sha256()
     for part in (compiler, version, " ".join(flags), platform.machine(), _cpu() if native else ""):
@@ -66,16 +76,21 @@ def compile_library(*, native: bool = True, folder: Optional[Path] = None) -> Pa
         # Several processes may compile at once; each puts a complete file in place.
         partial = folder / f"partial.{os.getpid()}.so"
         try:
-            subprocess.run([compiler, *flags, "-o", str(partial), str(SOURCES / "operators.cpp")], check=True,
-                           capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+            subprocess.run(
+                [compiler, *flags, "-o", str(partial), str(SOURCES / "operators.cpp")],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
+            )
             os.replace(partial, library)
         finally:
             partial.unlink(missing_ok=True)
     return library
 
 
-@functools.lru_cache(maxsize=None)
-def library() -> Optional[str]:
+@functools.cache
+def library() -> str | None:
     """Path of the compiled operators, or None, logged once, where they cannot be had."""
     try:
         path = str(compile_library())
@@ -83,7 +98,12 @@ def library() -> Optional[str]:
         return path
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next((line for line in lines if "error" in line), lines[0] if lines else repr(error))
-        _log.warning("CPU operators are not available (%s): MindSpore's own are used, and a training step takes "
-                     "two to four times as long.", reason)
+        reason = next(
+            (line for line in lines if "error" in line), lines[0] if lines else repr(error)
+        )
+        _log.warning(
+            "CPU operators are not available (%s): MindSpore's own are used, and a training step takes "
+            "two to four times as long.",
+            reason,
+        )
         return None

@@ -1,7 +1,7 @@
 """Drop-in replacements for MindSpore's cells; parameter names and values are the same."""
+
 from __future__ import annotations
 
-from typing import Optional
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -29,27 +29,45 @@ def available() -> bool:
 class Float32Cell(nn.Cell):
     """A cell that knows whether its operator applies: to float32, unless ``to_float`` asks for another type."""
 
-    fp16 = bf16 = False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
+    fp16 = bf16 = (
+        False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
+    )
 
     def applies(self, x: Tensor, weight: Tensor) -> bool:
-        return x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
+        return (
+            x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
+        )
 
 
 class DepthwiseConv2d(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` with one group a channel, through the operator for float32."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, **options) -> None:
-        super().__init__(channels, channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
-                         group=channels, **options)
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            stride,
+            pad_mode="pad",
+            padding=kernel_size // 2,
+            group=channels,
+            **options,
+        )
         self.depthwise = depthwise_operator(stride)
         # By whether ReLU follows.
         self.train_cores = tuple(core_operator(stride, relu, True) for relu in (False, True))
         self.infer_cores = tuple(core_operator(stride, relu, False) for relu in (False, True))
 
     @staticmethod
-    def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+    def supports(
+        in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int
+    ) -> bool:
         """Whether a convolution is depthwise and of a size that the operator knows."""
-        return groups == in_channels == out_channels and kernel_size in KERNEL_SIZES and stride in STRIDES
+        return (
+            groups == in_channels == out_channels
+            and kernel_size in KERNEL_SIZES
+            and stride in STRIDES
+        )
 
     def filter(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own."""
@@ -60,8 +78,9 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
     def construct(self, x: Tensor) -> Tensor:
         return self.filter(x, self.weight)
 
-    def between(self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU,
-                weight: Optional[Tensor] = None) -> Tensor:
+    def between(
+        self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU, weight: Tensor | None = None
+    ) -> Tensor:
         """``next_norm(self(norm(x)))``, the first with ReLU, as one operator for float32 that stores x and y only.
 
         Args:
@@ -72,14 +91,34 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
             return next_norm(self.filter(norm(x), weight))
         if norm.training:
             outputs = self.train_cores[1 if next_norm.with_relu else 0](
-                x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
-                next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)
+                x,
+                weight,
+                norm.gamma,
+                norm.beta,
+                norm.moving_mean,
+                norm.moving_variance,
+                next_norm.gamma,
+                next_norm.beta,
+                next_norm.moving_mean,
+                next_norm.moving_variance,
+                norm.options,
+            )
             norm.move(outputs[3], outputs[4])
             next_norm.move(outputs[7], outputs[8])
             return outputs[0]
         return self.infer_cores[1 if next_norm.with_relu else 0](
-            x, weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance, next_norm.gamma,
-            next_norm.beta, next_norm.moving_mean, next_norm.moving_variance, norm.options)[0]
+            x,
+            weight,
+            norm.gamma,
+            norm.beta,
+            norm.moving_mean,
+            norm.moving_variance,
+            next_norm.gamma,
+            next_norm.beta,
+            next_norm.moving_mean,
+            next_norm.moving_variance,
+            norm.options,
+        )[0]
 
 
 class PointwiseConv2d(nn.Conv2d, Float32Cell):
@@ -90,9 +129,14 @@ class PointwiseConv2d(nn.Conv2d, Float32Cell):
         self.pointwise = pointwise_operator()
 
     @staticmethod
-    def supports(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
+    def supports(
+        in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int
+    ) -> bool:
         """Whether a convolution takes each pixel by itself, over few channels: of more MindSpore's own is as fast."""
-        return kernel_size == stride == groups == 1 and max(in_channels, out_channels) <= MAX_POINTWISE_CHANNELS
+        return (
+            kernel_size == stride == groups == 1
+            and max(in_channels, out_channels) <= MAX_POINTWISE_CHANNELS
+        )
 
     def filter(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own."""
@@ -107,15 +151,29 @@ class PointwiseConv2d(nn.Conv2d, Float32Cell):
 class ImageConv2d(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` of images, with padding ``kernel_size // 2``, through the operator for float32."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
-                         **options)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            pad_mode="pad",
+            padding=kernel_size // 2,
+            **options,
+        )
         self.image_conv = image_operator(out_channels, kernel_size, stride)
 
     @staticmethod
     def supports(in_channels: int, kernel_size: int, stride: int, groups: int) -> bool:
         """Whether a convolution has few input channels and a size that the operator knows."""
-        return groups == 1 and in_channels <= MAX_IMAGE_CHANNELS and kernel_size in KERNEL_SIZES and stride in STRIDES
+        return (
+            groups == 1
+            and in_channels <= MAX_IMAGE_CHANNELS
+            and kernel_size in KERNEL_SIZES
+            and stride in STRIDES
+        )
 
     def construct(self, x: Tensor) -> Tensor:
         if self.applies(x, self.weight):
@@ -126,15 +184,27 @@ class ImageConv2d(nn.Conv2d, Float32Cell):
 class ConvReLU(nn.Conv2d, Float32Cell):
     """``nn.Conv2d`` with bias, and ReLU, through the operator for float32; for inference."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2,
-                         has_bias=True, **options)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            pad_mode="pad",
+            padding=kernel_size // 2,
+            has_bias=True,
+            **options,
+        )
         self.conv_relu = conv_relu_operator(kernel_size, stride)
 
     @staticmethod
     def supports(kernel_size: int, stride: int, groups: int) -> bool:
         """Whether the operator knows a convolution."""
-        return groups == 1 and (kernel_size in KERNEL_SIZES and stride in STRIDES or kernel_size == stride == 1)
+        return groups == 1 and (
+            kernel_size in KERNEL_SIZES and stride in STRIDES or kernel_size == stride == 1
+        )
 
     def construct(self, x: Tensor) -> Tensor:
         if self.applies(x, self.weight):
@@ -148,11 +218,21 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
     It stores nothing but its input and two numbers a channel for the backward pass.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.9, affine: bool = True,
-                 relu: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        affine: bool = True,
+        relu: bool = True,
+    ) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
         self.with_relu = relu
-        self.train_operator, self.infer_operator = norm_operator(relu, True), norm_operator(relu, False)
+        self.train_operator, self.infer_operator = (
+            norm_operator(relu, True),
+            norm_operator(relu, False),
+        )
         self.options = Tensor([eps, momentum], ms.float32)
         self.assign = ops.Assign()
 
@@ -161,15 +241,21 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
         self.assign(self.moving_mean, mean)
         self.assign(self.moving_variance, variance)
 
-    def construct(self, x: Tensor, factor: Optional[Tensor] = None) -> Tensor:
+    def construct(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """Normalised x, times ``factor`` (1,) if given; that is for cells without ReLU, whose gradient ends at 0."""
         if not self.applies(x, self.gamma):
             y = super().construct(x)
             y = ops.relu(y) if self.with_relu else y
             return y if factor is None else y * factor.astype(y.dtype)
-        gamma, beta = (self.gamma, self.beta) if factor is None else (self.gamma * factor, self.beta * factor)
+        gamma, beta = (
+            (self.gamma, self.beta) if factor is None else (self.gamma * factor, self.beta * factor)
+        )
         if self.training:
-            outputs = self.train_operator(x, gamma, beta, self.moving_mean, self.moving_variance, self.options)
+            outputs = self.train_operator(
+                x, gamma, beta, self.moving_mean, self.moving_variance, self.options
+            )
             self.move(outputs[3], outputs[4])
             return outputs[0]
-        return self.infer_operator(x, gamma, beta, self.moving_mean, self.moving_variance, self.options)[0]
+        return self.infer_operator(
+            x, gamma, beta, self.moving_mean, self.moving_variance, self.options
+        )[0]

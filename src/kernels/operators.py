@@ -1,7 +1,9 @@
 """The compiled operators as MindSpore functions, with first-order gradients, in GRAPH and PYNATIVE mode.
 
-Shapes are checked here, when MindSpore infers them, and types by the operators themselves, since only they see them.
+Shapes are checked here, when MindSpore infers them, and types by the operators themselves, since
+only they see them.
 """
+
 from __future__ import annotations
 
 import functools
@@ -12,7 +14,9 @@ from mindspore.ops.operations import nn_ops
 from src.kernels import build
 
 KERNEL_SIZES, STRIDES, MAX_IMAGE_CHANNELS, MAX_POINTWISE_CHANNELS = (3, 5, 7), (1, 2), 4, 96
-_zeros_like = ops.ZerosLike()  # the function ops.zeros_like takes several times the memory to compile
+_zeros_like = (
+    ops.ZerosLike()
+)  # the function ops.zeros_like takes several times the memory to compile
 
 
 def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
@@ -21,7 +25,9 @@ def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
 
     library = build.library()
     if library is None:
-        raise RuntimeError("the CPU operators are not compiled; ask src.kernels.available() before using them")
+        raise RuntimeError(
+            "the CPU operators are not compiled; ask src.kernels.available() before using them"
+        )
     return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
 
 
@@ -31,16 +37,19 @@ def _output_shape(x, channels: int, stride: int) -> tuple[int, int, int, int]:
 
 def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
     if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
-        raise ValueError(f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
-                         f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}")
+        raise ValueError(
+            f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
+            f"{KERNEL_SIZES}, not {tuple(x)} and {tuple(weight)}"
+        )
     return _output_shape(x, x[1], stride)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def depthwise_operator(stride: int) -> ops.Custom:
     """Depthwise convolution, padded by k // 2 on all sides.
 
-    Takes x (N, C, H, W) and weight (C, 1, k, k), k being 3, 5 or 7; returns (N, C, ceil(H / stride), ceil(W / stride)).
+    Takes x (N, C, H, W) and weight (C, 1, k, k), k being 3, 5 or 7; returns (N, C, ceil(H /
+    stride), ceil(W / stride)).
     """
     if stride not in STRIDES:
         raise ValueError(f"stride {stride} is none of {STRIDES}")
@@ -59,13 +68,16 @@ def depthwise_operator(stride: int) -> ops.Custom:
     return _custom(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pointwise_operator() -> ops.Custom:
     """1x1 convolution: takes x (N, C, H, W) and weight (O, C, 1, 1), returns (N, O, H, W)."""
+
     def forward_shape(x, weight):
         if len(x) != 4 or list(weight) != [weight[0], x[1], 1, 1]:
-            raise ValueError(f"a 1x1 convolution takes x (N, C, H, W) and weight (O, C, 1, 1), not {tuple(x)} and "
-                             f"{tuple(weight)}")
+            raise ValueError(
+                f"a 1x1 convolution takes x (N, C, H, W) and weight (O, C, 1, 1), not {tuple(x)} and "
+                f"{tuple(weight)}"
+            )
         return _output_shape(x, weight[0], 1)
 
     def backward_shape(x, weight, dy):
@@ -79,17 +91,25 @@ def pointwise_operator() -> ops.Custom:
     return _custom("PointwiseForward", forward_shape, 1, bprop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Custom:
     """Convolution of images, padded by ``kernel_size // 2``.
 
-    Takes x (N, C, H, W) with C at most MAX_IMAGE_CHANNELS, and weight (out_channels, C, kernel_size, kernel_size).
+    Takes x (N, C, H, W) with C at most MAX_IMAGE_CHANNELS, and weight (out_channels, C,
+    kernel_size, kernel_size).
     """
+
     def forward_shape(x, weight):
-        if len(x) != 4 or x[1] > MAX_IMAGE_CHANNELS or list(weight) != [out_channels, x[1], kernel_size, kernel_size]:
-            raise ValueError(f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} and "
-                             f"weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} and "
-                             f"{tuple(weight)}")
+        if (
+            len(x) != 4
+            or x[1] > MAX_IMAGE_CHANNELS
+            or list(weight) != [out_channels, x[1], kernel_size, kernel_size]
+        ):
+            raise ValueError(
+                f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} and "
+                f"weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} and "
+                f"{tuple(weight)}"
+            )
         return _output_shape(x, out_channels, stride)
 
     def backward_shape(x, weight, dy):
@@ -97,8 +117,9 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
 
     weight_gradient = _custom(f"ImageBackward{stride}", backward_shape, 1)
     # Compilation removes it where nobody asks for the gradient of the images.
-    image_gradient = nn_ops.Conv2DBackpropInput(out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2,
-                                                stride=stride)
+    image_gradient = nn_ops.Conv2DBackpropInput(
+        out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2, stride=stride
+    )
 
     def bprop(x, weight, out, dout):
         return image_gradient(dout, weight, ops.shape(x)), weight_gradient(x, weight, dout)
@@ -106,21 +127,23 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
     return _custom(f"ImageForward{stride}", forward_shape, 1, bprop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def norm_operator(relu: bool, training: bool) -> ops.Custom:
     """Batch normalisation and, if ``relu``, ReLU.
 
-    Takes x (N, C, H, W), gamma, beta, moving mean and moving variance (C,), and options (2,), which are
-    epsilon and the weight of the old moving statistics. Returns y, mean and inverse standard deviation, and
-    in training, where these are the batch's, also the new moving mean and variance.
+    Takes x (N, C, H, W), gamma, beta, moving mean and moving variance (C,), and options (2,), which
+    are epsilon and the weight of the old moving statistics. Returns y, mean and inverse standard
+    deviation, and in training, where these are the batch's, also the new moving mean and variance.
     """
     name = f"Norm{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
     statistics = 4 if training else 2
 
     def forward_shape(x, gamma, beta, moving_mean, moving_variance, options):
         if len(x) != 4 or list(gamma) != [x[1]]:
-            raise ValueError(f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
-                             f"{tuple(gamma)}")
+            raise ValueError(
+                f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
+                f"{tuple(gamma)}"
+            )
         return (x,) + (gamma,) * statistics
 
     def backward_shape(x, gamma, beta, mean, inverse_deviation, dy):
@@ -130,19 +153,26 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
         dx, dgamma, dbeta = backward(x, gamma, beta, out[1], out[2], dout[0])
-        return (dx, dgamma, dbeta, _zeros_like(moving_mean), _zeros_like(moving_variance),
-                _zeros_like(options))
+        return (
+            dx,
+            dgamma,
+            dbeta,
+            _zeros_like(moving_mean),
+            _zeros_like(moving_variance),
+            _zeros_like(options),
+        )
 
     return _custom(name, forward_shape, 1 + statistics, bprop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
     """The core of a block: normalisation, ReLU, depthwise convolution, normalisation and, if ``relu``, ReLU.
 
-    Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance (C,) of the
-    first and of the second normalisation, and options (2,) as ``norm_operator`` does, for both. Returns y, then
-    what ``norm_operator`` returns of the first, and of the second normalisation.
+    Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance
+    (C,) of the first and of the second normalisation, and options (2,) as ``norm_operator`` does,
+    for both. Returns y, then what ``norm_operator`` returns of the first, and of the second
+    normalisation.
     """
     name = f"Core{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
     statistics = 4 if training else 2
@@ -150,8 +180,10 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
     def forward_shape(x, weight, gamma, *others):
         y = _depthwise_shape(x, weight, stride)
         if list(gamma) != [x[1]]:
-            raise ValueError(f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
-                             f"{tuple(gamma)}")
+            raise ValueError(
+                f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
+                f"{tuple(gamma)}"
+            )
         return (y,) + (gamma,) * (2 * statistics)
 
     def backward_shape(x, weight, gamma, *others):
@@ -159,53 +191,105 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
 
     backward = _custom(f"{name}Backward{stride}", backward_shape, 6)
 
-    def bprop(x, weight, gamma, beta, moving_mean, moving_variance, next_gamma, next_beta, next_moving_mean,
-              next_moving_variance, options, out, dout):
+    def bprop(
+        x,
+        weight,
+        gamma,
+        beta,
+        moving_mean,
+        moving_variance,
+        next_gamma,
+        next_beta,
+        next_moving_mean,
+        next_moving_variance,
+        options,
+        out,
+        dout,
+    ):
         dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta = backward(
-            x, weight, gamma, beta, out[1], out[2], next_gamma, next_beta, out[1 + statistics], out[2 + statistics],
-            dout[0])
-        return (dx, dweight, dgamma, dbeta, _zeros_like(moving_mean), _zeros_like(moving_variance),
-                next_dgamma, next_dbeta, _zeros_like(next_moving_mean), _zeros_like(next_moving_variance),
-                _zeros_like(options))
+            x,
+            weight,
+            gamma,
+            beta,
+            out[1],
+            out[2],
+            next_gamma,
+            next_beta,
+            out[1 + statistics],
+            out[2 + statistics],
+            dout[0],
+        )
+        return (
+            dx,
+            dweight,
+            dgamma,
+            dbeta,
+            _zeros_like(moving_mean),
+            _zeros_like(moving_variance),
+            next_dgamma,
+            next_dbeta,
+            _zeros_like(next_moving_mean),
+            _zeros_like(next_moving_variance),
+            _zeros_like(options),
+        )
 
     return _custom(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
     """Convolution, padded by k // 2 on all sides, with bias and ReLU, for inference.
 
-    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W / stride)).
+    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W
+    / stride)).
     """
+
     def forward_shape(x, weight, bias):
-        if len(x) != 4 or list(weight) != [weight[0], x[1], kernel_size, kernel_size] or list(bias) != [weight[0]]:
-            raise ValueError(f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and "
-                             f"bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}")
+        if (
+            len(x) != 4
+            or list(weight) != [weight[0], x[1], kernel_size, kernel_size]
+            or list(bias) != [weight[0]]
+        ):
+            raise ValueError(
+                f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and "
+                f"bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}"
+            )
         return _output_shape(x, weight[0], stride)
 
     return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
     """An MBConv block without batch normalisation, for inference.
 
-    Takes x (N, C, H, W), then weight and bias of each of its convolutions: expansion (M, C, 1, 1), which a block
-    without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1). ReLU follows all but the last.
-    Returns (N, O, ceil(H / stride), ceil(W / stride)), to which ``residual`` adds x.
+    Takes x (N, C, H, W), then weight and bias of each of its convolutions: expansion (M, C, 1, 1),
+    which a block without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1).
+    ReLU follows all but the last. Returns (N, O, ceil(H / stride), ceil(W / stride)), to which
+    ``residual`` adds x.
     """
+
     def fits(x, weights, biases):
         *expansion, depthwise, project = weights
         mid, k, out = depthwise[0], depthwise[-1], project[0]
-        return (len(x) == 4 and k in KERNEL_SIZES and [*expansion] in ([], [[mid, x[1], 1, 1]])
-                and (expansion or mid == x[1]) and depthwise == [mid, 1, k, k] and project == [out, mid, 1, 1]
-                and biases == [[weight[0]] for weight in weights] and (not residual or x[1] == out))
+        return (
+            len(x) == 4
+            and k in KERNEL_SIZES
+            and [*expansion] in ([], [[mid, x[1], 1, 1]])
+            and (expansion or mid == x[1])
+            and depthwise == [mid, 1, k, k]
+            and project == [out, mid, 1, 1]
+            and biases == [[weight[0]] for weight in weights]
+            and (not residual or x[1] == out)
+        )
 
     def forward_shape(x, *parameters):
         weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
         if len(parameters) not in (4, 6) or not fits(x, weights, biases):
-            raise ValueError(f"an MBConv block {'with' if residual else 'without'} residual does not take the shapes "
-                             f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}")
+            raise ValueError(
+                f"an MBConv block {'with' if residual else 'without'} residual does not take the shapes "
+                f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}"
+            )
         return _output_shape(x, weights[-1][0], stride)
 
     return _custom("MBConvResidual" if residual else f"MBConv{stride}", forward_shape, 1)

@@ -1,4 +1,5 @@
 """The runtimes that latencies are measured in, behind one interface: prepare models, then measure them interleaved."""
+
 from __future__ import annotations
 
 import json
@@ -8,9 +9,10 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,9 @@ PROGRAM = INFERENCE / "out/profile"
 LITE = "MindSpore Lite"
 TRAINING = "MindSpore"
 WARM_UP = 3  # inferences of a model before its first round
-ENVIRONMENT = dict(os.environ)  # before MindSpore, when imported, sets the log level of the processes it starts
+ENVIRONMENT = dict(
+    os.environ
+)  # before MindSpore, when imported, sets the log level of the processes it starts
 
 Sample = tuple[int, float]  # number of the model, milliseconds
 
@@ -35,7 +39,7 @@ class Model:
     """A block or a whole network that is measured, for inputs of ``shape`` (N, C, H, W)."""
 
     name: str
-    network: Union[AnyBlock, Architecture]
+    network: AnyBlock | Architecture
     shape: tuple[int, int, int, int]
     num_classes: int = 0
 
@@ -44,8 +48,11 @@ class Model:
         from src.layers.mbconv import create_block
         from src.spnasnet import SPNASNet
 
-        cell = SPNASNet(self.network, self.num_classes, **options) if isinstance(self.network, Architecture) else \
-            create_block(self.network, **options)
+        cell = (
+            SPNASNet(self.network, self.num_classes, **options)
+            if isinstance(self.network, Architecture)
+            else create_block(self.network, **options)
+        )
         return cell.set_train(False)
 
 
@@ -66,8 +73,8 @@ class Runtime(ABC):
     def measure(self, models: Sequence[Model], repeats: int, seed: int) -> Iterator[list[Sample]]:
         """Measure prepared models for as many rounds as are asked for, in another random order each.
 
-        A model's turn is an inference that does not count, which brings its weights back into the caches, and
-        ``repeats`` samples.
+        A model's turn is an inference that does not count, which brings its weights back into the
+        caches, and ``repeats`` samples.
 
         Yields:
             The samples of each round, in the order in which they were taken.
@@ -85,8 +92,14 @@ class LiteRuntime(Runtime):
         _build()
         self.version = _program_version()
         self.folder = folder
-        self.flags = ["--device", config.device, "--device_id", str(config.device_id), "--runtime_threads",
-                      str(config.threads)]
+        self.flags = [
+            "--device",
+            config.device,
+            "--device_id",
+            str(config.device_id),
+            "--runtime_threads",
+            str(config.threads),
+        ]
 
     def _file(self, model: Model) -> Path:
         return self.folder / f"{model.name}.mindir"
@@ -98,7 +111,9 @@ class LiteRuntime(Runtime):
         from src.deployment.export import write_model
 
         scratch = file.with_name(f".{file.name}")
-        scratch.unlink(missing_ok=True)  # of an interrupted run; MindSpore makes files that it cannot write again
+        scratch.unlink(
+            missing_ok=True
+        )  # of an interrupted run; MindSpore makes files that it cannot write again
         try:
             write_model(model.cell(folded=True), model.shape, scratch, "MINDIR", 1)
         except UserError as error:
@@ -106,10 +121,21 @@ class LiteRuntime(Runtime):
         scratch.replace(file)
 
     def measure(self, models: Sequence[Model], repeats: int, seed: int) -> Iterator[list[Sample]]:
-        command = [str(PROGRAM), *(str(self._file(model)) for model in models), *self.flags, "--repeats", str(repeats),
-                   "--seed", str(seed)]
-        with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT) as process:
+        command = [
+            str(PROGRAM),
+            *(str(self._file(model)) for model in models),
+            *self.flags,
+            "--repeats",
+            str(repeats),
+            "--seed",
+            str(seed),
+        ]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT
+            ) as process,
+        ):
             try:
                 samples: list[Sample] = []
                 for line in process.stdout:
@@ -128,16 +154,22 @@ class LiteRuntime(Runtime):
 
 def _build() -> None:
     """Build the program where it is not there or its sources have changed."""
-    build = subprocess.run(["bash", str(INFERENCE / "build.sh")], capture_output=True, text=True, check=False,
-                           env={"PYTHON": sys.executable, **ENVIRONMENT})
+    build = subprocess.run(
+        ["bash", str(INFERENCE / "build.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHON": sys.executable, **ENVIRONMENT},
+    )
     if build.returncode:
         lines = build.stderr.strip().splitlines() or ["the build failed"]
         raise UserError(f"{lines[-1]}; --runtime mindspore measures without C++")
 
 
 def _program_version() -> str:
-    return subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True,
-                          env=ENVIRONMENT).stdout.strip()
+    return subprocess.run(
+        [str(PROGRAM), "--version"], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    ).stdout.strip()
 
 
 def _failure(code: int, errors: str) -> Exception:
@@ -145,7 +177,7 @@ def _failure(code: int, errors: str) -> Exception:
     for line in errors.splitlines():
         for start in ("profile: error: ", "profile: fault: "):
             if line.startswith(start):
-                return (UserError if code == EXIT_USER else Fault)(line[len(start):])
+                return (UserError if code == EXIT_USER else Fault)(line[len(start) :])
     return Fault(f"{PROGRAM.name} ended with code {code} while it measured")
 
 
@@ -175,7 +207,9 @@ class TrainingRuntime(Runtime):
             for _ in range(WARM_UP):  # the first one compiles
                 cell(image).asnumpy()
         except RuntimeError as error:
-            raise UserError(f"{model.name}: cannot be measured: {str(error).strip().splitlines()[0]}") from None
+            raise UserError(
+                f"{model.name}: cannot be measured: {str(error).strip().splitlines()[0]}"
+            ) from None
         self.cells[model.name] = (cell, image)
 
     def measure(self, models: Sequence[Model], repeats: int, seed: int) -> Iterator[list[Sample]]:
@@ -196,12 +230,14 @@ def open_runtime(config: ProfileConfig, folder: Path) -> Runtime:
     """The runtime that the configuration asks for; raises UserError where the device is not there."""
     wanted = {"lite": ("CPU", "Ascend310"), "mindspore": ("CPU", "Ascend")}[config.runtime]
     if config.device not in wanted:
-        raise UserError(f"device is {config.device}; with --runtime {config.runtime} it should be "
-                        f"{' or '.join(wanted)}")
+        raise UserError(
+            f"device is {config.device}; with --runtime {config.runtime} it should be "
+            f"{' or '.join(wanted)}"
+        )
     return LiteRuntime(config, folder) if config.runtime == "lite" else TrainingRuntime(config)
 
 
-def installed_version(runtime: str) -> Optional[str]:
+def installed_version(runtime: str) -> str | None:
     """What is installed here of the runtime that a table names, None where that cannot be told."""
     if runtime.startswith(LITE):
         return _program_version() if PROGRAM.exists() else None

@@ -1,8 +1,10 @@
 """Statistics of latency measurements, and how well a table predicts: pure functions. Imports no framework."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import median_filter
@@ -23,7 +25,8 @@ class Summary:
         median_ms: median, milliseconds.
         margin: half the width of the median's 95 % confidence interval, relative to it.
         spread: interquartile range, relative to the median.
-        outliers: samples further than three interquartile ranges from the quartiles (Tukey's "far out").
+        outliers: samples further than three interquartile ranges from the quartiles (Tukey's "far
+            out").
         largest_ms: the largest sample.
     """
 
@@ -35,7 +38,10 @@ class Summary:
     largest_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: round(value, 5) if isinstance(value, float) else value for key, value in vars(self).items()}
+        return {
+            key: round(value, 5) if isinstance(value, float) else value
+            for key, value in vars(self).items()
+        }
 
 
 def summarise(milliseconds: np.ndarray) -> Summary:
@@ -43,19 +49,30 @@ def summarise(milliseconds: np.ndarray) -> Summary:
     ordered = np.sort(milliseconds)
     count = len(ordered)
     low, median, high = np.quantile(ordered, (0.25, 0.5, 0.75))
-    # P(x_(a) <= median <= x_(b + 1)) = P(a <= B <= b) for B binomial with probability 1/2, and x_(1) the smallest.
+    # P(x_(a) <= median <= x_(b + 1)) = P(a <= B <= b) for B binomial with probability 1/2, and
+    # x_(1) the smallest.
     first, last = (int(rank) for rank in binom.interval(CONFIDENCE, count, 0.5))
-    margin = (ordered[last] - ordered[first - 1]) / 2 / median if first > 0 and last < count else np.inf
+    margin = (
+        (ordered[last] - ordered[first - 1]) / 2 / median if first > 0 and last < count else np.inf
+    )
     reach = 3 * (high - low)
     outliers = int(np.sum((ordered < low - reach) | (ordered > high + reach)))
-    return Summary(float(median), float(margin), float((high - low) / median), count, outliers, float(ordered[-1]))
+    return Summary(
+        float(median),
+        float(margin),
+        float((high - low) / median),
+        count,
+        outliers,
+        float(ordered[-1]),
+    )
 
 
 def machine_slowness(models: np.ndarray, milliseconds: np.ndarray) -> np.ndarray:
     """How slow the machine was at each sample, 1 being its median: a running median over the samples around it.
 
-    A shared machine changes its speed for tenths of a second at a time. Models are measured in random order, so the
-    samples around one are of many models; each is taken relative to its model's median.
+    A shared machine changes its speed for tenths of a second at a time. Models are measured in
+    random order, so the samples around one are of many models; each is taken relative to its
+    model's median.
 
     Args:
         models: number of each sample's model, in the order of measurement, (N,) of int.
@@ -77,7 +94,8 @@ def summarise_all(models: np.ndarray, milliseconds: np.ndarray) -> tuple[list[Su
     """Summaries of interleaved measurements at the machine's median speed, and the noise of the machine.
 
     Returns:
-        A summary for each model, and the median over models of the raw samples' relative interquartile range.
+        A summary for each model, and the median over models of the raw samples' relative
+        interquartile range.
     """
     steadied = milliseconds / machine_slowness(models, milliseconds)
     each = range(models.max() + 1)
@@ -106,8 +124,9 @@ class Correction:
         return max(0.0, self.slope * isolated_ms + self.weight_ms * weights + self.offset_ms)
 
 
-def fit_correction(isolated: Sequence[Sequence[float]], weights: Sequence[Sequence[float]],
-                   whole: Sequence[float]) -> Correction:
+def fit_correction(
+    isolated: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], whole: Sequence[float]
+) -> Correction:
     """Least squares of relative errors over whole networks, under which no block and no constant is below 0.
 
     Args:
@@ -117,10 +136,14 @@ def fit_correction(isolated: Sequence[Sequence[float]], weights: Sequence[Sequen
     """
     measured = np.asarray(whole, np.float64)
     cheapest = min(min(blocks) for blocks in isolated if len(blocks))
-    # whole = constant + slope * sum(isolated - cheapest) + weight_ms * sum(weights) + count * cost of the cheapest; all
-    # four are not negative.
-    columns = np.array([(1.0, sum(blocks) - len(blocks) * cheapest, sum(millions), len(blocks))
-                        for blocks, millions in zip(isolated, weights)])
+    # whole = constant + slope * sum(isolated - cheapest) + weight_ms * sum(weights) + count * cost
+    # of the cheapest; all four are not negative.
+    columns = np.array(
+        [
+            (1.0, sum(blocks) - len(blocks) * cheapest, sum(millions), len(blocks))
+            for blocks, millions in zip(isolated, weights)
+        ]
+    )
     (constant, slope, weight, floor), _ = nnls(columns / measured[:, None], np.ones(len(measured)))
     return Correction(float(constant), float(slope), float(weight), float(floor - slope * cheapest))
 
@@ -147,8 +170,11 @@ class Verdict:
         return self.rmse <= RMSE_BAR and self.kendall_tau >= TAU_BAR
 
     def to_dict(self) -> dict[str, Any]:
-        return {"networks": self.networks, **{key: round(value, 4) for key, value in vars(self).items()
-                                              if key != "networks"}, "passed": self.passed}
+        return {
+            "networks": self.networks,
+            **{key: round(value, 4) for key, value in vars(self).items() if key != "networks"},
+            "passed": self.passed,
+        }
 
 
 def judge(predicted: Sequence[float], measured: Sequence[float]) -> Verdict:
@@ -156,5 +182,10 @@ def judge(predicted: Sequence[float], measured: Sequence[float]) -> Verdict:
     guess, truth = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     errors = guess / truth - 1
     rmse = np.sqrt(np.mean((guess - truth) ** 2)) / truth.mean()
-    return Verdict(len(truth), float(errors.mean()), float(rmse), float(errors[np.abs(errors).argmax()]),
-                   float(kendalltau(guess, truth).statistic))
+    return Verdict(
+        len(truth),
+        float(errors.mean()),
+        float(rmse),
+        float(errors[np.abs(errors).argmax()]),
+        float(kendalltau(guess, truth).statistic),
+    )

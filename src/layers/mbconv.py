@@ -1,7 +1,7 @@
 """MBConv blocks as cells, and the cell of any block."""
+
 from __future__ import annotations
 
-from typing import Optional
 
 from mindspore import Tensor, nn, ops
 
@@ -39,20 +39,31 @@ class MBConv(nn.Cell):
         self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **bn)
         self.residual = block.residual
-        self.fused = self.expand is not None and isinstance(self.expand.bn, BatchNormReLU) and isinstance(
-            self.depthwise.conv, DepthwiseConv2d)
+        self.fused = (
+            self.expand is not None
+            and isinstance(self.expand.bn, BatchNormReLU)
+            and isinstance(self.depthwise.conv, DepthwiseConv2d)
+        )
 
-    def branch(self, x: Tensor, kernel: Optional[Tensor] = None, projection: Optional[Tensor] = None,
-               presence: Optional[Tensor] = None) -> Tensor:
+    def branch(
+        self,
+        x: Tensor,
+        kernel: Tensor | None = None,
+        projection: Tensor | None = None,
+        presence: Tensor | None = None,
+    ) -> Tensor:
         """The output without the residual.
 
         Args:
-            kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size, kernel_size).
+            kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size,
+                kernel_size).
             projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
             presence: factor of the output, (1,).
         """
         if self.fused:
-            y = self.depthwise.conv.between(self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel)
+            y = self.depthwise.conv.between(
+                self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel
+            )
         else:
             y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
@@ -78,8 +89,15 @@ class FusedMBConv(MBConv, Float32Cell):
         if self.expand is None:
             return self.operator(x, depthwise.weight, depthwise.bias, project.weight, project.bias)
         expand = self.expand.conv
-        return self.operator(x, expand.weight, expand.bias, depthwise.weight, depthwise.bias, project.weight,
-                             project.bias)
+        return self.operator(
+            x,
+            expand.weight,
+            expand.bias,
+            depthwise.weight,
+            depthwise.bias,
+            project.weight,
+            project.bias,
+        )
 
 
 def create_block(block: AnyBlock, *, kernels: bool = False, folded: bool = False, **bn) -> nn.Cell:

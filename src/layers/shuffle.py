@@ -1,7 +1,9 @@
 """ShuffleNetV2 blocks as cells, in one-shot supernets and in the networks that are retrained."""
+
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from mindspore import Tensor, nn, ops
 
@@ -15,7 +17,8 @@ CLASSIFIER_SIGMA = 0.01
 def first_sigma(inputs: int) -> float:
     """Standard deviation of the first weights of a convolution with ``inputs`` channels a group.
 
-    As ShuffleNetV2 is trained. Normalisation follows, so it sets how fast weights turn, not how large outputs are.
+    As ShuffleNetV2 is trained. Normalisation follows, so it sets how fast weights turn, not how
+    large outputs are.
     """
     return 1 / inputs
 
@@ -24,12 +27,28 @@ class Chain(nn.SequentialCell):
     """Layers one after the other; with the CPU operators each depthwise convolution as one with the norms around it."""
 
     def __init__(self, layers: Sequence[ConvLayer], bn: dict[str, Any]) -> None:
-        super().__init__([
-            ConvBN(layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, groups=layer.groups,
-                   relu=layer.relu, sigma=first_sigma(layer.in_channels // layer.groups), **bn) for layer in layers])
+        super().__init__(
+            [
+                ConvBN(
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel_size,
+                    stride=layer.stride,
+                    groups=layer.groups,
+                    relu=layer.relu,
+                    sigma=first_sigma(layer.in_channels // layer.groups),
+                    **bn,
+                )
+                for layer in layers
+            ]
+        )
         # Whether a layer and the next are one operator but for the first one's convolution.
-        self.joined = [layer.relu and isinstance(cell.bn, BatchNormReLU) and isinstance(following.conv, DepthwiseConv2d)
-                       for layer, cell, following in zip(layers, self, list(self)[1:])] + [False]
+        self.joined = [
+            layer.relu
+            and isinstance(cell.bn, BatchNormReLU)
+            and isinstance(following.conv, DepthwiseConv2d)
+            for layer, cell, following in zip(layers, self, list(self)[1:])
+        ] + [False]
 
     def construct(self, x: Tensor) -> Tensor:
         layers = self.cell_list

@@ -1,16 +1,33 @@
 """Learning-rate schedules: pure functions of the step, one value per optimizer step.
 
-Each schedule decays from a base rate over all steps of a run; ``with_warmup`` replaces its first steps
-by a linear rise. No framework is imported.
+Each schedule decays from a base rate over all steps of a run; ``with_warmup`` replaces its first
+steps by a linear rise. No framework is imported.
 """
+
 from __future__ import annotations
 
 import numpy as np
 
-from src.lr_scheduler.schedules import constant_lr, cosine_lr, exponential_lr, one_cycle_lr, step_lr, with_warmup
+from src.lr_scheduler.schedules import (
+    constant_lr,
+    cosine_lr,
+    exponential_lr,
+    one_cycle_lr,
+    step_lr,
+    with_warmup,
+)
 
-__all__ = ["SCHEDULES", "constant_lr", "cosine_lr", "documented_lr", "exponential_lr", "learning_rates", "one_cycle_lr", "step_lr",
-           "with_warmup"]
+__all__ = [
+    "SCHEDULES",
+    "constant_lr",
+    "cosine_lr",
+    "documented_lr",
+    "exponential_lr",
+    "learning_rates",
+    "one_cycle_lr",
+    "step_lr",
+    "with_warmup",
+]
 
 # Base rates of the model zoo's recipe, by number of devices with 128 images each.
 ONE_DEVICE_LR, EIGHT_DEVICES_LR = 0.26, 1.5
@@ -23,9 +40,18 @@ def documented_lr(device_num: int) -> float:
     return ONE_DEVICE_LR + (device_num - 1) * (EIGHT_DEVICES_LR - ONE_DEVICE_LR) / 7
 
 
-def learning_rates(schedule: str, *, base_lr: float, steps_per_epoch: int, epoch_size: int, warmup_epochs: float = 0.0,
-                   min_lr: float = 0.0, decay_rate: float = 0.97, decay_epochs: float = 2.4,
-                   milestones: tuple[float, ...] = ()) -> np.ndarray:
+def learning_rates(
+    schedule: str,
+    *,
+    base_lr: float,
+    steps_per_epoch: int,
+    epoch_size: int,
+    warmup_epochs: float = 0.0,
+    min_lr: float = 0.0,
+    decay_rate: float = 0.97,
+    decay_epochs: float = 2.4,
+    milestones: tuple[float, ...] = (),
+) -> np.ndarray:
     """Learning rates of a whole run.
 
     Args:
@@ -41,7 +67,9 @@ def learning_rates(schedule: str, *, base_lr: float, steps_per_epoch: int, epoch
     if schedule == "cosine":
         rates = cosine_lr(steps, base_lr, total, min_lr)
     elif schedule == "step":
-        rates = step_lr(steps, base_lr, [epoch * steps_per_epoch for epoch in milestones], decay_rate)
+        rates = step_lr(
+            steps, base_lr, [epoch * steps_per_epoch for epoch in milestones], decay_rate
+        )
     elif schedule == "exponential":
         rates = exponential_lr(steps, base_lr, decay_epochs * steps_per_epoch, decay_rate)
     elif schedule == "one_cycle":

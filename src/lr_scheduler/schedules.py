@@ -1,7 +1,8 @@
 """The schedules' formulas; ``steps`` is an array of step numbers from 0."""
+
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,27 +12,39 @@ def constant_lr(steps: np.ndarray, base_lr: float) -> np.ndarray:
     return np.full(len(steps), base_lr)
 
 
-def cosine_lr(steps: np.ndarray, base_lr: float, total_steps: int, min_lr: float = 0.0) -> np.ndarray:
+def cosine_lr(
+    steps: np.ndarray, base_lr: float, total_steps: int, min_lr: float = 0.0
+) -> np.ndarray:
     """Half a cosine from ``base_lr`` to ``min_lr`` (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
     return min_lr + 0.5 * (base_lr - min_lr) * (1 + np.cos(np.pi * steps / total_steps))
 
 
-def step_lr(steps: np.ndarray, base_lr: float, milestones: Sequence[float], decay_rate: float) -> np.ndarray:
+def step_lr(
+    steps: np.ndarray, base_lr: float, milestones: Sequence[float], decay_rate: float
+) -> np.ndarray:
     """``base_lr`` times ``decay_rate`` for each milestone (in steps) that is reached."""
     return base_lr * decay_rate ** np.searchsorted(np.sort(milestones), steps, side="right")
 
 
-def exponential_lr(steps: np.ndarray, base_lr: float, decay_steps: float, decay_rate: float) -> np.ndarray:
+def exponential_lr(
+    steps: np.ndarray, base_lr: float, decay_steps: float, decay_rate: float
+) -> np.ndarray:
     """``base_lr`` times ``decay_rate`` after every ``decay_steps``, in stairs as in the released code."""
     return base_lr * decay_rate ** np.floor(steps / decay_steps)
 
 
-def one_cycle_lr(steps: np.ndarray, max_lr: float, total_steps: int, rise: float = 0.3, start_factor: float = 25.0,
-                 end_factor: float = 1e4) -> np.ndarray:
+def one_cycle_lr(
+    steps: np.ndarray,
+    max_lr: float,
+    total_steps: int,
+    rise: float = 0.3,
+    start_factor: float = 25.0,
+    end_factor: float = 1e4,
+) -> np.ndarray:
     """Cosine rise to ``max_lr`` over the first ``rise`` of the run, cosine fall after it.
 
-    Smith and Topin, arXiv 1708.07120, in the two-phase cosine form that practice has settled on: from
-    ``max_lr / start_factor`` up, then down to ``max_lr / start_factor / end_factor``.
+    Smith and Topin, arXiv 1708.07120, in the two-phase cosine form that practice has settled on:
+    from ``max_lr / start_factor`` up, then down to ``max_lr / start_factor / end_factor``.
     """
     start, end = max_lr / start_factor, max_lr / start_factor / end_factor
     last, peak = max(total_steps - 1, 1), max(rise * total_steps - 1, 1e-9)
@@ -44,5 +57,5 @@ def with_warmup(rates: np.ndarray, base_lr: float, warmup_steps: int) -> np.ndar
     """Replace the first ``warmup_steps`` by a linear rise that would reach ``base_lr`` one step later."""
     rates = rates.copy()
     rise = base_lr * (np.arange(1, warmup_steps + 1) / (warmup_steps + 1))
-    rates[:warmup_steps] = rise[:len(rates)]
+    rates[:warmup_steps] = rise[: len(rates)]
     return rates

@@ -2,10 +2,10 @@
 
 Imports no framework.
 """
+
 from __future__ import annotations
 
 import logging
-from typing import Optional, Union
 
 from src.arch.cost_table import LatencyTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace
@@ -17,22 +17,31 @@ from src.latency.runtimes import installed_version
 log = logging.getLogger(__name__)
 
 
-def open_table(config: Union[SearchConfig, OneShotSearchConfig], space: SearchSpace, images: Preprocessing,
-               num_classes: Optional[int]) -> LatencyTable:
+def open_table(
+    config: SearchConfig | OneShotSearchConfig,
+    space: SearchSpace,
+    images: Preprocessing,
+    num_classes: int | None,
+) -> LatencyTable:
     """The table of costs that the configuration asks for, for preprocessed ``images``.
 
     Args:
-        num_classes: outputs of the classifier, for which arithmetic is counted; 1000 where not known.
+        num_classes: outputs of the classifier, for which arithmetic is counted; 1000 where not
+            known.
     """
     if config.cost == "latency":
         if config.latency_table is None:
-            raise UserError("latency_table is not given; it names a shipped table (pixel1) or a table file, "
-                            "or --cost macs|params does without")
+            raise UserError(
+                "latency_table is not given; it names a shipped table (pixel1) or a table file, "
+                "or --cost macs|params does without"
+            )
         table = load_table(config.latency_table, space)
         _tell_changes(table, images)
         return table
     if config.latency_table is not None:
-        raise UserError(f"latency_table is for --cost latency, cost is {config.cost}; give one of the two")
+        raise UserError(
+            f"latency_table is for --cost latency, cost is {config.cost}; give one of the two"
+        )
     return arithmetic_table(space, config.cost, num_classes or 1000, (images.height, images.width))
 
 
@@ -40,20 +49,34 @@ def _tell_changes(table: LatencyTable, images: Preprocessing) -> None:
     """Warn where a measured table is of another runtime than the one installed, or of other images."""
     installed = installed_version(table.runtime)
     if installed not in (None, table.runtime):
-        log.warning("latency table '%s' was made with %s, installed is %s; scripts/profile_latency.py makes it again",
-                    table.name, table.runtime, installed)
+        log.warning(
+            "latency table '%s' was made with %s, installed is %s; scripts/profile_latency.py makes it again",
+            table.name,
+            table.runtime,
+            installed,
+        )
     size = table.provenance.get("image_size")
     if size and (size, size) != (images.height, images.width):
-        log.warning("latency table '%s' is of images of %dx%d, the search of %dx%d", table.name, size, size,
-                    images.height, images.width)
+        log.warning(
+            "latency table '%s' is of images of %dx%d, the search of %dx%d",
+            table.name,
+            size,
+            size,
+            images.height,
+            images.width,
+        )
 
 
-def cost_bound(config: Union[SearchConfig, OneShotSearchConfig]) -> Optional[float]:
+def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
     """The target or limit of the cost, in the unit of its table; None where none is given."""
     if config.cost == "latency":
         if config.target is not None:
-            raise UserError("target is for --cost macs and params; a latency has --target_latency_ms")
+            raise UserError(
+                "target is for --cost macs and params; a latency has --target_latency_ms"
+            )
         return config.target_latency_ms
     if config.target_latency_ms is not None:
-        raise UserError(f"target_latency_ms is for --cost latency; {config.cost} have --target, in millions")
+        raise UserError(
+            f"target_latency_ms is for --cost latency; {config.cost} have --target, in millions"
+        )
     return config.target

@@ -1,11 +1,13 @@
 """Indicators: the 0s and 1s between thresholds and decisions. Imports no framework.
 
-They stand in an array (L, D): a row a searched layer, and in each row kernel sizes beyond the smallest, expansions
-beyond the smallest, presence. Rows have room for the most choices that any layer of the space has.
+They stand in an array (L, D): a row a searched layer, and in each row kernel sizes beyond the
+smallest, expansions beyond the smallest, presence. Rows have room for the most choices that any
+layer of the space has.
 """
+
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +20,9 @@ FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 def room(space: SearchSpace) -> tuple[int, int]:
     """Most kernel sizes and most expansions that any layer has."""
     layers = space.searched.values()
-    return max(len(layer.kernel_sizes) for layer in layers), max(len(layer.expansions) for layer in layers)
+    return max(len(layer.kernel_sizes) for layer in layers), max(
+        len(layer.expansions) for layer in layers
+    )
 
 
 def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
@@ -49,8 +53,8 @@ def missing_indicators(space: SearchSpace) -> np.ndarray:
     sizes, parts = room(space)
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
     for row, layer in zip(values, layers):
-        row[:len(layer.kernel_sizes) - 1] = FREE
-        row[sizes - 1:sizes - 1 + len(layer.expansions) - 1] = FREE
+        row[: len(layer.kernel_sizes) - 1] = FREE
+        row[sizes - 1 : sizes - 1 + len(layer.expansions) - 1] = FREE
         row[-1] = FREE if layer.skippable else 1
     return values
 
@@ -72,8 +76,10 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     values = missing_indicators(space)
     for row, layer, choice in zip(values, space.searched.values(), decisions):
         kernel_size, expansion = layer.choices[layer.largest if choice == SKIP else choice]
-        own = [*(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
-               *(float(ratio <= expansion) for ratio in layer.expansions[1:])]
+        own = [
+            *(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
+            *(float(ratio <= expansion) for ratio in layer.expansions[1:]),
+        ]
         if layer.skippable:
             own.append(float(choice != SKIP))
         row[row == FREE] = own
@@ -86,20 +92,29 @@ def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict
         return {count - 1: 0.0}
     kernel_size, expansion = layer.choices[choice]
     required = {count - 1: 1.0} if layer.skippable else {}
-    for first, rank, options in ((0, layer.kernel_sizes.index(kernel_size), layer.kernel_sizes),
-                                 (sizes - 1, layer.expansions.index(expansion), layer.expansions)):
+    for first, rank, options in (
+        (0, layer.kernel_sizes.index(kernel_size), layer.kernel_sizes),
+        (sizes - 1, layer.expansions.index(expansion), layer.expansions),
+    ):
         required.update({first + i: 1.0 for i in range(rank)})
         if rank < len(options) - 1:
             required[first + rank] = 0.0
     return required
 
 
-def settle(space: SearchSpace, table: LatencyTable, indicators: np.ndarray, margins: np.ndarray,
-           target: float, tolerance: float = 0.01) -> np.ndarray:
+def settle(
+    space: SearchSpace,
+    table: LatencyTable,
+    indicators: np.ndarray,
+    margins: np.ndarray,
+    target: float,
+    tolerance: float = 0.01,
+) -> np.ndarray:
     """Indicators whose cost is within ``tolerance`` of ``target``, or as near as any are, by the least change.
 
-    The change is the sum of the margins of all indicators that become others: what was found with certainty stays.
-    Solved exactly, up to a ten-thousandth of the target, as a knapsack over the layers.
+    The change is the sum of the margins of all indicators that become others: what was found with
+    certainty stays. Solved exactly, up to a ten-thousandth of the target, as a knapsack over the
+    layers.
 
     Args:
         margins: how far each norm is from its threshold, (L, D), in units that are comparable.
@@ -114,17 +129,23 @@ def settle(space: SearchSpace, table: LatencyTable, indicators: np.ndarray, marg
         before, least = least, np.full(bins, np.inf)
         for pick, choice in enumerate(layer.names):
             required = _required(layer, choice, sizes, indicators.shape[1])
-            change = sum(abs(margins[number, column]) for column, value in required.items()
-                         if indicators[number, column] != value)
+            change = sum(
+                abs(margins[number, column])
+                for column, value in required.items()
+                if indicators[number, column] != value
+            )
             shift = round(costs[choice] / unit)
             total = np.full(bins, np.inf)
-            total[shift:] = before[:bins - shift] + change
+            total[shift:] = before[: bins - shift] + change
             better = total < least
             least[better], picks[number, better] = total[better], pick
     distance = np.abs(np.arange(bins) * unit / target - 1)
     near = np.isfinite(least) & (distance <= tolerance)
-    place = int(np.argmin(np.where(near, least, np.inf)) if near.any()
-                else np.argmin(np.where(np.isfinite(least), distance, np.inf)))
+    place = int(
+        np.argmin(np.where(near, least, np.inf))
+        if near.any()
+        else np.argmin(np.where(np.isfinite(least), distance, np.inf))
+    )
     settled = indicators.copy()
     for number in reversed(range(len(layers))):
         choice = layers[number].names[picks[number, place]]

@@ -1,12 +1,15 @@
 """The one-shot supernet: several blocks a layer, each with weights of its own, of which a step trains one.
 
-Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv 1904.00420. A path is an
-int32 array (L,) with the number of the block that each layer takes. As a tensor it indexes the cells within the
-compiled graph, so a new path needs no new graph, and only the blocks on it are computed.
+Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv
+1904.00420. A path is an int32 array (L,) with the number of the block that each layer takes. As a
+tensor it indexes the cells within the compiled graph, so a new path needs no new graph, and only
+the blocks on it are computed.
 """
+
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -36,13 +39,21 @@ class OneShotSupernet(SPNASNet):
     Parameters are named ``blocks.<layer>.<choice>...``.
     """
 
-    def __init__(self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False) -> None:
+    def __init__(
+        self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False
+    ) -> None:
         self.space = space
-        super().__init__(space.largest(), num_classes, momentum=momentum, affine=False, kernels=kernels)
+        super().__init__(
+            space.largest(), num_classes, momentum=momentum, affine=False, kernels=kernels
+        )
 
     def _create_blocks(self, _arch: Architecture, bn: dict[str, Any]) -> nn.CellList:
-        return nn.CellList([nn.CellList([create_block(layer.block(name), **bn) for name in layer.names])
-                            for layer in self.space.layers])
+        return nn.CellList(
+            [
+                nn.CellList([create_block(layer.block(name), **bn) for name in layer.names])
+                for layer in self.space.layers
+            ]
+        )
 
     def construct(self, x: Tensor, path: Tensor) -> Tensor:
         """Logits of the network on a path: (N, 3, H, W) and (L,) of int32 -> (N, num_classes)."""
@@ -68,14 +79,19 @@ class PathMomentum(nn.Optimizer):
         rates: learning rate of each step.
     """
 
-    def __init__(self, network: OneShotSupernet, rates: np.ndarray, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, network: OneShotSupernet, rates: np.ndarray, momentum: float, weight_decay: float
+    ) -> None:
         super().__init__(Tensor(rates), network.trainable_params())
         self.momentum, self.weight_decay_factor = momentum, weight_decay
         self.moments = self.parameters.clone(prefix="moments", init="zeros")
         counts = [len(layer.names) for layer in network.space.layers]
         self.choices = Tensor(np.arange(max(counts))[None], ms.int32)
-        # Where each parameter's flag is among those of all blocks; the last flag is that of stem, head and classifier.
-        self.places = tuple(self._place(parameter, max(counts), len(counts)) for parameter in self.parameters)
+        # Where each parameter's flag is among those of all blocks; the last flag is that of stem,
+        # head and classifier.
+        self.places = tuple(
+            self._place(parameter, max(counts), len(counts)) for parameter in self.parameters
+        )
         self.always = Tensor(np.ones(1, np.float32))
         self.flags = ops.Split(0, len(counts) * max(counts) + 1)
         self.apply = ops.ApplyMomentum()
@@ -91,13 +107,16 @@ class PathMomentum(nn.Optimizer):
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         chosen = (path.reshape((-1, 1)) == self.choices).astype(ms.float32).reshape((-1,))
         trained = ops.concat((chosen, self.always))
-        # A rate of 0 and a momentum of 1, with a gradient of 0, change neither parameter nor moment by a single bit.
+        # A rate of 0 and a momentum of 1, with a gradient of 0, change neither parameter nor moment
+        # by a single bit.
         rates, decays = self.flags(rate * trained), self.flags(self.weight_decay_factor * trained)
         momenta = self.flags(1 + (self.momentum - 1) * trained)
         factors = ()
         for place in self.places:
             factors += ((rates[place].reshape(()), momenta[place].reshape(()), decays[place]),)
-        return self.map_(ops.partial(_move, self.apply), self.parameters, self.moments, gradients, factors)
+        return self.map_(
+            ops.partial(_move, self.apply), self.parameters, self.moments, gradients, factors
+        )
 
 
 class OneShotStep(TrainStep):
@@ -117,7 +136,9 @@ class OneShotStep(TrainStep):
 
 def inherit(parameters: Mapping[str, np.ndarray], path: Sequence[int]) -> dict[str, np.ndarray]:
     """Parameters of the network on a path, taken from the supernet's."""
-    prefixes = {f"blocks.{layer}.{choice}.": f"blocks.{layer}." for layer, choice in enumerate(path)}
+    prefixes = {
+        f"blocks.{layer}.{choice}.": f"blocks.{layer}." for layer, choice in enumerate(path)
+    }
     inherited = {}
     for name, value in parameters.items():
         words = name.split(".")
@@ -125,5 +146,5 @@ def inherit(parameters: Mapping[str, np.ndarray], path: Sequence[int]) -> dict[s
         if words[0] != "blocks":
             inherited[name] = value
         elif prefix in prefixes:
-            inherited[prefixes[prefix] + name[len(prefix):]] = value
+            inherited[prefixes[prefix] + name[len(prefix) :]] = value
     return inherited

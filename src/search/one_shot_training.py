@@ -1,8 +1,10 @@
 """Training of a one-shot supernet, one random path a step."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any
 
 from mindspore import Tensor, nn
 
@@ -22,12 +24,19 @@ def one_shot_space(name_or_file: str, layers: int, num_choices: int) -> SearchSp
     """The first layers of a space, with the first choices of each."""
     space = load_space(name_or_file)
     if not all(isinstance(layer, BlockLayer) for layer in space.layers):
-        raise UserError(f"space '{space.name}' is none of a one-shot supernet, whose layers all choose among blocks")
+        raise UserError(
+            f"space '{space.name}' is none of a one-shot supernet, whose layers all choose among blocks"
+        )
     most = min(len(layer.names) for layer in space.layers)
-    for what, value, limit in (("layers", layers, len(space.layers)), ("num_choices", num_choices, most)):
+    for what, value, limit in (
+        ("layers", layers, len(space.layers)),
+        ("num_choices", num_choices, most),
+    ):
         if not 1 <= value <= limit:
             raise UserError(f"{what} is {value}, space '{space.name}' has {limit}")
-    chosen = tuple(replace(layer, names=layer.names[:num_choices]) for layer in space.layers[:layers])
+    chosen = tuple(
+        replace(layer, names=layer.names[:num_choices]) for layer in space.layers[:layers]
+    )
     if chosen == space.layers:
         return space
     return replace(space, name=f"{space.name}_{layers}x{num_choices}", layers=chosen)
@@ -41,7 +50,9 @@ class RandomPaths:
 
     def __call__(self, images: Tensor) -> Tensor:
         self._batch += 1
-        return self._network(images, Tensor(draw_path(self._space, self._seed, _VALIDATION, self._batch)))
+        return self._network(
+            images, Tensor(draw_path(self._space, self._seed, _VALIDATION, self._batch))
+        )
 
 
 class OneShotTrainer(Trainer):
@@ -62,13 +73,21 @@ class OneShotTrainer(Trainer):
         return {**super()._graph_values(), **self._own_files()}
 
     def _create_network(self) -> OneShotSupernet:
-        return OneShotSupernet(self.space, len(self.classes), momentum=self.config.bn_momentum, kernels=self.kernels)
+        return OneShotSupernet(
+            self.space, len(self.classes), momentum=self.config.bn_momentum, kernels=self.kernels
+        )
 
     def _create_step(self) -> OneShotStep:
         config, network = self.config, self._create_network()
         optimizer = PathMomentum(network, self.rates, config.momentum, config.weight_decay)
-        return OneShotStep(self._mixed(network), CrossEntropySmooth(config.label_smooth_factor), optimizer, config,
-                           mixed_precision=self.amp_level != "O0", device_num=self.device_num)
+        return OneShotStep(
+            self._mixed(network),
+            CrossEntropySmooth(config.label_smooth_factor),
+            optimizer,
+            config,
+            mixed_precision=self.amp_level != "O0",
+            device_num=self.device_num,
+        )
 
     def _step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
         return (Tensor(draw_path(self.space, self.config.seed, _TRAINING, epoch, batch)),)

@@ -1,21 +1,25 @@
 """The supernet of Single-Path NAS: one superkernel a layer, its size, expansion and presence decided by thresholds.
 
-A searched layer has one depthwise kernel w of the largest size and expansion. With 1(.) an indicator and t its
-trained threshold (Stamoulis et al., arXiv 1904.02877, equations 2 to 7):
+A searched layer has one depthwise kernel w of the largest size and expansion. With 1(.) an
+indicator and t its trained threshold (Stamoulis et al., arXiv 1904.02877, equations 2 to 7):
 
     kernel size    w_k = w_3x3 + 1(|w_ring5| > t_5) * (w_ring5 + 1(|w_ring7| > t_7) * w_ring7)
-    expansion      channels come in nested parts; part p counts if |w_k of part p| > t_p and the part before counts
+    expansion      channels come in nested parts; part p counts if |w_k of part p| > t_p and the
+                   part before it counts
     presence       the layer counts if |w_k of the first part| > t_skip, where it may be skipped
 
-An indicator's gradient is that of sigmoid(|.| - t). Kernel-size indicators multiply the kernel. Those of expansion
-and presence act where they can have an effect: behind the batch normalisation and ReLU that follow the kernel, as
-factors of the projection's input channels and of the layer's output. In front of batch normalisation, where the
-paper has them, a factor of a channel cancels: the cross-entropy would give it no gradient, and a masked channel
-would leak as ReLU(beta). So the supernet in evaluation mode equals the network that its decisions describe.
+An indicator's gradient is that of sigmoid(|.| - t). Kernel-size indicators multiply the kernel.
+Those of expansion and presence act where they can have an effect: behind the batch normalisation
+and ReLU that follow the kernel, as factors of the projection's input channels and of the layer's
+output. In front of batch normalisation, where the paper has them, a factor of a channel cancels:
+the cross-entropy would give it no gradient, and a masked channel would leak as ReLU(beta). So the
+supernet in evaluation mode equals the network that its decisions describe.
 """
+
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -32,19 +36,27 @@ from src.spnasnet import SPNASNet
 class Decisions(nn.Cell):
     """Thresholds of all searched layers, and what follows from them; always in float32.
 
-    Arrays have a row a searched layer (L) and room for the most choices that any layer has: S kernel sizes,
-    P expansions and D = (S - 1) + (P - 1) + 1 indicators, in the order kernel sizes, expansions, presence. An indicator
-    that a layer lacks is fixed: 0 for sizes and expansions, 1 for presence.
+    Arrays have a row a searched layer (L) and room for the most choices that any layer has: S
+    kernel sizes, P expansions and D = (S - 1) + (P - 1) + 1 indicators, in the order kernel sizes,
+    expansions, presence. An indicator that a layer lacks is fixed: 0 for sizes and expansions, 1
+    for presence.
 
-    A threshold t is ``thresholds`` times ``scales``. The gradient that sigmoid(|.| - t) gives a threshold vanishes where a
-    norm is far from it, and norms start at 10 to 40. With ``even_slope`` thresholds get the gradient of a line of slope -1
-    in its place, which has the same sign; weights keep that of the sigmoid.
+    A threshold t is ``thresholds`` times ``scales``. The gradient that sigmoid(|.| - t) gives a
+    threshold vanishes where a norm is far from it, and norms start at 10 to 40. With ``even_slope``
+    thresholds get the gradient of a line of slope -1 in its place, which has the same sign; weights
+    keep that of the sigmoid.
 
     Args:
         weights: depthwise kernel (C, 1, k, k) of each searched layer.
     """
 
-    def __init__(self, space: SearchSpace, table: LatencyTable, weights: Sequence[Parameter], even_slope: bool) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: LatencyTable,
+        weights: Sequence[Parameter],
+        even_slope: bool,
+    ) -> None:
         super().__init__()
         self.even_slope = even_slope
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
@@ -53,18 +65,25 @@ class Decisions(nn.Cell):
         self.sizes, self.parts = room(space)
         missing = missing_indicators(space)
         self.thresholds = Parameter(Tensor(np.zeros(missing.shape, np.float32)), name="thresholds")
-        self.scales = Parameter(Tensor(np.ones(missing.shape, np.float32)), name="scales", requires_grad=False)
+        self.scales = Parameter(
+            Tensor(np.ones(missing.shape, np.float32)), name="scales", requires_grad=False
+        )
         self.fixed = Parameter(Tensor(missing), name="fixed", requires_grad=False)
-        self.rings = tuple(Tensor(ring_masks(layer, self.sizes)) for layer in layers.values())  # each (S, k * k)
-        self.channels = tuple(Tensor(part_masks(layer, self.parts)) for layer in layers.values())  # each (P, C)
+        self.rings = tuple(
+            Tensor(ring_masks(layer, self.sizes)) for layer in layers.values()
+        )  # each (S, k * k)
+        self.channels = tuple(
+            Tensor(part_masks(layer, self.parts)) for layer in layers.values()
+        )  # each (P, C)
         costs = np.zeros((len(layers), self.sizes, self.parts), np.float32)
         for row, (name, layer) in zip(costs, layers.items()):
             matrix = table.matrix(name, layer)
-            row[:matrix.shape[0], :matrix.shape[1]] = matrix
+            row[: matrix.shape[0], : matrix.shape[1]] = matrix
         self.costs = Tensor(costs)
         self.skip_costs = Tensor(np.array([[table.skip_cost(name)] for name in layers], np.float32))
         self.constant = float(table.constant)
-        # Primitives: the functions of the same names compile to many times as many nodes, here for every layer.
+        # Primitives: the functions of the same names compile to many times as many nodes, here for
+        # every layer.
         self.product, self.product_transposed = ops.MatMul(), ops.MatMul(transpose_b=True)
         self.rows = ops.Split(0, len(layers))
         self.first = Tensor(np.ones((len(layers), 1), np.float32))
@@ -79,7 +98,9 @@ class Decisions(nn.Cell):
         if self.even_slope:
             soft = soft - threshold
         soft = ops.select(fixed >= 0, ops.zeros_like(soft), soft)  # what is fixed has no gradient
-        return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))  # the sum is exactly ``hard``
+        return ops.stop_gradient(hard) + (
+            soft - ops.stop_gradient(soft)
+        )  # the sum is exactly ``hard``
 
     def indicators(self) -> tuple[Tensor, Tensor]:
         """Indicators and the norms that decide them, both (L, D)."""
@@ -94,13 +115,15 @@ class Decisions(nn.Cell):
         # Of the kernel whose size is decided.
         part_norm = _norm((energy * ops.square(self.nest(size)).expand_dims(1)).sum(2))  # (L, P)
         part_norm = ops.concat((part_norm[:, 1:], part_norm[:, :1]), 1)
-        return ops.concat((size, self.indicator(part_norm, d, last)), 1), ops.concat((ring_norm, part_norm), 1)
+        return ops.concat((size, self.indicator(part_norm, d, last)), 1), ops.concat(
+            (ring_norm, part_norm), 1
+        )
 
     def nest(self, indicators: Tensor) -> Tensor:
         """Factors of nested parts, (L, n + 1), of n indicators: the first is 1, each later one needs all before."""
         factors = (self.first,)
         for i in range(indicators.shape[1]):
-            factors += (factors[-1] * indicators[:, i:i + 1],)
+            factors += (factors[-1] * indicators[:, i : i + 1],)
         return ops.concat(factors, 1)
 
     def split(self, indicators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,41 +136,63 @@ class Decisions(nn.Cell):
         rings, parts, presence = self.split(indicators)
         size = rings - ops.concat((rings[:, 1:], self.rest), 1)
         part = parts - ops.concat((parts[:, 1:], self.rest), 1)
-        layers = (self.costs * size.expand_dims(2) * part.expand_dims(1)).sum((1, 2)).reshape((-1, 1))
+        layers = (
+            (self.costs * size.expand_dims(2) * part.expand_dims(1)).sum((1, 2)).reshape((-1, 1))
+        )
         return (presence * layers + (1 - presence) * self.skip_costs).sum() + self.constant
 
     def construct(self, factors: Tensor) -> tuple[tuple, Tensor, Tensor, Tensor]:
         """Everything that follows from weights and thresholds.
 
         Args:
-            factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep probability.
+            factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep
+                probability.
 
         Returns:
-            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1,), with dropout; without
-            it cost (), indicators (L, D) and the norms that decide them (L, D).
+            For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1,),
+            with dropout; without it cost (), indicators (L, D) and the norms that decide them (L,
+            D).
         """
         indicators, norms = self.indicators()
         rings, parts, presence = self.split(indicators * factors)
-        rings, parts, presence, masks = self.rows(rings), self.rows(parts), self.rows(presence.reshape((-1,))), ()
+        rings, parts, presence, masks = (
+            self.rows(rings),
+            self.rows(parts),
+            self.rows(presence.reshape((-1,))),
+            (),
+        )
         for i, weight in enumerate(self.weights):
             side = weight.shape[-1]
-            masks += ((self.product(rings[i], self.rings[i]).reshape((1, 1, side, side)),
-                       self.product(parts[i], self.channels[i]).reshape((1, -1, 1, 1)), presence[i]),)
+            masks += (
+                (
+                    self.product(rings[i], self.rings[i]).reshape((1, 1, side, side)),
+                    self.product(parts[i], self.channels[i]).reshape((1, -1, 1, 1)),
+                    presence[i],
+                ),
+            )
         return masks, self.cost(indicators), indicators, norms
 
 
 def _norm(squared: Tensor) -> Tensor:
-    return ops.sqrt(ops.maximum(squared, Tensor(1e-12, ms.float32)))  # whose gradient at 0 is finite
+    return ops.sqrt(
+        ops.maximum(squared, Tensor(1e-12, ms.float32))
+    )  # whose gradient at 0 is finite
 
 
 class SuperBlock(MBConv):
     """An MBConv of the largest choice, masked by its layer's decisions."""
 
-    def construct(self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor) -> Tensor:
+    def construct(
+        self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor
+    ) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ...); masks as ``Decisions`` gives them."""
         kernel, projection = self.depthwise.conv.weight, self.project.conv.weight
-        y = self.branch(x, kernel * kernel_mask.astype(kernel.dtype), projection * channel_mask.astype(projection.dtype),
-                        presence if self.residual else None)
+        y = self.branch(
+            x,
+            kernel * kernel_mask.astype(kernel.dtype),
+            projection * channel_mask.astype(projection.dtype),
+            presence if self.residual else None,
+        )
         return x + y if self.residual else y
 
 
@@ -159,19 +204,35 @@ class Supernet(SPNASNet):
         even_slope: see ``Decisions``.
     """
 
-    def __init__(self, space: SearchSpace, table: LatencyTable, num_classes: int, *, momentum: float = 0.9,
-                 kernels: bool = False, even_slope: bool = False) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: LatencyTable,
+        num_classes: int,
+        *,
+        momentum: float = 0.9,
+        kernels: bool = False,
+        even_slope: bool = False,
+    ) -> None:
         self.searched = tuple(isinstance(layer, SearchedLayer) for layer in space.layers)
         super().__init__(space.largest(), num_classes, momentum=momentum, kernels=kernels)
-        self.decisions = Decisions(space, table, [block.depthwise.conv.weight for block in self.blocks
-                                                  if isinstance(block, SuperBlock)], even_slope)
+        self.decisions = Decisions(
+            space,
+            table,
+            [block.depthwise.conv.weight for block in self.blocks if isinstance(block, SuperBlock)],
+            even_slope,
+        )
         self.no_dropout = Tensor(np.ones(self.decisions.thresholds.shape, np.float32))
 
     def _create_blocks(self, arch: Architecture, bn: dict[str, Any]) -> nn.Cell:
-        return nn.CellList([(SuperBlock if searched else MBConv)(block, **bn)
-                            for block, searched in zip(arch.blocks, self.searched)])
+        return nn.CellList(
+            [
+                (SuperBlock if searched else MBConv)(block, **bn)
+                for block, searched in zip(arch.blocks, self.searched)
+            ]
+        )
 
-    def construct(self, x: Tensor, dropout: Optional[Tensor] = None, factors: Optional[Tensor] = None):
+    def construct(self, x: Tensor, dropout: Tensor | None = None, factors: Tensor | None = None):
         """Logits of the decided network; with ``factors`` also what the search needs.
 
         Args:
@@ -180,9 +241,12 @@ class Supernet(SPNASNet):
             factors: dropout of the indicators, (L, D).
 
         Returns:
-            Logits (N, classes), or with ``factors`` logits, cost (), indicators (L, D) and norms (L, D).
+            Logits (N, classes), or with ``factors`` logits, cost (), indicators (L, D) and norms
+            (L, D).
         """
-        masks, cost, indicators, norms = self.decisions(self.no_dropout if factors is None else factors)
+        masks, cost, indicators, norms = self.decisions(
+            self.no_dropout if factors is None else factors
+        )
         x, layer = self.stem(x), 0
         for block, searched in zip(self.blocks, self.searched):
             if searched:
@@ -194,19 +258,27 @@ class Supernet(SPNASNet):
         return logits if factors is None else (logits, cost, indicators, norms)
 
 
-def inherit(parameters: Mapping[str, np.ndarray], space: SearchSpace, decisions: Sequence[str]) -> dict[str, np.ndarray]:
+def inherit(
+    parameters: Mapping[str, np.ndarray], space: SearchSpace, decisions: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Weights of the derived network, sliced out of the supernet's.
 
     Args:
         parameters: the supernet's, by name.
     """
-    inherited = {name: value for name, value in parameters.items()
-                 if name.split(".")[0] in ("stem", "head", "classifier")}
+    inherited = {
+        name: value
+        for name, value in parameters.items()
+        if name.split(".")[0] in ("stem", "head", "classifier")
+    }
     rest, position = iter(decisions), 0
     for index, layer in enumerate(space.layers):
         prefix = f"blocks.{index}."
-        own = {name[len(prefix):]: value for name, value in parameters.items()
-               if name.startswith(prefix)}
+        own = {
+            name[len(prefix) :]: value
+            for name, value in parameters.items()
+            if name.startswith(prefix)
+        }
         if isinstance(layer, SearchedLayer):
             choice = next(rest)
             if choice == SKIP:
@@ -215,9 +287,9 @@ def inherit(parameters: Mapping[str, np.ndarray], space: SearchSpace, decisions:
             trim = (layer.kernel_sizes[-1] - block.kernel_size) // 2
             for name, value in own.items():
                 if name == "project.conv.weight":
-                    value = value[:, :block.mid_channels]
+                    value = value[:, : block.mid_channels]
                 elif not name.startswith("project."):
-                    value = value[:block.mid_channels]
+                    value = value[: block.mid_channels]
                 if name == "depthwise.conv.weight" and trim:
                     value = value[:, :, trim:-trim, trim:-trim]
                 own[name] = np.ascontiguousarray(value)

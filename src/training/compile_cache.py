@@ -1,10 +1,12 @@
 """MindSpore's compile cache, keyed so that it cannot go stale.
 
 MindSpore reuses a cached graph when the sources are the same, even though values that went into the
-graph (weight decay, smoothing, shapes) have changed. So each combination of everything that shapes a graph
-has a cache folder of its own. A folder is used for reading only once a run has filled it to the end. Within a folder
-MindSpore knows a graph by its place in the order of compilation: a program compiles in the same order in every run.
+graph (weight decay, smoothing, shapes) have changed. So each combination of everything that shapes
+a graph has a cache folder of its own. A folder is used for reading only once a run has filled it to
+the end. Within a folder MindSpore knows a graph by its place in the order of compilation: a program
+compiles in the same order in every run.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -38,7 +40,9 @@ def cache_key(values: dict[str, Any]) -> str:
     """Digest of the given values, MindSpore's version and this package's sources."""
     import mindspore as ms
 
-    digest = hashlib.sha256(json.dumps([values, ms.__version__], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(
+        json.dumps([values, ms.__version__], sort_keys=True, default=str).encode()
+    )
     for file in sorted(Path(__file__).resolve().parents[1].rglob("*")):
         if file.suffix in (".py", ".h", ".cpp"):
             digest.update(file.read_bytes())
@@ -69,7 +73,9 @@ class CompileCache:
                 path = self._final
                 os.utime(path)
             else:
-                path = self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=self._final.parent))
+                path = self._scratch = Path(
+                    tempfile.mkdtemp(prefix=_FILLING, dir=self._final.parent)
+                )
         except OSError as error:
             log.warning("graphs are not cached: %s", error)
             return self

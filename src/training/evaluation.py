@@ -1,9 +1,11 @@
 """Exact evaluation: sums over images, each image once, whatever the batch size and the number of processes."""
+
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -42,13 +44,18 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(own[:, 0]), logits.shape[1], ((logits > own) | tied_before).sum(1))
 
 
-def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int], Any]] = None,
-             ranks: Optional[Ranks] = None) -> Result:
+def evaluate(
+    network: nn.Cell,
+    loader: Loader,
+    progress: Callable[[int], Any] | None = None,
+    ranks: Ranks | None = None,
+) -> Result:
     """Evaluate a network in evaluation mode on every image of a loader.
 
     Args:
         progress: called with the number of images of each batch.
-        ranks: the processes that share the images, each with its own loader; their sums are added up.
+        ranks: the processes that share the images, each with its own loader; their sums are added
+            up.
     """
     ranks = ranks or Ranks()
     hits1 = hits5 = images = 0
@@ -58,7 +65,8 @@ def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int]
         count = len(labels)
         if not count:  # a batch of images that could not be decoded
             continue
-        # A short last batch is filled up, so that it needs no graph of its own; only real images count.
+        # A short last batch is filled up, so that it needs no graph of its own; only real images
+        # count.
         padding = [(0, loader.batch_size - count)] + [(0, 0)] * 3
         logits = network(Tensor(np.pad(batch, padding))).asnumpy()[:count]
         places = label_ranks(logits, labels)
@@ -68,8 +76,12 @@ def evaluate(network: nn.Cell, loader: Loader, progress: Optional[Callable[[int]
         images += count
         if progress:
             progress(count)
-    hits1, hits5, images, loss = (sum(parts) for parts in zip(*ranks.gather([hits1, hits5, images, loss])))
+    hits1, hits5, images, loss = (
+        sum(parts) for parts in zip(*ranks.gather([hits1, hits5, images, loss]))
+    )
     if not images:
         raise Fault(f"{loader.source.path}: no image could be evaluated")
     seconds = time.perf_counter() - start
-    return Result(100 * hits1 / images, 100 * hits5 / images, loss / images, images, images / seconds)
+    return Result(
+        100 * hits1 / images, 100 * hits5 / images, loss / images, images, images / seconds
+    )

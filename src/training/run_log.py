@@ -1,11 +1,12 @@
 """A run's story: progress bar on a terminal, lines in ``train.log``, values in ``metrics.jsonl``, ``curves.png``."""
+
 from __future__ import annotations
 
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,16 +28,22 @@ class RunLog:
 
     Args:
         print_steps: steps between lines on the terminal; 0 for none.
-        resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are dropped,
-            as their steps are taken again. None starts a new story.
+        resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are
+            dropped, as their steps are taken again. None starts a new story.
     """
 
     METRICS = "metrics.jsonl"
 
-    def __init__(self, folder: Path, *, active: bool, print_steps: int = 0,
-                 resume_from: Optional[tuple[int, int]] = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        print_steps: int = 0,
+        resume_from: tuple[int, int] | None = None,
+    ) -> None:
         self._active, self._folder, self._print_steps = active, folder, print_steps
-        self._bar: Optional[tqdm] = None
+        self._bar: tqdm | None = None
         root = logging.getLogger()
         shown = _BarHandler()
         shown.addFilter(lambda record: not getattr(record, "file_only", False))
@@ -45,14 +52,22 @@ class RunLog:
         if active:
             cut_jsonl(folder / self.METRICS, resume_from)
             self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
-            lines = logging.FileHandler(folder / "train.log", mode="w" if resume_from is None else "a")
+            lines = logging.FileHandler(
+                folder / "train.log", mode="w" if resume_from is None else "a"
+            )
             lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             root.addHandler(lines)
 
     def start_epoch(self, title: str, batches: int, done: int) -> None:
         """Show a progress bar of ``batches``, ``done`` of them behind; only on a terminal."""
-        self._bar = tqdm(total=batches, initial=done, desc=title, unit="batch", leave=False,
-                         disable=not (self._active and sys.stderr.isatty()))
+        self._bar = tqdm(
+            total=batches,
+            initial=done,
+            desc=title,
+            unit="batch",
+            leave=False,
+            disable=not (self._active and sys.stderr.isatty()),
+        )
 
     def advance(self, **shown: Any) -> None:
         """One batch more; ``shown`` stands behind the bar."""
@@ -69,10 +84,13 @@ class RunLog:
         Args:
             kind: "train" or "val".
             epoch: epochs completed.
-            step: batches of the epoch that follows; a value at the end of an epoch counts as step 0.
+            step: batches of the epoch that follows; a value at the end of an epoch counts as step
+                0.
         """
         if self._metrics:
-            self._metrics.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
+            self._metrics.write(
+                json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n"
+            )
             self._metrics.flush()
 
     def step(self, epoch: int, batch: int, loss: float, images_per_second: float) -> None:
@@ -82,8 +100,14 @@ class RunLog:
             epoch: from 0.
             batch: of the epoch, from 1.
         """
-        log.info("Epoch: %d Iteration: %d rank : 0 train.loss : %.6f train.ips : %.1f imgs/s", epoch, batch, loss,
-                 images_per_second, extra={"file_only": not self._print_steps or batch % self._print_steps != 0})
+        log.info(
+            "Epoch: %d Iteration: %d rank : 0 train.loss : %.6f train.ips : %.1f imgs/s",
+            epoch,
+            batch,
+            loss,
+            images_per_second,
+            extra={"file_only": not self._print_steps or batch % self._print_steps != 0},
+        )
 
     def close(self) -> None:
         if self._metrics:
@@ -94,6 +118,8 @@ class RunLog:
         if self._active:
             lines = read_jsonl(self._folder / self.METRICS)
             if lines:
-                from src.drawing import draw_curves  # importing Matplotlib takes a second, at the end of the run
+                from src.drawing import (
+                    draw_curves,  # importing Matplotlib takes a second, at the end of the run
+                )
 
                 draw_curves(lines, self._folder / "curves.png")

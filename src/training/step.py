@@ -1,7 +1,8 @@
 """One training step as a single compiled graph."""
+
 from __future__ import annotations
 
-from typing import Sequence, Union
+from collections.abc import Sequence
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -19,9 +20,13 @@ def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[d
     """Optimizer groups: weight decay on weights of convolutions and classifier, none on all else."""
     weights = [p for p in parameters if p.name.endswith(".weight")]
     others = [p for p in parameters if not p.name.endswith(".weight")]
-    # MindSpore takes float weight decay only, and order_params keeps the network's order in the state.
-    return [{"params": weights, "weight_decay": float(weight_decay)}, {"params": others, "weight_decay": 0.0},
-            {"order_params": parameters}]
+    # MindSpore takes float weight decay only, and order_params keeps the network's order in the
+    # state.
+    return [
+        {"params": weights, "weight_decay": float(weight_decay)},
+        {"params": others, "weight_decay": 0.0},
+        {"order_params": parameters},
+    ]
 
 
 _rmsprop = ops.MultitypeFuncGraph("rmsprop")
@@ -40,7 +45,9 @@ class RMSProp(nn.Optimizer):
     MindSpore's own takes the processor's approximate root on CPU, right to 2e-4.
     """
 
-    def __init__(self, params, rates: Tensor, decay: float, momentum: float, epsilon: float) -> None:
+    def __init__(
+        self, params, rates: Tensor, decay: float, momentum: float, epsilon: float
+    ) -> None:
         super().__init__(rates, params)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
         self.mean_square = self.parameters.clone(prefix="mean_square", init="ones")
@@ -55,7 +62,9 @@ class RMSProp(nn.Optimizer):
         return self.map_(update, self.parameters, self.mean_square, self.moment, gradients)
 
 
-def create_optimizer(network: nn.Cell, config: RunConfig, rates, without: Sequence[Parameter] = ()) -> nn.Optimizer:
+def create_optimizer(
+    network: nn.Cell, config: RunConfig, rates, without: Sequence[Parameter] = ()
+) -> nn.Optimizer:
     """The configured optimizer.
 
     Args:
@@ -63,13 +72,18 @@ def create_optimizer(network: nn.Cell, config: RunConfig, rates, without: Sequen
         without: parameters that something else trains.
     """
     left_out = {parameter.name for parameter in without}
-    groups = decay_groups([p for p in network.trainable_params() if p.name not in left_out], config.weight_decay)
+    groups = decay_groups(
+        [p for p in network.trainable_params() if p.name not in left_out], config.weight_decay
+    )
     if config.optimizer == "rmsprop":
-        return RMSProp(groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon)
+        return RMSProp(
+            groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon
+        )
     return nn.Momentum(groups, Tensor(rates), config.momentum)
 
 
-# The compiler unrolls Python loops over parameters into deep call stacks; it maps these functions instead.
+# The compiler unrolls Python loops over parameters into deep call stacks; it maps these functions
+# instead.
 _add_to = ops.MultitypeFuncGraph("add_to")
 _after = ops.MultitypeFuncGraph("after")
 _clear_after = ops.MultitypeFuncGraph("clear_after")
@@ -106,27 +120,32 @@ def _average_tensor(decay, average, value):
 class LossScale(nn.Cell):
     """Loss scale of mixed precision, fixed or dynamic.
 
-    Dynamic: halved when a gradient overflows, doubled after ``WINDOW`` steps without (Micikevicius et al.,
-    arXiv 1710.03740). It tests gradients for being finite, which runs on every device; MindSpore's own
-    manager asks the device for a status that CPU does not have.
+    Dynamic: halved when a gradient overflows, doubled after ``WINDOW`` steps without (Micikevicius
+    et al., arXiv 1710.03740). It tests gradients for being finite, which runs on every device;
+    MindSpore's own manager asks the device for a status that CPU does not have.
     """
 
     WINDOW = 2000
     INITIAL = 65536.0
 
-    def __init__(self, scale: Union[str, float]) -> None:
+    def __init__(self, scale: str | float) -> None:
         super().__init__(auto_prefix=False)
         self.dynamic = scale == "dynamic"
         value = self.INITIAL if self.dynamic else float(scale)
         self.scale = Parameter(Tensor(value, ms.float32), name="loss_scale", requires_grad=False)
-        self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale_good_steps", requires_grad=False)
+        self.good_steps = Parameter(
+            Tensor(0, ms.int32), name="loss_scale_good_steps", requires_grad=False
+        )
 
     def construct(self, finite: Tensor) -> Tensor:
         """Adjust the scale after a step whose gradients were ``finite`` or not."""
         if self.dynamic:
             good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
             grown = ops.select(good >= self.WINDOW, self.scale * 2, self.scale)
-            ops.assign(self.scale, ops.select(finite, grown, ops.maximum(self.scale / 2, Tensor(1.0, ms.float32))))
+            ops.assign(
+                self.scale,
+                ops.select(finite, grown, ops.maximum(self.scale / 2, Tensor(1.0, ms.float32))),
+            )
             ops.assign(self.good_steps, ops.select(good >= self.WINDOW, ops.zeros_like(good), good))
         return finite
 
@@ -135,34 +154,50 @@ class TrainStep(nn.Cell):
     """Forward, backward, gradient treatment and update; all state that a resume needs is its parameters.
 
     With ``accumulate_steps`` n, gradients of n batches are averaged and every n-th call updates. An
-    update whose gradients overflow is left out, as is its effect on optimizer, average and step count.
+    update whose gradients overflow is left out, as is its effect on optimizer, average and step
+    count.
 
     Args:
         network: from images to logits.
         loss_fn: from logits and labels to a scalar.
     """
 
-    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, optimizer: nn.Optimizer, config: RunConfig, *,
-                 mixed_precision: bool, device_num: int = 1) -> None:
+    def __init__(
+        self,
+        network: nn.Cell,
+        loss_fn: nn.Cell,
+        optimizer: nn.Optimizer,
+        config: RunConfig,
+        *,
+        mixed_precision: bool,
+        device_num: int = 1,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
         self.weights = optimizer.parameters
         self.map = ops.HyperMap()
         self.clip_norm, self.drops = config.clip_norm, config.drop_rate > 0
         self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
-        self.reduce = nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
+        self.reduce = (
+            nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
+        )
         self.accumulate_steps = config.accumulate_steps
         if self.accumulate_steps > 1:
             self.sums = self.weights.clone(prefix="gradient_sum", init="zeros")
-            self.batches = Parameter(Tensor(0, ms.int32), name="gradient_batches", requires_grad=False)
+            self.batches = Parameter(
+                Tensor(0, ms.int32), name="gradient_batches", requires_grad=False
+            )
         self.ema_decay = config.ema_decay
         if self.ema_decay:
-            # Moving statistics are averaged with the weights, so that the average is a network of its own.
+            # Moving statistics are averaged with the weights, so that the average is a network of
+            # its own.
             self.source = ParameterTuple([p for p in network.get_parameters() if averaged(p.name)])
             self.average = self.source.clone(prefix="ema")
         self.gradient = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
 
-    def forward(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, labels: Tensor, dropout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled loss, loss and count of correct predictions of a batch."""
         logits = self.network(images, dropout) if self.drops else self.network(images)
         loss = self.loss_fn(logits, labels)
@@ -180,8 +215,8 @@ class TrainStep(nn.Cell):
         Args:
             images: (N, 3, H, W).
             labels: (N,) of int32.
-            dropout: factors of the pooled features, (N, head channels); without dropout anything, (1,).
-                Drawn on the host from the step number, so that a resumed run draws the same.
+            dropout: factors of the pooled features, (N, head channels); without dropout anything,
+                (1,). Drawn on the host from the step number, so that a resumed run draws the same.
 
         Returns:
             Loss and number of correct predictions on this rank's batch.
@@ -227,8 +262,11 @@ class TrainStep(nn.Cell):
         """One step of the optimizer and, after it, of the weight average."""
         done = self.optimizer(gradients, *more)
         if self.ema_decay:
-            # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's does.
+            # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's
+            # does.
             step = ops.depend(self.optimizer.global_step, done).astype("float32").reshape(())
             decay = ops.minimum(Tensor(self.ema_decay, ms.float32), (1.0 + step) / (10.0 + step))
-            done = ops.depend(done, self.map(ops.partial(_average, decay), self.average, self.source))
+            done = ops.depend(
+                done, self.map(ops.partial(_average, decay), self.average, self.source)
+            )
         return done
