@@ -60,7 +60,7 @@ def evaluate_file(file, config, ranks):
         rank=ranks.rank,
         device_num=ranks.size,
     )
-    use_kernels = kernels.wanted(config.cpu_kernels)
+    use_kernels = kernels.use_kernels(config.cpu_kernels)
     # The operators know the folded network best; MindSpore's own gain little by it.
     network = checkpoint.network(kernels=use_kernels, folded=use_kernels)
     values = {

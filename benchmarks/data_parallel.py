@@ -49,13 +49,13 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], Non
     from src.arch.architecture import load_architecture
     from src.config import TrainConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
-    from src.kernels import wanted
+    from src.kernels import use_kernels
     from src.spnasnet import SPNASNet
     from src.training.step import TrainStep, create_optimizer
 
     ms.set_seed(1)
     architecture, config = load_architecture(arch), TrainConfig()
-    network = SPNASNet(architecture, CLASSES, kernels=wanted("auto"))
+    network = SPNASNet(architecture, CLASSES, kernels=use_kernels("auto"))
     optimizer = create_optimizer(network, config, np.full(10_000, 1e-3, np.float32))
     step = TrainStep(
         network,

@@ -301,7 +301,7 @@ def slow_rank_0(runs: Runs, args: argparse.Namespace) -> str:
     program.write_text(
         f"import sys\nimport time\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from src.utils import setup_device\nranks = setup_device('CPU', 0)\n"
-        "ranks.alone(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n"
+        "ranks.run_on_rank_0(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n"
     )
     process = runs.launch("slow", "--program", program, environment={"MS_NODE_TIMEOUT": "30"})
     output, _ = process.communicate(timeout=TIMEOUT)

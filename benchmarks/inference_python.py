@@ -45,14 +45,17 @@ def create_mindspore_network(
     import mindspore as ms
     from mindspore import Tensor
 
-    from src.kernels import wanted
+    from src.kernels import use_kernels
     from src.spnasnet import SPNASNet
     from src.utils import setup_device
 
     setup_device("CPU", 0)
     ms.set_seed(0)
     network = SPNASNet(
-        load_architecture(arch), CLASSES, kernels=wanted("on" if kernels else "off"), folded=True
+        load_architecture(arch),
+        CLASSES,
+        kernels=use_kernels("on" if kernels else "off"),
+        folded=True,
     )
     network.set_train(False)
     images, _ = noise(batch_size, image_size)

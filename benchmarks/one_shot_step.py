@@ -47,13 +47,13 @@ def create_mindspore_step(
 
     from src.config import OneShotConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
-    from src.kernels import wanted
+    from src.kernels import use_kernels
     from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum
     from src.utils import setup_device
 
     setup_device("CPU", 0)
     ms.set_seed(0)
-    network = OneShotSupernet(space, CLASSES, kernels=wanted("on" if kernels else "off"))
+    network = OneShotSupernet(space, CLASSES, kernels=use_kernels("on" if kernels else "off"))
     optimizer = PathMomentum(network, np.full(1000, RATE, np.float32), MOMENTUM, DECAY)
     step = OneShotStep(
         network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False

@@ -32,7 +32,7 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     from src.arch.cost_table import arithmetic_table
     from src.config import SearchConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
-    from src.kernels import wanted
+    from src.kernels import use_kernels
     from src.search.superkernel import Supernet
     from src.search.superkernel_search import SearchStep
     from src.spnasnet import SPNASNet
@@ -43,7 +43,7 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     config, space, kernels = (
         SearchConfig(optimizer="momentum"),
         load_space(space_name),
-        wanted("on"),
+        use_kernels("on"),
     )
     ms.set_seed(config.seed)
     rates, loss_fn = np.full(1000, 0.05, np.float32), CrossEntropySmooth(config.label_smooth_factor)

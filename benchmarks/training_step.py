@@ -54,7 +54,7 @@ def create_mindspore_step(
 
     from src.config import TrainConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
-    from src.kernels import wanted
+    from src.kernels import use_kernels
     from src.spnasnet import SPNASNet
     from src.training.step import TrainStep, create_optimizer
     from src.utils import setup_device
@@ -66,7 +66,7 @@ def create_mindspore_step(
         load_architecture(arch),
         CLASSES,
         momentum=config.bn_momentum,
-        kernels=wanted("on" if kernels else "off"),
+        kernels=use_kernels("on" if kernels else "off"),
     )
     optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
     step = TrainStep(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from src.arch.blocks import Block
-from src.arch.cost_table import LatencyTable
+from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchSpace
 
 KERNEL_COLORS = {3: "#4c9be8", 5: "#f2a541", 7: "#d1495b"}
@@ -123,7 +123,7 @@ def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, pat
 def draw_search(
     history: list[dict[str, Any]],
     space: SearchSpace,
-    table: LatencyTable,
+    table: CostTable,
     target: float | None,
     path: Path,
 ) -> None:
@@ -262,7 +262,7 @@ def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: 
     save(figure, path)
 
 
-def draw_tables(tables: Sequence[LatencyTable], path: Path) -> None:
+def draw_tables(tables: Sequence[CostTable], path: Path) -> None:
     """Draw the entries of tables of one space: a row a table, a group of bars a layer, a bar a choice."""
     figure = Figure(figsize=(12, 2.6 * len(tables)), layout="constrained")
     for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables):

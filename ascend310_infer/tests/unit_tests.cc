@@ -1,4 +1,4 @@
-// Unit tests of all that needs no model; what is compared with Python is in tests/test_export.py.
+// Unit tests of all that needs no model; what is compared with Python is in tests/deployment/test_export.py.
 #include <gtest/gtest.h>
 
 #include <cmath>

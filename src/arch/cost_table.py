@@ -31,12 +31,12 @@ COSTS = ("latency", "macs", "params")
 UNIT = "ms"
 
 
-class LatencyError(UserError):
+class CostTableError(UserError):
     """A latency table that is damaged or does not fit its space, or a target that no network has."""
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class CostTable:
     """Costs of the choices of a space.
 
     Attributes:
@@ -57,36 +57,36 @@ class LatencyTable:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def check(self, space: SearchSpace, origin: str = "") -> None:
-        """Raise LatencyError unless there is a finite cost, not below 0, for each choice of ``space``."""
+        """Raise CostTableError unless there is a finite cost, not below 0, for each choice of ``space``."""
         origin = origin or f"latency table '{self.name}'"
         if self.space != space.name:
-            raise LatencyError(
+            raise CostTableError(
                 f"{origin}: made for space '{self.space}', the space searched is '{space.name}'"
             )
         if not _is_cost(self.constant):
-            raise LatencyError(
+            raise CostTableError(
                 f"{origin}: constant is {self.constant!r}, should be a number not below 0"
             )
         searched = space.searched
         for name in (*searched, *self.layers):
             if name not in self.layers:
-                raise LatencyError(
+                raise CostTableError(
                     f"{origin}: layer '{name}' is missing; space '{space.name}' has "
                     f"{len(searched)} searched layers"
                 )
             if name not in searched:
-                raise LatencyError(
+                raise CostTableError(
                     f"{origin}: layer '{name}' is not a searched layer of space '{space.name}'"
                 )
             entries, wanted = self.layers[name], searched[name].names
             if not isinstance(entries, Mapping) or set(entries) != set(wanted):
                 found = sorted(entries) if isinstance(entries, Mapping) else entries
-                raise LatencyError(
+                raise CostTableError(
                     f"{origin}: {name} has entries {found}, should have {sorted(wanted)}"
                 )
             for choice, cost in entries.items():
                 if not _is_cost(cost):
-                    raise LatencyError(
+                    raise CostTableError(
                         f"{origin}: {name}, {choice} is {cost!r}, should be a number not below 0"
                     )
 
@@ -104,10 +104,10 @@ class LatencyTable:
         )
 
     def check_target(self, target: float) -> None:
-        """Raise LatencyError for a target that no network has."""
+        """Raise CostTableError for a target that no network has."""
         low, high = self.range()
         if not low <= target <= high:
-            raise LatencyError(
+            raise CostTableError(
                 f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.4g} to "
                 f"{high:.4g} {self.unit} by table '{self.name}'"
             )
@@ -137,7 +137,7 @@ class LatencyTable:
         }
 
     @classmethod
-    def from_dict(cls, data: Any, origin: str = "latency table") -> LatencyTable:
+    def from_dict(cls, data: Any, origin: str = "latency table") -> CostTable:
         """Inverse of ``to_dict``; ``origin`` names the file in errors."""
         fields = check_record(
             data,
@@ -155,10 +155,10 @@ class LatencyTable:
                 "provenance": dict,
             },
             origin,
-            LatencyError,
+            CostTableError,
         )
         if fields["unit"] != UNIT:
-            raise LatencyError(f"{origin}: unit is '{fields['unit']}', should be '{UNIT}'")
+            raise CostTableError(f"{origin}: unit is '{fields['unit']}', should be '{UNIT}'")
         return cls(**fields)
 
 
@@ -173,22 +173,22 @@ def _is_cost(value: Any) -> bool:
 
 def space_of(name_or_file: str | Path) -> str:
     """Name of the space that a table says it is of."""
-    path = find_file(name_or_file, SHIPPED, "latency table", LatencyError)
-    return LatencyTable.from_dict(read_json(path, LatencyError), str(path)).space
+    path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
+    return CostTable.from_dict(read_json(path, CostTableError), str(path)).space
 
 
-def load_table(name_or_file: str | Path, space: SearchSpace) -> LatencyTable:
+def load_table(name_or_file: str | Path, space: SearchSpace) -> CostTable:
     """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
-    path = find_file(name_or_file, SHIPPED, "latency table", LatencyError)
-    table = LatencyTable.from_dict(read_json(path, LatencyError), str(path))
+    path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
+    table = CostTable.from_dict(read_json(path, CostTableError), str(path))
     table.check(space, str(path))
     # In the space's order, whatever that of the file.
-    return LatencyTable(
+    return CostTable(
         **{**vars(table), "layers": {name: table.layers[name] for name in space.searched}}
     )
 
 
-def write_table(path: Path, table: LatencyTable) -> None:
+def write_table(path: Path, table: CostTable) -> None:
     """Write a table whole or not at all, the entries of a layer on one line."""
     text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False)
     innermost = re.compile(r"([{\[])\s*([^{}\[\]]*?)\s*([}\]])")
@@ -204,7 +204,7 @@ def arithmetic_table(
     cost: str,
     num_classes: int = 1000,
     image_size: tuple[int, int] | None = None,
-) -> LatencyTable:
+) -> CostTable:
     """Multiply-adds ("macs") or parameters ("params") of a space in millions, as a table."""
     names, largest = space.searched, space.largest()
     layers = {}
@@ -220,7 +220,7 @@ def arithmetic_table(
     whole = getattr(network_cost(largest, num_classes, image_size), cost) / 1e6
     constant = whole - math.fsum(layers[name][layer.largest] for name, layer in names.items())
     unit = {"macs": "million multiply-adds", "params": "million parameters"}[cost]
-    return LatencyTable(cost, space.name, "any", "arithmetic", 1, unit, constant, layers)
+    return CostTable(cost, space.name, "any", "arithmetic", 1, unit, constant, layers)
 
 
 def _block_cost(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from src.arch.cost_table import LatencyError, LatencyTable
+from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace
 
 
 def sample_decisions(
     space: SearchSpace,
-    table: LatencyTable,
+    table: CostTable,
     target: float,
     count: int,
     *,
@@ -25,7 +25,7 @@ def sample_decisions(
     the whole space.
 
     Raises:
-        LatencyError: the target is out of range, or so few networks are near it that ``count`` were
+        CostTableError: the target is out of range, or so few networks are near it that ``count`` were
         not found.
     """
     table.check_target(target)
@@ -55,7 +55,7 @@ def sample_decisions(
             found[tuple(layer.names[pick] for pick, layer in zip(row, layers))] = None
             if len(found) == count:
                 return [list(decisions) for decisions in found]
-    raise LatencyError(
+    raise CostTableError(
         f"only {len(found)} networks of space '{space.name}' were found within {tolerance:.0%} of "
         f"{target:g} {table.unit}, {count} are wanted"
     )

@@ -42,7 +42,7 @@ _FAILURE = re.compile(r"Worker process (\d+) exit with exception\. Error code: (
 
 
 @dataclass(frozen=True)
-class Plan:
+class Launch:
     """What to start on this server.
 
     Attributes:
@@ -116,7 +116,7 @@ def own_addresses() -> set[str]:
     return addresses | {socket.gethostname()}
 
 
-def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
+def parse(argv: Sequence[str]) -> tuple[Launch, bool]:
     """What the command line asks for, and whether in the foreground."""
     parser = argparse.ArgumentParser(
         prog="run_train.sh",
@@ -178,7 +178,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
     if table_file is None:
         if args.device_num < 1:
             raise UserError(f"device_num is {args.device_num}, should be at least 1")
-        plan = Plan(
+        launch = Launch(
             flags,
             args.device_num,
             args.device_num,
@@ -193,7 +193,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
         node_rank = table.node_rank(own_addresses(), table_file)
         devices = tuple(device.device_id for device in table.servers[node_rank].devices)
         port = args.master_port or (SHARED_PORT if len(table.servers) > 1 else 0)
-        plan = Plan(
+        launch = Launch(
             flags,
             table.device_num,
             len(devices),
@@ -203,40 +203,40 @@ def parse(argv: Sequence[str]) -> tuple[Plan, bool]:
             devices if target == "Ascend" else None,
             log_dir,
         )
-    return plan, args.foreground
+    return launch, args.foreground
 
 
-def _with_free_port(plan: Plan) -> Plan:
-    """The plan with a port; the scheduler's is checked here, as MindSpore would wait for it for minutes."""
-    if plan.node_rank:
-        return plan
+def _with_free_port(launch: Launch) -> Launch:
+    """The launch with a port; the scheduler's is checked here, as MindSpore would wait for it for minutes."""
+    if launch.node_rank:
+        return launch
     with socket.socket() as probe:
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((plan.master, plan.port))
+            probe.bind((launch.master, launch.port))
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"master_port {plan.port}: cannot be used on {plan.master} "
+                f"master_port {launch.port}: cannot be used on {launch.master} "
                 f"({getattr(error, 'strerror', None) or error}); give another --master_port"
             ) from None
-        return Plan(**{**vars(plan), "port": probe.getsockname()[1]})
+        return Launch(**{**vars(launch), "port": probe.getsockname()[1]})
 
 
 class Job:
     """A running msrun and the processes that it started on this server."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
         self.signals: list[int] = []  # those that were passed on
         self._ranks: dict[int, int] = {}
         self._scheduler: psutil.Process | None = None
-        for old in plan.log_dir.glob("worker_*.log"):
+        for old in launch.log_dir.glob("worker_*.log"):
             old.unlink()
-        self._log = open(plan.log_dir / LOG, "w", encoding="utf-8")
+        self._log = open(launch.log_dir / LOG, "w", encoding="utf-8")
         # In a session of its own: Ctrl-C reaches this process alone, which lets the others save.
         self._msrun = subprocess.Popen(
-            plan.command(),
-            env=plan.environment(),
+            launch.command(),
+            env=launch.environment(),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -267,13 +267,13 @@ class Job:
 
     def failure(self) -> tuple[int, int] | None:
         """Process and exit code, or minus the signal, of whom msrun saw fail first."""
-        text = (self.plan.log_dir / LOG).read_text(encoding="utf-8", errors="replace")
+        text = (self.launch.log_dir / LOG).read_text(encoding="utf-8", errors="replace")
         match = _FAILURE.search(text)
         return (int(match[1]), int(match[2])) if match else None
 
     def wait(self, output: IO[str]) -> int:
         """Copy the output of the first process of this server until the job ends; returns the job's exit code."""
-        shown = self.plan.worker_log(self.plan.node_rank * self.plan.local_num)
+        shown = self.launch.worker_log(self.launch.node_rank * self.launch.local_num)
         position, ended = 0, False
         while not ended:
             ended = self._msrun.poll() is not None
@@ -296,7 +296,7 @@ class Job:
         if failure is None:
             if self._msrun.returncode and not self.signals:
                 print(
-                    f"{_name()}: error: msrun failed; see {self.plan.log_dir / LOG}",
+                    f"{_name()}: error: msrun failed; see {self.launch.log_dir / LOG}",
                     file=sys.stderr,
                 )
                 return EXIT_FAULT
@@ -313,7 +313,7 @@ class Job:
             if code < 0
             else f"ended with exit code {code}"
         )
-        where = self.plan.worker_log(rank) if rank is not None else self.plan.log_dir
+        where = self.launch.worker_log(rank) if rank is not None else self.launch.log_dir
         print(
             f"{_name()}: error: {who} {how} and the job with it; see {where}; --resume continues from the last "
             "checkpoint",
@@ -325,17 +325,17 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the job, in the background unless told otherwise; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    plan, foreground = parse(words)
-    plan = _with_free_port(plan)
+    launch, foreground = parse(words)
+    launch = _with_free_port(launch)
     try:
-        plan.log_dir.mkdir(parents=True, exist_ok=True)
+        launch.log_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{plan.log_dir}: cannot be made ({error.strerror}); give another --log_dir"
+            f"{launch.log_dir}: cannot be made ({error.strerror}); give another --log_dir"
         ) from None
     if foreground:
-        return Job(plan).wait(sys.stdout)
-    output = plan.log_dir / "job.log"
+        return Job(launch).wait(sys.stdout)
+    output = launch.log_dir / "job.log"
     with open(output, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [
@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 *words,
                 "--foreground",
                 "--log_dir",
-                str(plan.log_dir),
+                str(launch.log_dir),
             ],
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -354,10 +354,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     log.info(
         "started %d processes under process %d; output in %s, of each in %s; kill %d saves and stops",
-        plan.local_num,
+        launch.local_num,
         process.pid,
         output,
-        plan.log_dir,
+        launch.log_dir,
         process.pid,
     )
     return 0

@@ -55,7 +55,7 @@ class Ranks:
 
         return ops.Broadcast(0)((Tensor(array),))[0].asnumpy()
 
-    def alone(self, work: Callable[[], Any]) -> None:
+    def run_on_rank_0(self, work: Callable[[], Any]) -> None:
         """Let rank 0 do something while the others wait for its end, however long it takes.
 
         They meet every second meanwhile, as an operation between ranks fails where one lets the

@@ -28,11 +28,11 @@ __all__ = [
     "PointwiseConv2d",
     "available",
     "mbconv_operator",
-    "wanted",
+    "use_kernels",
 ]
 
 
-def wanted(setting: str) -> bool:
+def use_kernels(setting: str) -> bool:
     """Whether to build networks with the operators, by the configuration's ``cpu_kernels``."""
     if setting == "on" and not available():
         raise UserError(

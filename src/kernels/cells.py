@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -69,16 +68,16 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
             and stride in STRIDES
         )
 
-    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own."""
         if self.applies(x, weight):
             return self.depthwise(x, weight)
         return self.conv2d(x, weight)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.filter(x, self.weight)
+        return self.convolve(x, self.weight)
 
-    def between(
+    def fused_norm_conv_norm(
         self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU, weight: Tensor | None = None
     ) -> Tensor:
         """``next_norm(self(norm(x)))``, the first with ReLU, as one operator for float32 that stores x and y only.
@@ -88,7 +87,7 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         """
         weight = self.weight if weight is None else weight
         if not self.applies(x, weight) or norm.training != next_norm.training:
-            return next_norm(self.filter(norm(x), weight))
+            return next_norm(self.convolve(norm(x), weight))
         if norm.training:
             outputs = self.train_cores[1 if next_norm.with_relu else 0](
                 x,
@@ -138,14 +137,14 @@ class PointwiseConv2d(nn.Conv2d, Float32Cell):
             and max(in_channels, out_channels) <= MAX_POINTWISE_CHANNELS
         )
 
-    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own."""
         if self.applies(x, weight):
             return self.pointwise(x, weight)
         return self.conv2d(x, weight)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.filter(x, self.weight)
+        return self.convolve(x, self.weight)
 
 
 class ImageConv2d(nn.Conv2d, Float32Cell):

@@ -29,8 +29,8 @@ from src.arch.blocks import AnyBlock, encode_block
 from src.arch.cost import block_cost, conv_out
 from src.arch.cost_table import (
     UNIT,
-    LatencyError,
-    LatencyTable,
+    CostTable,
+    CostTableError,
     arithmetic_table,
     load_table,
     write_table,
@@ -191,7 +191,7 @@ def _report(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProfilePlan:
     """What there is to measure for a space under a configuration."""
 
     space: SearchSpace
@@ -232,14 +232,14 @@ class Plan:
         layers = arithmetic_table(self.space, "macs").layers.values()
         return [[pick(entries, key=entries.get) for entries in layers] for pick in (min, max)]
 
-    def spread(self, count: int, seed: int) -> list[list[str]]:
+    def evenly_spaced(self, count: int, seed: int) -> list[list[str]]:
         """Random networks, one in each of ``count`` equal parts of the range of multiply-adds, where there is one."""
         table = arithmetic_table(self.space, "macs")
         (low, high), found = table.range(), []
         half = (high - low) / count / 2
         for index in range(count):
             target = low + (2 * index + 1) * half
-            with suppress(LatencyError):  # a small space has gaps
+            with suppress(CostTableError):  # a small space has gaps
                 found += sample_decisions(
                     self.space, table, target, 1, tolerance=half / target, seed=seed + index
                 )
@@ -291,7 +291,7 @@ def _cpu_value(key: str) -> str:
 
 def profile(config: ProfileConfig) -> int:
     """Write the latency table of ``config``, verify it, or both."""
-    plan, out = Plan(load_space(config.space), config), Path(config.out)
+    plan, out = ProfilePlan(load_space(config.space), config), Path(config.out)
     make_folder(out.parent)
     if out.exists() and not config.verify:
         raise UserError(f"{out}: is there already; choose another --out, or --verify N to check it")
@@ -310,11 +310,11 @@ def profile(config: ProfileConfig) -> int:
     return 0
 
 
-def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
+def _make_table(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None:
     session = Session(folder, plan.settings(runtime, "table"))
     blocks = plan.blocks()
     distinct = {model.name: model for entries in blocks.values() for model in entries.values()}
-    chosen = [*plan.extremes(), *plan.spread(FIT_NETWORKS, plan.config.seed)]
+    chosen = [*plan.extremes(), *plan.evenly_spaced(FIT_NETWORKS, plan.config.seed)]
     networks = [
         plan.network(decisions, f"network{index}") for index, decisions in enumerate(chosen)
     ]
@@ -349,7 +349,7 @@ def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
         }
         if layer.skippable:
             layers[name][SKIP] = 0.0
-    table = LatencyTable(
+    table = CostTable(
         out.stem,
         plan.space.name,
         device_name(plan.config),
@@ -400,7 +400,7 @@ def _make_table(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
     )
 
 
-def _verify(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
+def _verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None:
     """Measure networks that the table was not fitted to, and write what was found into it."""
     from src.drawing import draw_verdict  # importing Matplotlib takes a second
 
@@ -478,10 +478,10 @@ def _verify(plan: Plan, runtime: Runtime, folder: Path, out: Path) -> None:
     log.info("%s holds the verdict, %s shows it", out, picture)
 
 
-def _networks_to_verify(plan: Plan, fitted: set[str]) -> dict[str, list[str]]:
+def _networks_to_verify(plan: ProfilePlan, fitted: set[str]) -> dict[str, list[str]]:
     """Decisions of random networks that are none of ``fitted``, of shipped and of given ones of the space, by name."""
     config = plan.config
-    draw = plan.uniform if config.verify_draw == "uniform" else plan.spread
+    draw = plan.uniform if config.verify_draw == "uniform" else plan.evenly_spaced
     drawn = [
         decisions
         for decisions in draw(config.verify, config.seed + 1000)
@@ -497,7 +497,7 @@ def _networks_to_verify(plan: Plan, fitted: set[str]) -> dict[str, list[str]]:
     return chosen
 
 
-def _check_same(table: LatencyTable, plan: Plan, runtime: Runtime, out: Path) -> None:
+def _check_same(table: CostTable, plan: ProfilePlan, runtime: Runtime, out: Path) -> None:
     """Raise UserError where a table was made under other conditions than those of now."""
     now = {
         "runtime": runtime.version,

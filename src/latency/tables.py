@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from src.arch.cost_table import LatencyError, LatencyTable
+from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace
 
 CONDITIONS = ("threads", "image_size", "num_classes")  # that a measured table's provenance holds
 
 
-def conditions(table: LatencyTable) -> dict[str, Any]:
+def conditions(table: CostTable) -> dict[str, Any]:
     """Under which conditions a table was measured; tables with the same may be merged, others only compared."""
     return {
         "space": table.space,
@@ -26,20 +26,20 @@ def conditions(table: LatencyTable) -> dict[str, Any]:
     }
 
 
-def merge_tables(tables: Mapping[str, LatencyTable], name: str) -> LatencyTable:
+def merge_tables(tables: Mapping[str, CostTable], name: str) -> CostTable:
     """The mean of several measurements of one device.
 
     Args:
         tables: by file; the file is named in errors.
 
     Raises:
-        LatencyError: two tables were measured under different conditions.
+        CostTableError: two tables were measured under different conditions.
     """
     (origin, first), *others = tables.items()
     for other, table in others:
         for key, value in conditions(first).items():
             if conditions(table)[key] != value:
-                raise LatencyError(
+                raise CostTableError(
                     f"{other}: measured with {key} {conditions(table)[key]!r}, {origin} with {value!r}; "
                     "only measurements of one kind can be merged"
                 )
@@ -75,8 +75,8 @@ def merge_tables(tables: Mapping[str, LatencyTable], name: str) -> LatencyTable:
 
 
 def compare_tables(
-    before: LatencyTable,
-    after: LatencyTable,
+    before: CostTable,
+    after: CostTable,
     space: SearchSpace,
     *,
     networks: int = 1000,

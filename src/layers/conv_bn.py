@@ -20,7 +20,7 @@ from src.kernels import (
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` that can convolve with another weight too."""
 
-    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own, without bias."""
         return self.conv2d(x, weight)
 
@@ -112,7 +112,7 @@ class ConvBN(nn.Cell):
             weight: in place of the convolution's own.
             factor: of the normalised output, (1,); not where there is a ReLU.
         """
-        x = self.conv(x) if weight is None else self.conv.filter(x, weight)
+        x = self.conv(x) if weight is None else self.conv.convolve(x, weight)
         if factor is not None:
             return self._scaled(x, factor)
         if self.bn is not None:

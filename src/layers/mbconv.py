@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from mindspore import Tensor, nn, ops
 
 from src.arch.blocks import AnyBlock, Block, ShuffleBlock
@@ -61,7 +60,7 @@ class MBConv(nn.Cell):
             presence: factor of the output, (1,).
         """
         if self.fused:
-            y = self.depthwise.conv.between(
+            y = self.depthwise.conv.fused_norm_conv_norm(
                 self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel
             )
         else:

@@ -54,7 +54,9 @@ class Chain(nn.SequentialCell):
         layers = self.cell_list
         for i, layer in enumerate(layers):
             if self.joined[i]:
-                x = layers[i + 1].conv.between(layer.conv(x), layer.bn, layers[i + 1].bn)
+                x = layers[i + 1].conv.fused_norm_conv_norm(
+                    layer.conv(x), layer.bn, layers[i + 1].bn
+                )
             elif i == 0 or not self.joined[i - 1]:
                 x = layer(x)
         return x

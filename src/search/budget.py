@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from src.arch.cost_table import LatencyTable, arithmetic_table, load_table
+from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace
 from src.config import OneShotSearchConfig, SearchConfig
 from src.data.preprocessing import Preprocessing
@@ -22,7 +22,7 @@ def open_table(
     space: SearchSpace,
     images: Preprocessing,
     num_classes: int | None,
-) -> LatencyTable:
+) -> CostTable:
     """The table of costs that the configuration asks for, for preprocessed ``images``.
 
     Args:
@@ -45,7 +45,7 @@ def open_table(
     return arithmetic_table(space, config.cost, num_classes or 1000, (images.height, images.width))
 
 
-def _tell_changes(table: LatencyTable, images: Preprocessing) -> None:
+def _tell_changes(table: CostTable, images: Preprocessing) -> None:
     """Warn where a measured table is of another runtime than the one installed, or of other images."""
     installed = installed_version(table.runtime)
     if installed not in (None, table.runtime):

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.arch.cost_table import LatencyTable
+from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchedLayer, SearchSpace, choice_name
 
 FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
 
-def room(space: SearchSpace) -> tuple[int, int]:
+def padded_shape(space: SearchSpace) -> tuple[int, int]:
     """Most kernel sizes and most expansions that any layer has."""
     layers = space.searched.values()
     return max(len(layer.kernel_sizes) for layer in layers), max(
@@ -50,7 +50,7 @@ def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
 def missing_indicators(space: SearchSpace) -> np.ndarray:
     """Values (L, D) of the indicators that layers lack, and FREE for those that they have."""
     layers = list(space.searched.values())
-    sizes, parts = room(space)
+    sizes, parts = padded_shape(space)
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
     for row, layer in zip(values, layers):
         row[: len(layer.kernel_sizes) - 1] = FREE
@@ -61,7 +61,7 @@ def missing_indicators(space: SearchSpace) -> np.ndarray:
 
 def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
     """Choices that indicators (L, D) of 0 and 1 stand for, one a searched layer."""
-    sizes = room(space)[0] - 1
+    sizes = padded_shape(space)[0] - 1
     decisions = []
     for layer, row in zip(space.searched.values(), indicators):
         kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
@@ -104,7 +104,7 @@ def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict
 
 def settle(
     space: SearchSpace,
-    table: LatencyTable,
+    table: CostTable,
     indicators: np.ndarray,
     margins: np.ndarray,
     target: float,
@@ -120,7 +120,7 @@ def settle(
         margins: how far each norm is from its threshold, (L, D), in units that are comparable.
     """
     layers, prices = list(space.searched.values()), list(table.layers.values())
-    sizes, unit = room(space)[0], 1e-4 * target
+    sizes, unit = padded_shape(space)[0], 1e-4 * target
     bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
     least = np.full(bins, np.inf)  # change needed for each total cost so far
     least[round(table.constant / unit)] = 0

@@ -50,7 +50,7 @@ _FREE_KEYS = frozenset(
 )
 _TRIES = 100_000  # draws until one is new and within the limit
 
-Path_ = tuple[int, ...]
+BlockPath = tuple[int, ...]
 
 
 def read_supernet(path: str | None) -> Checkpoint:
@@ -113,7 +113,7 @@ class PathEvaluator:
             load_parameters(network, checkpoint.network_parameters(), checkpoint.path)
         self._own = dict(self.network.parameters_dict())
 
-    def calibrate(self, path: Path_) -> None:
+    def calibrate(self, path: BlockPath) -> None:
         """Give the blocks on a path, stem and head the statistics of that path."""
         wanted = [
             parameter
@@ -133,13 +133,13 @@ class PathEvaluator:
         for total, parameter in zip(sums, wanted):
             overwrite(self._own[parameter.name], Tensor((total / batches).astype(np.float32)))
 
-    def __call__(self, path: Path_) -> Result:
+    def __call__(self, path: BlockPath) -> Result:
         self.calibrate(path)
         tensor = Tensor(np.array(path, np.int32))
         return evaluate(lambda images: self.network(images, tensor), self._validation)
 
 
-def _on_path(name: str, path: Path_) -> bool:
+def _on_path(name: str, path: BlockPath) -> bool:
     words = name.split(".")
     return words[0] != "blocks" or path[int(words[1])] == int(words[2])
 
@@ -161,7 +161,7 @@ class OneShotSearch:
         self.folder = Path(config.checkpoint_path)
         self.random = np.random.default_rng(config.seed)
         self.history: list[dict[str, Any]] = []
-        self.known: dict[Path_, dict[str, Any]] = {}
+        self.known: dict[BlockPath, dict[str, Any]] = {}
 
     def _open_batches(self, split: str, count: int | None) -> Batches:
         config, source = self.config, self.checkpoint.source(self.config, split)
@@ -181,7 +181,7 @@ class OneShotSearch:
         """Search to the end; returns the exit code."""
         config = self.config
         setup_device(config.device_target, config.device_id)
-        use_kernels = kernels.wanted(config.cpu_kernels)
+        use_kernels = kernels.use_kernels(config.cpu_kernels)
         calibration = self._open_batches("train", config.calibration_images)
         validation = self._open_batches("val", config.val_images)
         make_folder(self.folder)
@@ -238,11 +238,11 @@ class OneShotSearch:
         self._results = {}
         write_text(file, json.dumps(settings, indent=2) + "\n")
 
-    def cost(self, path: Path_) -> float:
+    def cost(self, path: BlockPath) -> float:
         """Cost of the network on a path, in the unit of the table."""
         return self.table.total(path_names(self.space, path))
 
-    def _new(self, draw: Callable[[], np.ndarray], taken: set[Path_]) -> Path_ | None:
+    def _new(self, draw: Callable[[], np.ndarray], taken: set[BlockPath]) -> BlockPath | None:
         """A path that is not taken yet and within the limit; None where a long time of drawing finds none."""
         for _ in range(_TRIES if self.limit is not None else 1000):
             path = tuple(int(choice) for choice in draw())
@@ -254,14 +254,16 @@ class OneShotSearch:
     def _any_path(self) -> np.ndarray:
         return self.random.integers([len(layer.names) for layer in self.space.layers])
 
-    def _draw(self, count: int, draw: Callable[[], np.ndarray], taken: set[Path_]) -> list[Path_]:
+    def _draw(
+        self, count: int, draw: Callable[[], np.ndarray], taken: set[BlockPath]
+    ) -> list[BlockPath]:
         """Up to ``count`` new paths; fewer where there are no more."""
         paths = []
         while len(paths) < count and (path := self._new(draw, taken)) is not None:
             paths.append(path)
         return paths
 
-    def _evaluate(self, path: Path_, generation: int) -> dict[str, Any]:
+    def _evaluate(self, path: BlockPath, generation: int) -> dict[str, Any]:
         line = self._results.get(path)
         if line is None:
             result = self.evaluator(path)
@@ -329,7 +331,7 @@ class OneShotSearch:
             # Where parents are too much alike to have new children.
             population += self._draw(config.population - len(population), self._any_path, taken)
 
-    def _check_found(self, paths: list[Path_]) -> None:
+    def _check_found(self, paths: list[BlockPath]) -> None:
         if not paths:
             raise UserError(
                 f"no path of space '{self.space.name}' was found that costs at most {self.limit:g} "

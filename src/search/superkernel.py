@@ -26,10 +26,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.arch.architecture import Architecture
-from src.arch.cost_table import LatencyTable
+from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchedLayer, SearchSpace
 from src.layers.mbconv import MBConv
-from src.search.indicators import missing_indicators, part_masks, ring_masks, room
+from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
 from src.spnasnet import SPNASNet
 
 
@@ -53,7 +53,7 @@ class Decisions(nn.Cell):
     def __init__(
         self,
         space: SearchSpace,
-        table: LatencyTable,
+        table: CostTable,
         weights: Sequence[Parameter],
         even_slope: bool,
     ) -> None:
@@ -62,7 +62,7 @@ class Decisions(nn.Cell):
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
         object.__setattr__(self, "weights", tuple(weights))
         layers = space.searched
-        self.sizes, self.parts = room(space)
+        self.sizes, self.parts = padded_shape(space)
         missing = missing_indicators(space)
         self.thresholds = Parameter(Tensor(np.zeros(missing.shape, np.float32)), name="thresholds")
         self.scales = Parameter(
@@ -207,7 +207,7 @@ class Supernet(SPNASNet):
     def __init__(
         self,
         space: SearchSpace,
-        table: LatencyTable,
+        table: CostTable,
         num_classes: int,
         *,
         momentum: float = 0.9,

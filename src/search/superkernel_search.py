@@ -358,7 +358,7 @@ class Searcher(Trainer):
                 "commit": versions["commit"],
             },
         )
-        self.ranks.alone(lambda: self._write_found(decisions, cost))
+        self.ranks.run_on_rank_0(lambda: self._write_found(decisions, cost))
         log.info(
             "found %s of %.2f %s%s: %s",
             self.results / "arch.json",

@@ -102,8 +102,8 @@ class Trainer:
             config = config.model_copy(update={"lr_init": self._default_lr(config)})
         self.config = config
         self.amp_level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
-        self.kernels = kernels.wanted(config.cpu_kernels if self.amp_level == "O0" else "off")
-        if self.amp_level != "O0" and kernels.wanted(config.cpu_kernels):
+        self.kernels = kernels.use_kernels(config.cpu_kernels if self.amp_level == "O0" else "off")
+        if self.amp_level != "O0" and kernels.use_kernels(config.cpu_kernels):
             log.warning(
                 "amp_level %s: the CPU operators compute in float32 only; MindSpore's own are used, and a training "
                 "step takes two to four times as long",
@@ -271,15 +271,15 @@ class Trainer:
         if self.rank == 0:
             make_folder(self.folder)
         saved = (self.resumed.meta.epoch, self.resumed.meta.step) if self.resumed else None
-        story = RunLog(
+        run_log = RunLog(
             self.folder, active=self.rank == 0, print_steps=config.print_steps, resume_from=saved
         )
         try:
-            self.ranks.alone(self._describe)
+            self.ranks.run_on_rank_0(self._describe)
             with CompileCache(self._graph_values(), config.compile_cache and self.device_num == 1):
                 self._build()
                 for epoch in range(epoch, config.epoch_size):
-                    if not self._train_epoch(epoch, batch, story, stop):
+                    if not self._train_epoch(epoch, batch, run_log, stop):
                         log.info(
                             "stopped by %s in epoch %d and saved; --resume continues",
                             stop.agreed.name,
@@ -289,8 +289,8 @@ class Trainer:
                     batch = 0
                 self._finish()
         finally:
-            story.close()
-        self.ranks.alone(story.draw_curves)
+            run_log.close()
+        self.ranks.run_on_rank_0(run_log.draw_curves)
         bad = len(self.loader.bad_images)
         log.info(
             "trained %d epochs%s%s; checkpoints in %s",
@@ -413,10 +413,10 @@ class Trainer:
         kept = generator.random(shape, np.float32) >= rate
         return Tensor(kept.astype(np.float32) / np.float32(1 - rate))
 
-    def _train_epoch(self, epoch: int, first: int, story: RunLog, stop: _StopSignal) -> bool:
+    def _train_epoch(self, epoch: int, first: int, run_log: RunLog, stop: _StopSignal) -> bool:
         """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
         config = self.config
-        story.start_epoch(f"epoch {epoch + 1}/{config.epoch_size}", self.batches_per_epoch, first)
+        run_log.start_epoch(f"epoch {epoch + 1}/{config.epoch_size}", self.batches_per_epoch, first)
         images_seen, mark = 0, time.perf_counter()
         pending: list[tuple[Tensor, ...]] = []
         for batch, (images, labels) in enumerate(self.loader.epoch(epoch, first), start=first + 1):
@@ -439,9 +439,9 @@ class Trainer:
                 }
                 extra = self._observe(pending, epoch, batch)
                 line.update(extra)
-                story.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
-                story.step(epoch, batch, line["loss"], line["images_per_second"])
-                story.advance(
+                run_log.record("train", *((epoch + 1, 0) if last else (epoch, batch)), **line)
+                run_log.step(epoch, batch, line["loss"], line["images_per_second"])
+                run_log.advance(
                     loss=f"{line['loss']:.3f}",
                     top1=f"{line['top1']:.1f}",
                     lr=f"{line['lr']:.4f}",
@@ -450,18 +450,18 @@ class Trainer:
                 )
                 pending, images_seen, mark = [], 0, now
             else:
-                story.advance()
+                run_log.advance()
             if last:
                 break
             if stop.agreed:
                 self._save(epoch, batch)
-                story.end_epoch()
+                run_log.end_epoch()
                 return False
             if config.save_checkpoint_steps and batch % config.save_checkpoint_steps == 0:
                 self._save(epoch, batch)
-        story.end_epoch()
+        run_log.end_epoch()
         self._end_epoch(
-            epoch + 1, line, story, final=epoch + 1 == config.epoch_size or bool(stop.agreed)
+            epoch + 1, line, run_log, final=epoch + 1 == config.epoch_size or bool(stop.agreed)
         )
         return not stop.agreed or epoch + 1 == config.epoch_size
 
@@ -497,7 +497,7 @@ class Trainer:
                     "lr_init, a warm-up or clip_norm may help"
                 )
 
-    def _end_epoch(self, done: int, line: dict[str, float], story: RunLog, final: bool) -> None:
+    def _end_epoch(self, done: int, line: dict[str, float], run_log: RunLog, final: bool) -> None:
         """Validate and save after ``done`` epochs, as often as the configuration asks, and always at the end."""
         config, metrics = self.config, {}
         text = (
@@ -509,7 +509,7 @@ class Trainer:
             self._share_statistics()
             result = evaluate(network, self.val_loader, ranks=self.ranks)
             metrics = result.metrics()
-            story.record("val", done, 0, progress=done, images=result.images, **metrics)
+            run_log.record("val", done, 0, progress=done, images=result.images, **metrics)
             text += f"; validation top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
         if final or metrics or done % config.save_checkpoint_epochs == 0:
             self._save(done, 0, metrics)
@@ -541,4 +541,6 @@ class Trainer:
 
     def _save(self, epoch: int, batch: int, metrics: dict[str, float] | None = None) -> None:
         meta = replace(self.meta, epoch=epoch, step=batch, metrics=metrics or {})
-        self.ranks.alone(lambda: self.checkpoints.save(self.step, meta, self.batches_per_epoch))
+        self.ranks.run_on_rank_0(
+            lambda: self.checkpoints.save(self.step, meta, self.batches_per_epoch)
+        )

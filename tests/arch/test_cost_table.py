@@ -10,7 +10,7 @@ import pytest
 
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
-from src.arch.cost_table import SHIPPED, LatencyError, arithmetic_table, load_table, space_of
+from src.arch.cost_table import SHIPPED, CostTableError, arithmetic_table, load_table, space_of
 from src.arch.sampling import sample_decisions
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
@@ -195,13 +195,13 @@ def test_wrong_tables_are_refused_by_name(tmp_path, change, reason):
     space = load_space("imagenet")
     data = json.loads(json.dumps(load_table("pixel1", space).to_dict()))
     change(data)
-    with pytest.raises(LatencyError, match=reason) as error:
+    with pytest.raises(CostTableError, match=reason) as error:
         load_table(write(tmp_path / "table.json", data), space)
     assert "table.json" in str(error.value)
 
 
 def test_unreachable_targets_name_the_range():
-    with pytest.raises(LatencyError, match=r"target of 200 ms: .* cost 30.63 to 131.5 ms"):
+    with pytest.raises(CostTableError, match=r"target of 200 ms: .* cost 30.63 to 131.5 ms"):
         load_table("pixel1", load_space("imagenet")).check_target(200)
 
 

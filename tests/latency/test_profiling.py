@@ -18,12 +18,12 @@ from PIL import Image
 from scripts import latency_tables
 from src.arch.architecture import load_architecture
 from src.arch.blocks import Block
-from src.arch.cost_table import LatencyTable, arithmetic_table, load_table, write_table
+from src.arch.cost_table import CostTable, arithmetic_table, load_table, write_table
 from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
 from src.deployment.export import write_model
 from src.errors import UserError
-from src.latency.profile import SAMPLES, Plan, Session, profile
+from src.latency.profile import SAMPLES, ProfilePlan, Session, profile
 from src.latency.runtimes import Model
 from src.latency.statistics import fit_correction, judge, machine_slowness, summarise, summarise_all
 from src.search.one_shot_training import one_shot_space
@@ -153,7 +153,7 @@ def test_verdict_counts_pairs_and_errors():
 
 
 def test_a_plan_measures_each_shape_once_at_the_size_that_it_has_in_the_network():
-    plan = Plan(load_space("imagenet"), ProfileConfig(input_size=200, batch_size=2))
+    plan = ProfilePlan(load_space("imagenet"), ProfileConfig(input_size=200, batch_size=2))
     blocks = plan.blocks()
     models = [model for entries in blocks.values() for model in entries.values()]
     assert len(models) == 80 and len({model.name for model in models}) == len(set(models)) == 40
@@ -167,12 +167,12 @@ def test_a_plan_measures_each_shape_once_at_the_size_that_it_has_in_the_network(
 
 
 def test_random_networks_spread_over_the_range():
-    plan = Plan(load_space("imagenet"), ProfileConfig())
-    table, drawn = arithmetic_table(plan.space, "macs"), plan.spread(10, 3)
+    plan = ProfilePlan(load_space("imagenet"), ProfileConfig())
+    table, drawn = arithmetic_table(plan.space, "macs"), plan.evenly_spaced(10, 3)
     low, high = table.range()
     places = [(table.total(decisions) - low) / (high - low) for decisions in drawn]
     assert [int(10 * place) for place in places] == list(range(10))
-    assert drawn == plan.spread(10, 3) != plan.spread(10, 4)
+    assert drawn == plan.evenly_spaced(10, 3) != plan.evenly_spaced(10, 4)
 
 
 def test_a_session_continues_and_refuses_other_settings(tmp_path):
@@ -300,7 +300,7 @@ def test_a_profile_of_the_deployments_runtime(table_file, space_file):
     )
     network = facts["networks"]["network0"]
     assert space.derive(network["decisions"].split(), "any") and SKIP in network["decisions"]
-    assert LatencyTable.from_dict(json.loads(table_file.read_text())) == table
+    assert CostTable.from_dict(json.loads(table_file.read_text())) == table
 
 
 def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):

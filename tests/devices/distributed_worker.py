@@ -1,6 +1,6 @@
-"""What tests/test_distributed.py runs on several processes, and once on a single one for comparison.
+"""What tests/devices/test_distributed.py runs on several processes, and once on a single one for comparison.
 
-    bash scripts/run_train.sh --device_num 2 --program tests/distributed_worker.py digits --data_path DATA --folder OUT
+    bash scripts/run_train.sh --device_num 2 --program tests/devices/distributed_worker.py digits --data_path DATA --folder OUT
 
 Rank 0 writes what all ranks found to ``OUT/found.json``. With one process, batches are as many
 times larger.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
@@ -276,7 +276,7 @@ class Work:
             raise Fault("disk full")
 
         try:
-            ranks.alone(work)
+            ranks.run_on_rank_0(work)
         except Fault as error:
             return {"errors": ranks.gather(str(error))}
         return {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.arch.cost_table import LatencyTable, arithmetic_table, load_table
+from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.format import load_parameters, to_parameters
 from src.kernels import available
@@ -72,7 +72,7 @@ def space() -> SearchSpace:
 
 
 @pytest.fixture(scope="module")
-def table(space) -> LatencyTable:
+def table(space) -> CostTable:
     return arithmetic_table(space, "macs", 4)
 
 

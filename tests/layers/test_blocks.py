@@ -10,7 +10,7 @@ from src.arch.blocks import decode_block
 from src.arch.cost import conv_out
 from src.kernels import BatchNormReLU, DepthwiseConv2d, available
 from src.layers.mbconv import MBConv
-from tests.test_kernels import assert_near, gradients, normal, parameters
+from tests.kernels.test_kernels import assert_near, gradients, normal, parameters
 
 OWN = {"kernel": "block.depthwise.conv.weight", "projection": "block.project.conv.weight"}
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The C++ application's own code under AddressSanitizer and UndefinedBehaviorSanitizer: its unit tests, then mutated
-# images and descriptions. Usage: bash tests/fuzz_infer.sh [RUNS] [SEED] [IMAGE_OR_JSON...]
+# images and descriptions. Usage: bash tests/deployment/fuzz_infer.sh [RUNS] [SEED] [IMAGE_OR_JSON...]
 # Without files, digits as JPEG (baseline, progressive, grayscale, CMYK), PNG and BMP, and a description.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 runs=${1:-20000}
 seed=${2:-1}
 files=("${@:3}")

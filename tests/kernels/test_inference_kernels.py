@@ -18,7 +18,7 @@ from src.kernels import ConvReLU, available, build, mbconv_operator
 from src.layers.mbconv import FusedMBConv, MBConv
 from src.spnasnet import SPNASNet
 from tests.conftest import ROOT
-from tests.test_kernels import assert_near, normal, run
+from tests.kernels.test_kernels import assert_near, normal, run
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
@@ -167,7 +167,7 @@ def test_a_build_for_any_processor_gives_the_same(tmp_path):
 RESULT = """
 import sys, hashlib
 sys.path.insert(0, {root!r})
-from tests.test_inference_kernels import block_parameters, normal, run
+from tests.kernels.test_inference_kernels import block_parameters, normal, run
 shape = (3, 16, 30, 30, 96, 16, 5, 1)
 x = normal(1, *shape[:4])
 out = run("MBConvResidual", [x, *block_parameters(shape)], [x.shape])

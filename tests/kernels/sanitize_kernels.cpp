@@ -5,7 +5,7 @@
 #include <thread>
 #include <vector>
 
-#include "../src/kernels/operators.cpp"
+#include "../../src/kernels/operators.cpp"
 
 namespace {
 

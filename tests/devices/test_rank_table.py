@@ -199,11 +199,11 @@ def second_server(monkeypatch):
 def test_what_a_table_starts(second_server, tmp_path):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(table()))
-    plan, foreground = launcher.parse(
+    launch, foreground = launcher.parse(
         [str(file), "imagenet", "--data_path", "/data", "--log_dir", str(tmp_path / "logs")]
     )
     assert not foreground
-    command, environment = plan.command(), plan.environment()
+    command, environment = launch.command(), launch.environment()
     assert {
         "--worker_num=8",
         "--local_worker_num=4",
@@ -229,11 +229,11 @@ def test_what_a_table_starts(second_server, tmp_path):
 
 def test_what_a_number_starts(second_server, monkeypatch):
     monkeypatch.setenv("DEVICE_TARGET", "CPU")
-    plan, foreground = launcher.parse(
+    launch, foreground = launcher.parse(
         ["--device_num", "2", "--program", "search.py", "digits", "--foreground", "--target", "60"]
     )
-    assert foreground and "ASCEND_RT_VISIBLE_DEVICES" not in plan.environment()
-    assert plan.program == (
+    assert foreground and "ASCEND_RT_VISIBLE_DEVICES" not in launch.environment()
+    assert launch.program == (
         str(ROOT / "search.py"),
         "--dataset_name",
         "digits",
@@ -242,7 +242,7 @@ def test_what_a_number_starts(second_server, monkeypatch):
         "--target",
         "60",
     )
-    assert {"--worker_num=2", "--local_worker_num=2", "--node_rank=0"} <= set(plan.command())
+    assert {"--worker_num=2", "--local_worker_num=2", "--node_rank=0"} <= set(launch.command())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -23,8 +22,8 @@ from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, 
 from src.kernels.operators import core_operator, depthwise_operator
 from src.spnasnet import SPNASNet
 from src.training.step import TrainStep, create_optimizer
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
 ODD_SHAPES = [  # (N, C, H, W, k, stride)
@@ -440,7 +439,7 @@ def test_sanitizers_find_nothing(sanitizer, tmp_path):
             "-fno-sanitize-recover=all",
             "-o",
             str(program),
-            str(ROOT / "tests" / "sanitize_kernels.cpp"),
+            str(ROOT / "tests/kernels/sanitize_kernels.cpp"),
         ],
         capture_output=True,
         text=True,
@@ -701,7 +700,7 @@ class Core(nn.Cell):
         self.next_norm = BatchNormReLU(channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv.between(x, self.norm, self.next_norm)
+        return self.conv.fused_norm_conv_norm(x, self.norm, self.next_norm)
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))

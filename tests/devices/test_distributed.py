@@ -19,7 +19,7 @@ import pytest
 from src.checkpoint.folder import CheckpointFolder
 from src.devices.ranks import Ranks
 from tests.conftest import ROOT
-from tests.distributed_worker import ARCH, PROCESSES
+from tests.devices.distributed_worker import ARCH, PROCESSES
 
 pytestmark = pytest.mark.slow
 STEPS = {"plain": 20, "rest": 20, "search": 20, "one_shot": 20, "own_statistics": 4, "published": 1}
@@ -50,7 +50,7 @@ def found(digits, tmp_path_factory):
     subprocess.run(
         [
             sys.executable,
-            str(ROOT / "tests/distributed_worker.py"),
+            str(ROOT / "tests/devices/distributed_worker.py"),
             *map(str, flags),
             str(folder / "one"),
         ],
@@ -62,7 +62,7 @@ def found(digits, tmp_path_factory):
         "--device_num",
         PROCESSES,
         "--program",
-        "tests/distributed_worker.py",
+        "tests/devices/distributed_worker.py",
         "digits",
         *flags,
         folder / "several",
@@ -159,7 +159,7 @@ def test_ranks_agree_on_overflow_nan_and_signals(found):
 
 def test_one_process_needs_no_others():
     done = []
-    Ranks().alone(lambda: done.append(1))
+    Ranks().run_on_rank_0(lambda: done.append(1))
     assert done == [1] and Ranks().gather({"x": 0.1}) == [{"x": 0.1}]
 
 

@@ -16,7 +16,7 @@ from mindspore import Tensor, nn, ops
 from src.arch.architecture import load_architecture
 from src.arch.blocks import XceptionBlock, decode_block
 from src.arch.cost import block_cost, network_cost
-from src.arch.cost_table import LatencyTable
+from src.arch.cost_table import CostTable
 from src.arch.space import load_space
 from src.checkpoint.format import load_parameters, read_checkpoint
 from src.config import OneShotConfig
@@ -38,7 +38,7 @@ from src.search.one_shot_training import RandomPaths, one_shot_space
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
 from tests.conftest import ROOT
-from tests.test_kernels import assert_near, gradients, normal
+from tests.kernels.test_kernels import assert_near, gradients, normal
 
 REFERENCE = [1, 0, 3, 1, 3, 0, 3, 0, 0, 3, 3, 0, 1, 0, 1, 2, 2, 1, 1, 3]
 BLOCKS = [
@@ -614,7 +614,7 @@ def test_no_path_exceeds_a_limit(supernet, tmp_path):
         and len(wanted) < 4
     )
     layers = {"layer0": {"K3": 1.0, "K5": 2.0}, "layer1": {"K3": 1.0, "K5": 4.0}}
-    table = LatencyTable("mine", space.name, "device", "runtime", 1, "ms", 1.0, layers).to_dict()
+    table = CostTable("mine", space.name, "device", "runtime", 1, "ms", 1.0, layers).to_dict()
     (tmp_path / "table.json").write_text(json.dumps(table))
     run = search(
         supernet,
