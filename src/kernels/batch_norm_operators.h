@@ -1,4 +1,5 @@
-// Batch normalisation as operators: x, y (N, C, H, W); everything else (C,), but options (2,) = epsilon, momentum.
+// Batch normalisation as operators: x, y (N, C, H, W); everything else (C,), but options (2,) =
+// epsilon, momentum.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +13,15 @@ namespace spnas {
 
 // One batch normalisation of a forward operator.
 //
-// Inputs, from index `input` on: gamma, beta, moving mean, moving variance. Outputs, from index `output` on: mean,
-// inverse deviation, and in training the new moving mean and variance.
+// Inputs, from index `input` on: gamma, beta, moving mean, moving variance. Outputs, from index
+// `output` on: mean, inverse deviation, and in training the new moving mean and variance.
 class ForwardNorm {
  public:
   ForwardNorm(const Call &call, int input, int options, int output)
       : gamma_(call.data(input)), beta_(call.data(input + 1)), moving_mean_(call.data(input + 2)),
-        moving_variance_(call.data(input + 3)), epsilon_(call.data(options)[0]), momentum_(call.data(options)[1]),
-        mean_(call.data(output)), inverse_(call.data(output + 1)), call_(call), output_(output) {}
+        moving_variance_(call.data(input + 3)), epsilon_(call.data(options)[0]),
+        momentum_(call.data(options)[1]), mean_(call.data(output)), inverse_(call.data(output + 1)),
+        call_(call), output_(output) {}
 
   // Statistics of a group of channels of x, planes of `s`, from the batch.
   void use_batch(const float *x, const Shape &s, int64_t first, int64_t last) const {
@@ -47,7 +49,8 @@ class ForwardNorm {
     mean_[c] = m.mean;
     inverse_[c] = m.inverse_deviation;
     call_.data(output_ + 2)[c] = momentum_ * moving_mean_[c] + (1 - momentum_) * m.mean;
-    call_.data(output_ + 3)[c] = momentum_ * moving_variance_[c] + (1 - momentum_) * m.variance * unbiased;
+    call_.data(output_ + 3)[c] =
+        momentum_ * moving_variance_[c] + (1 - momentum_) * m.variance * unbiased;
   }
 
   // Statistics of all channels from the moving ones.
@@ -70,8 +73,9 @@ class ForwardNorm {
 
 // One batch normalisation of a backward operator.
 //
-// Inputs, from index `input` on: gamma, beta, mean, inverse deviation. Outputs, from `output` on: dgamma, dbeta.
-// kBatch: mean and deviation are those of the batch itself, which adds their derivatives.
+// Inputs, from index `input` on: gamma, beta, mean, inverse deviation. Outputs, from `output` on:
+// dgamma, dbeta. kBatch: mean and deviation are those of the batch itself, which adds their
+// derivatives.
 template <bool kBatch>
 class BackwardNorm {
  public:
@@ -81,7 +85,8 @@ class BackwardNorm {
 
   Normalise map(int64_t c) const { return {mean_[c], inverse_[c], gamma_[c], beta_[c]}; }
 
-  // Writes dgamma and dbeta of a channel, of which `sums` are the gradient sums over `count` values.
+  // Writes dgamma and dbeta of a channel, of which `sums` are the gradient sums over `count`
+  // values.
   Correction finish(int64_t c, const Sums &sums, double count) const {
     dgamma_[c] = static_cast<float>(sums.second * inverse_[c]);
     dbeta_[c] = static_cast<float>(sums.first);
@@ -145,11 +150,12 @@ Status norm_infer(const Call &call) {
   float *y = call.data(6);
   norm.use_moving(s.c);
   const int64_t plane = s.plane();
-  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / plane), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      norm.map(i % s.c).apply<kRelu>(y + i * plane, x + i * plane, plane);
-    }
-  });
+  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / plane),
+                  [&](int64_t first, int64_t last) {
+                    for (int64_t i = first; i < last; ++i) {
+                      norm.map(i % s.c).apply<kRelu>(y + i * plane, x + i * plane, plane);
+                    }
+                  });
 }
 
 // x, gamma, beta, mean, inverse deviation, dy -> dx, dgamma, dbeta

@@ -1,8 +1,9 @@
 // What all operators share: the parameters of a call, scratch memory, and the division into tasks.
 //
-// All tensors are float32 in NCHW order. Parameters are the inputs and then the outputs of an operator; anything
-// else than the shapes and types it expects makes it return non-zero, upon which MindSpore raises.
-// Work is divided by planes or channels, never by the number of threads, so results do not depend on it.
+// All tensors are float32 in NCHW order. Parameters are the inputs and then the outputs of an
+// operator; anything else than the shapes and types it expects makes it return non-zero, upon which
+// MindSpore raises. Work is divided by planes or channels, never by the number of threads, so
+// results do not depend on it.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +44,8 @@ struct Call {
   }
 
   bool is_shape(int i, std::initializer_list<int64_t> shape) const {
-    return ndims[i] == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), shapes[i]);
+    return ndims[i] == static_cast<int>(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), shapes[i]);
   }
 
   float *data(int i) const { return static_cast<float *>(params[i]); }
@@ -79,7 +81,8 @@ inline float *zeroed(int slot, int64_t size) {
 }
 
 inline bool same_shape(const Call &call, int i, int j) {
-  return call.ndims[i] == call.ndims[j] && std::equal(call.shapes[i], call.shapes[i] + call.ndims[i], call.shapes[j]);
+  return call.ndims[i] == call.ndims[j] &&
+         std::equal(call.shapes[i], call.shapes[i] + call.ndims[i], call.shapes[j]);
 }
 
 // kOk if parameter x is (N, C, H, W) and each of `channels` is (C,).
@@ -98,7 +101,8 @@ inline Status check_channels(const Call &call, int x, std::initializer_list<int>
 // Kernel sizes that the convolutions know.
 inline bool is_kernel(int64_t k) { return k == 3 || k == 5 || k == 7; }
 
-// Whether parameter y is what a convolution with this stride, padded by k / 2 on all sides, makes of x.
+// Whether parameter y is what a convolution with this stride, padded by k / 2 on all sides, makes
+// of x.
 inline bool is_output(const Call &call, int y, const Shape &x, int64_t channels, int stride) {
   return call.is_shape(y, {x.n, channels, (x.h - 1) / stride + 1, (x.w - 1) / stride + 1});
 }
@@ -114,9 +118,8 @@ inline int64_t channel_group(int64_t plane, int64_t limit = kMaxGroup) {
 template <typename Task>
 Status parallel(int64_t count, int64_t group, const Task &task) {
   const int64_t tasks = (count + group - 1) / group;
-  const bool ok = Pool::instance().run(tasks, [&](int64_t i) {
-    task(i * group, std::min(count, (i + 1) * group));
-  });
+  const bool ok = Pool::instance().run(
+      tasks, [&](int64_t i) { task(i * group, std::min(count, (i + 1) * group)); });
   return ok ? kOk : kFailed;
 }
 

@@ -12,10 +12,12 @@
 
 namespace spnas {
 
-// Pixels of a task: their inputs stay in the first cache levels from one group of output channels to the next.
+// Pixels of a task: their inputs stay in the first cache levels from one group of output channels
+// to the next.
 constexpr int64_t kPartPixels = 192;
 
-// Floats that are kept between the two halves of a job, unless one sample needs more: about a second-level cache.
+// Floats that are kept between the two halves of a job, unless one sample needs more: about a
+// second-level cache.
 constexpr int64_t kKept = 1 << 18;
 
 constexpr int64_t kPointwise[] = {0};  // offset of the only tap
@@ -38,14 +40,16 @@ struct Parts {
   Part operator[](int64_t i) const {
     const int64_t sample = i / groups() / pieces();
     const int64_t first = i % groups() * kRows, begin = i / groups() % pieces() * part_pixels;
-    return {sample, first, std::min(rows, first + kRows), begin, std::min(pixels, begin + part_pixels)};
+    return {sample, first, std::min(rows, first + kRows), begin,
+            std::min(pixels, begin + part_pixels)};
   }
 };
 
 // Calls before(i) for all i < count and then, when all have ended, after(i) for all i < next.
 //
-// As one job, since waking the threads a second time would take as long as the work of a small layer. Tasks begin in
-// order: when the first of the second kind does, each of the first kind has a thread that works on it.
+// As one job, since waking the threads a second time would take as long as the work of a small
+// layer. Tasks begin in order: when the first of the second kind does, each of the first kind has a
+// thread that works on it.
 template <typename Before, typename After>
 Status parallel_then(int64_t count, const Before &before, int64_t next, const After &after) {
   std::atomic<int64_t> open{count};
@@ -65,20 +69,25 @@ Status parallel_then(int64_t count, const Before &before, int64_t next, const Af
   });
 }
 
-// Part of y (samples, rows, pixels) from x (samples, channels, pixels); `residual` is null or of y's shape.
-inline void pointwise(const Convolution &conv, const Parts &parts, const Part &part, float *y, const float *x,
-                      const float *residual) {
-  const int64_t pixels = parts.pixels, at = (part.sample * parts.rows + part.first) * pixels + part.begin;
+// Part of y (samples, rows, pixels) from x (samples, channels, pixels); `residual` is null or of
+// y's shape.
+inline void pointwise(const Convolution &conv, const Parts &parts, const Part &part, float *y,
+                      const float *x, const float *residual) {
+  const int64_t pixels = parts.pixels,
+                at = (part.sample * parts.rows + part.first) * pixels + part.begin;
   conv.run(part.first, part.last, part.end - part.begin, y + at, pixels,
-           x + part.sample * conv.channels * pixels + part.begin, pixels, residual ? residual + at : nullptr);
+           x + part.sample * conv.channels * pixels + part.begin, pixels,
+           residual ? residual + at : nullptr);
 }
 
-// y (samples, rows, out_height, out_width) from x (samples, channels, height, width), padded as `layout` has it.
+// y (samples, rows, out_height, out_width) from x (samples, channels, height, width), padded as
+// `layout` has it.
 //
 // Samples are taken a few at a time: all their planes are packed, and then convolved.
-inline Status convolve(const Convolution &conv, const Depthwise &layout, int64_t samples, int64_t rows, float *y,
-                       const float *x) {
-  const int64_t in_plane = layout.height * layout.width, out_plane = layout.out_height * layout.out_width;
+inline Status convolve(const Convolution &conv, const Depthwise &layout, int64_t samples,
+                       int64_t rows, float *y, const float *x) {
+  const int64_t in_plane = layout.height * layout.width,
+                out_plane = layout.out_height * layout.out_width;
   const int64_t size = layout.input_size(), pitch = layout.pitch, width = layout.out_width;
   const int64_t lines = std::max<int64_t>(1, kPartPixels / pitch);
   const int64_t together = std::max<int64_t>(1, std::min(samples, kKept / (conv.channels * size)));

@@ -1,4 +1,5 @@
-// Depthwise convolution as operators: x (N, C, H, W), weight (C, 1, k, k), y (N, C, ceil(H / stride), ceil(W / stride))
+// Depthwise convolution as operators: x (N, C, H, W), weight (C, 1, k, k), y (N, C, ceil(H /
+// stride), ceil(W / stride))
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,9 @@ inline Status check_depthwise(const Call &call, int x, int weight, int y, int st
   }
   const Shape s(call, x);
   const int64_t k = call.shapes[weight][2];
-  return is_kernel(k) && call.is_shape(weight, {s.c, 1, k, k}) && is_output(call, y, s, s.c, stride) ? kOk : kBadShape;
+  return is_kernel(k) && call.is_shape(weight, {s.c, 1, k, k}) && is_output(call, y, s, s.c, stride)
+             ? kOk
+             : kBadShape;
 }
 
 inline Depthwise make_depthwise(const Call &call, int x, int weight, int stride) {
@@ -37,16 +40,18 @@ inline Status depthwise_forward(const Call &call, int stride) {
   float *y = call.data(2);
   const Shape s(call, 0);
   const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
-  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / in_plane), [&](int64_t first, int64_t last) {
-    float *phases = zeroed(0, conv.input_size()), *line = scratch(1, conv.output_size());
-    for (int64_t i = first; i < last; ++i) {
-      conv.pack_input(phases, x + i * in_plane);
-      conv.forward(y + i * out_plane, line, phases, weight + i % s.c * conv.taps);
-    }
-  });
+  return parallel(
+      s.n * s.c, std::max<int64_t>(1, kGrain / in_plane), [&](int64_t first, int64_t last) {
+        float *phases = zeroed(0, conv.input_size()), *line = scratch(1, conv.output_size());
+        for (int64_t i = first; i < last; ++i) {
+          conv.pack_input(phases, x + i * in_plane);
+          conv.forward(y + i * out_plane, line, phases, weight + i % s.c * conv.taps);
+        }
+      });
 }
 
-// Kernel gradients of a few channels. Summed in float over at least kFlush pixels, from there on in double.
+// Kernel gradients of a few channels. Summed in float over at least kFlush pixels, from there on in
+// double.
 class KernelGradient {
  public:
   KernelGradient(const Depthwise &conv, int64_t channels)
@@ -102,7 +107,8 @@ inline Status depthwise_backward(const Call &call, int stride) {
   }
   const Shape s(call, 0);
   const Depthwise conv = make_depthwise(call, 0, 1, stride);
-  if (!call.is_shape(3, {s.n, s.c, s.h, s.w}) || !call.is_shape(4, {s.c, 1, conv.kernel, conv.kernel})) {
+  if (!call.is_shape(3, {s.n, s.c, s.h, s.w}) ||
+      !call.is_shape(4, {s.c, 1, conv.kernel, conv.kernel})) {
     return kBadShape;
   }
   const float *x = call.data(0), *weight = call.data(1), *dy = call.data(2);

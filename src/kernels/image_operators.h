@@ -1,6 +1,7 @@
-// Convolution of images, the stem of a network, for training: x (N, C, H, W) with few channels C, weight
-// (O, C, k, k), y (N, O, ceil(H / stride), ceil(W / stride)). Backward takes it for O * C depthwise convolutions. The
-// gradient of the images is left to MindSpore: training does not need it.
+// Convolution of images, the stem of a network, for training: x (N, C, H, W) with few channels C,
+// weight (O, C, k, k), y (N, O, ceil(H / stride), ceil(W / stride)). Backward takes it for O * C
+// depthwise convolutions. The gradient of the images is left to MindSpore: training does not need
+// it.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +17,15 @@ namespace spnas {
 constexpr int64_t kMaxImageChannels = 4;
 
 inline Status check_image(const Call &call, int x, int weight, int y, int stride) {
-  if (call.ndims[x] != 4 || call.ndims[weight] != 4 || !Shape(call, x).valid() || !Shape(call, weight).valid()) {
+  if (call.ndims[x] != 4 || call.ndims[weight] != 4 || !Shape(call, x).valid() ||
+      !Shape(call, weight).valid()) {
     return kBadShape;
   }
   const Shape s(call, x);
   const int64_t outputs = call.shapes[weight][0], k = call.shapes[weight][2];
   const bool known = is_kernel(k) && s.c <= kMaxImageChannels;
-  const bool fits = call.is_shape(weight, {outputs, s.c, k, k}) && is_output(call, y, s, outputs, stride);
+  const bool fits =
+      call.is_shape(weight, {outputs, s.c, k, k}) && is_output(call, y, s, outputs, stride);
   return known && fits ? kOk : kBadShape;
 }
 

@@ -1,4 +1,5 @@
-// Layers of the folded network as operators: convolutions with bias, followed by ReLU. Without gradients.
+// Layers of the folded network as operators: convolutions with bias, followed by ReLU. Without
+// gradients.
 //
 // Weights are (O, C, k, k) or, depthwise, (C, 1, k, k), biases (O,).
 #pragma once
@@ -49,7 +50,8 @@ inline Status conv_relu(const Call &call, int stride) {
   }
   const Shape s(call, 0);
   const int64_t rows = call.shapes[1][0], k = call.shapes[1][2];
-  if (!is_kernel(k) || !is_convolution(call, 1, {rows, s.c, k, k}) || !is_output(call, 3, s, rows, stride)) {
+  if (!is_kernel(k) || !is_convolution(call, 1, {rows, s.c, k, k}) ||
+      !is_output(call, 3, s, rows, stride)) {
     return kBadShape;
   }
   const Depthwise layout(s.h, s.w, static_cast<int>(k), stride);
@@ -57,21 +59,25 @@ inline Status conv_relu(const Call &call, int stride) {
   return convolve(conv, layout, s.n, rows, call.data(3), call.data(0));
 }
 
-// x, [expansion,] depthwise convolution, projection -> y; each with weight and bias, all but the last with ReLU
+// x, [expansion,] depthwise convolution, projection -> y; each with weight and bias, all but the
+// last with ReLU
 //
-// Samples are taken a few at a time. In their first half a task takes a few channels through expansion and depthwise
-// convolution, so that what lies between stays in cache; the second half is the projection.
+// Samples are taken a few at a time. In their first half a task takes a few channels through
+// expansion and depthwise convolution, so that what lies between stays in cache; the second half is
+// the projection.
 inline Status mbconv(const Call &call, int stride, bool residual) {
   const int depthwise = call.count == 8 ? 3 : 1, project = depthwise + 2, y = project + 2;
   if (Status status = call.check(y + 1)) {
     return status;
   }
-  if (call.ndims[0] != 4 || call.ndims[depthwise] != 4 || call.ndims[project] != 4 || !Shape(call, 0).valid()) {
+  if (call.ndims[0] != 4 || call.ndims[depthwise] != 4 || call.ndims[project] != 4 ||
+      !Shape(call, 0).valid()) {
     return kBadShape;
   }
   const Shape s(call, 0);
   const bool expands = depthwise > 1;
-  const int64_t mid = call.shapes[depthwise][0], k = call.shapes[depthwise][2], rows = call.shapes[project][0];
+  const int64_t mid = call.shapes[depthwise][0], k = call.shapes[depthwise][2],
+                rows = call.shapes[project][0];
   if (!is_kernel(k) || !is_convolution(call, depthwise, {mid, 1, k, k}) ||
       !is_convolution(call, project, {rows, mid, 1, 1}) ||
       (expands ? !is_convolution(call, 1, {mid, s.c, 1, 1}) : mid != s.c) ||
@@ -80,7 +86,8 @@ inline Status mbconv(const Call &call, int stride, bool residual) {
   }
   const Depthwise conv(s.h, s.w, static_cast<int>(k), stride);
   const Convolution expansion{call.data(1), call.data(2), s.c, 1, kPointwise, true};
-  const Convolution projection{call.data(project), call.data(project + 1), mid, 1, kPointwise, false};
+  const Convolution projection{
+      call.data(project), call.data(project + 1), mid, 1, kPointwise, false};
   const float *weight = call.data(depthwise), *bias = call.data(depthwise + 1);
   const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
   const int64_t together = std::max<int64_t>(1, std::min(s.n, kKept / (mid * out_plane)));
@@ -96,7 +103,8 @@ inline Status mbconv(const Call &call, int stride, bool residual) {
       const float *plane = input + part.first * in_plane;
       if (expands) {
         float *expanded = scratch(2, kRows * in_plane);
-        expansion.run(part.first, part.last, in_plane, expanded, in_plane, input, in_plane, nullptr);
+        expansion.run(part.first, part.last, in_plane, expanded, in_plane, input, in_plane,
+                      nullptr);
         plane = expanded;
       }
       for (int64_t c = part.first; c < part.last; ++c, plane += in_plane) {
@@ -107,7 +115,8 @@ inline Status mbconv(const Call &call, int stride, bool residual) {
       }
     };
     const auto reduce = [&](int64_t i) {
-      pointwise(projection, parts, parts[i], call.data(y) + n * rows * out_plane, kept, residual ? x : nullptr);
+      pointwise(projection, parts, parts[i], call.data(y) + n * rows * out_plane, kept,
+                residual ? x : nullptr);
     };
     if (Status status = parallel_then(groups.count(), expand, parts.count(), reduce)) {
       return status;

@@ -1,12 +1,12 @@
-// The core of an MBConv or shuffle block as one operator: batch normalisation, ReLU, depthwise convolution, batch
-// normalisation and, with kRelu, ReLU. With x the output of the expansion,
+// The core of an MBConv or shuffle block as one operator: batch normalisation, ReLU, depthwise
+// convolution, batch normalisation and, with kRelu, ReLU. With x the output of the expansion,
 //
 //     h = relu(norm(x)),   z = depthwise(h),   y = relu(next_norm(z)) or next_norm(z),
 //
-// all of it channel by channel, so that a task needs nothing but its own few channels. Only x and y are ever kept:
-// h and z exist a plane at a time, in training z also in the place of y until its statistics are known, and
-// backward computes both again. That costs a convolution, and saves storing, writing and reading two of the largest
-// tensors of the network.
+// all of it channel by channel, so that a task needs nothing but its own few channels. Only x and y
+// are ever kept: h and z exist a plane at a time, in training z also in the place of y until its
+// statistics are known, and backward computes both again. That costs a convolution, and saves
+// storing, writing and reading two of the largest tensors of the network.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@
 
 namespace spnas {
 
-constexpr int64_t kCoreGroup = 8;  // channels of a task at most, for the reason given in depthwise_backward
+constexpr int64_t kCoreGroup =
+    8;  // channels of a task at most, for the reason given in depthwise_backward
 
 // Scratch of a task: computes z from x, plane by plane.
 class Core {
@@ -56,7 +57,8 @@ Status core_train(const Call &call, int stride) {
   if (Status status = check_depthwise(call, 0, 1, 11, stride)) {
     return status;
   }
-  if (Status status = check_channels(call, 0, {2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19})) {
+  if (Status status =
+          check_channels(call, 0, {2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19})) {
     return status;
   }
   if (!call.is_shape(10, {2})) {
@@ -86,7 +88,8 @@ Status core_train(const Call &call, int stride) {
       }
     }
     for (int64_t c = first; c < last; ++c) {
-      next_norm.use_sums(c, next_sums[c - first], shift[c - first], static_cast<double>(s.n * out_plane));
+      next_norm.use_sums(c, next_sums[c - first], shift[c - first],
+                         static_cast<double>(s.n * out_plane));
     }
     for (int64_t n = 0; n < s.n; ++n) {
       for (int64_t c = first; c < last; ++c) {
@@ -120,15 +123,16 @@ Status core_infer(const Call &call, int stride) {
   norm.use_moving(s.c);
   next_norm.use_moving(s.c);
   const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
-  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / in_plane), [&](int64_t first, int64_t last) {
-    Core core(conv);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t c = i % s.c;
-      float *z = y + i * out_plane;
-      core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
-      next_norm.map(c).template apply<kRelu>(z, z, out_plane);
-    }
-  });
+  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / in_plane),
+                  [&](int64_t first, int64_t last) {
+                    Core core(conv);
+                    for (int64_t i = first; i < last; ++i) {
+                      const int64_t c = i % s.c;
+                      float *z = y + i * out_plane;
+                      core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
+                      next_norm.map(c).template apply<kRelu>(z, z, out_plane);
+                    }
+                  });
 }
 
 // x, weight, then gamma, beta, mean and inverse deviation of both normalisations, dy
@@ -168,22 +172,26 @@ Status core_backward(const Call &call, int stride) {
         const int64_t i = n * s.c + c;
         float *z = group_plane(n, c);
         core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
-        next_norm.map(c).template add_gradient_sums<kRelu>(next_sums[c - first], dy + i * out_plane, z, out_plane);
+        next_norm.map(c).template add_gradient_sums<kRelu>(next_sums[c - first], dy + i * out_plane,
+                                                           z, out_plane);
       }
     }
     for (int64_t c = first; c < last; ++c) {
-      correction[c - first] = next_norm.finish(c, next_sums[c - first], static_cast<double>(s.n * out_plane));
+      correction[c - first] =
+          next_norm.finish(c, next_sums[c - first], static_cast<double>(s.n * out_plane));
     }
     KernelGradient kernel(conv, last - first);
     for (int64_t n = s.n - 1; n >= 0; --n) {
       for (int64_t c = first; c < last; ++c) {
         const int64_t i = n * s.c + c;
         float *dz = group_plane(n, c), *dh = dx + i * in_plane;
-        next_norm.map(c).template gradient<kRelu>(dz, dy + i * out_plane, dz, out_plane, correction[c - first]);
+        next_norm.map(c).template gradient<kRelu>(dz, dy + i * out_plane, dz, out_plane,
+                                                  correction[c - first]);
         conv.pack_output(line, dz);
         kernel.add(c - first, line, core.pack_hidden(x + i * in_plane, norm.map(c)));
         conv.input_gradient(dh, core.lines(), line, weight + c * conv.taps);
-        norm.map(c).template add_gradient_sums<true>(sums[c - first], dh, x + i * in_plane, in_plane);
+        norm.map(c).template add_gradient_sums<true>(sums[c - first], dh, x + i * in_plane,
+                                                     in_plane);
       }
       kernel.end_sample();
     }

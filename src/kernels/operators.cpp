@@ -6,13 +6,13 @@
 #include "mbconv_operators.h"
 #include "pointwise_operators.h"
 
-#define SPNAS_OPERATOR(name, ...)                                                                           \
-  extern "C" __attribute__((visibility("default"))) int name(int count, void **params, int *ndims,          \
-                                                             int64_t **shapes, const char **dtypes, void *, \
-                                                             void *) {                                      \
-    using namespace spnas;                                                                                  \
-    const Call call{count, params, ndims, shapes, dtypes};                                                  \
-    return guarded([&] { return __VA_ARGS__; });                                                            \
+#define SPNAS_OPERATOR(name, ...)                                                          \
+  extern "C" __attribute__((visibility("default"))) int name(                              \
+      int count, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, \
+      void *) {                                                                            \
+    using namespace spnas;                                                                 \
+    const Call call{count, params, ndims, shapes, dtypes};                                 \
+    return guarded([&] { return __VA_ARGS__; });                                           \
   }
 
 SPNAS_OPERATOR(DepthwiseForward1, depthwise_forward(call, 1))

@@ -1,5 +1,5 @@
-// 1x1 convolution without bias as operators: x (N, C, H, W), weight (O, C, 1, 1), y (N, O, H, W). A matrix product for
-// every sample, in which all matrices are read as they lie in memory.
+// 1x1 convolution without bias as operators: x (N, C, H, W), weight (O, C, 1, 1), y (N, O, H, W). A
+// matrix product for every sample, in which all matrices are read as they lie in memory.
 #pragma once
 
 #include <algorithm>
@@ -23,11 +23,12 @@ inline bool is_pointwise(const Call &call, int x, int weight, int y) {
 }
 
 // y (samples, rows, pixels) = weight (rows, channels) * x (samples, channels, pixels)
-inline Status multiply(float *y, const float *weight, const float *x, int64_t samples, int64_t rows, int64_t channels,
-                       int64_t pixels) {
+inline Status multiply(float *y, const float *weight, const float *x, int64_t samples, int64_t rows,
+                       int64_t channels, int64_t pixels) {
   const Convolution conv{weight, nullptr, channels, 1, kPointwise, false};
   const Parts parts{samples, rows, pixels, kPartPixels};
-  return parallel(parts.count(), 1, [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x, nullptr); });
+  return parallel(parts.count(), 1,
+                  [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x, nullptr); });
 }
 
 inline float sum_lanes(Vec v) {
@@ -41,11 +42,12 @@ inline float sum_lanes(Vec v) {
   return lanes[0];
 }
 
-// Sums of products over the pixels of a few samples, (rows, channels): total += dy * x^T, in tiles of kRows x kColumns
-// vectors, each of whose lanes sums pixels of its own.
+// Sums of products over the pixels of a few samples, (rows, channels): total += dy * x^T, in tiles
+// of kRows x kColumns vectors, each of whose lanes sums pixels of its own.
 class WeightGradient {
  public:
-  WeightGradient(int64_t rows, int64_t channels, int64_t pixels) : rows_(rows), channels_(channels), pixels_(pixels) {}
+  WeightGradient(int64_t rows, int64_t channels, int64_t pixels)
+      : rows_(rows), channels_(channels), pixels_(pixels) {}
 
   void add(float *total, const float *dy, const float *x, int64_t samples) const {
     int64_t row = 0;
@@ -80,11 +82,13 @@ class WeightGradient {
   }
 
   template <int kR, int kC>
-  void add_tile(float *total, const float *dy, const float *x, int64_t samples, int64_t row, int64_t column) const {
+  void add_tile(float *total, const float *dy, const float *x, int64_t samples, int64_t row,
+                int64_t column) const {
     Vec sums[kR][kC] = {};
     float rest[kR][kC] = {};
     for (int64_t n = 0; n < samples; ++n) {
-      const float *a = dy + (n * rows_ + row) * pixels_, *b = x + (n * channels_ + column) * pixels_;
+      const float *a = dy + (n * rows_ + row) * pixels_,
+                  *b = x + (n * channels_ + column) * pixels_;
       int64_t i = 0;
       for (; i + kLanes <= pixels_; i += kLanes) {
         Vec right[kC];
