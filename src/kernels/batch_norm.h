@@ -1,5 +1,5 @@
-// Batch normalisation, optionally followed by ReLU, plane by plane: y = max(0, (x - mean) * scale +
-// beta) with scale = gamma / sqrt(variance + epsilon).
+// Batch normalisation of one plane, optionally followed by ReLU:
+// y = max(0, (x - mean) * scale + beta) with scale = gamma / sqrt(variance + epsilon).
 //
 // A channel's planes are read twice, first for its sums and then to apply them; the channel is
 // small enough that the second time finds most of it in cache. Backward needs x, gamma, beta, mean
@@ -14,10 +14,12 @@
 
 namespace spnas {
 
+// Of values, and of their squares or products.
 struct Sums {
   double first = 0, second = 0;
 };
 
+// The statistics of a channel.
 struct Moments {
   float mean, variance, inverse_deviation;
 };

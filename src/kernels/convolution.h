@@ -1,14 +1,13 @@
-// Convolution over all channels, forward: where asked for, with bias, ReLU and the sum with a
-// residual.
+// Convolution over all channels, forward; with bias, ReLU and a residual where asked for.
 //
 // A tile of kRows output channels and a few vectors of pixels is summed in registers over all
 // inputs:
 //
-//     y[row][i] = bias[row] + sum over channels c, taps t of weight[row][c * taps + t] * x[c *
-//     pitch + i + offset[t]]
+//     y[row][i] = bias[row] + sum over channels c and taps t of
+//                 weight[row][c * taps + t] * x[c * pitch + i + offset[t]]
 //
 // For 1x1 this is a matrix product that reads x as it lies in memory. Larger kernels read planes
-// that are packed as for the depthwise convolution, where a tap has the same offset for all pixels
+// packed as for the depthwise convolution, where a tap has the same offset for all pixels
 // (depthwise.h).
 #pragma once
 
@@ -16,8 +15,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "call.h"
-#include "depthwise.h"
+#include "scratch.h"
+#include "vectors.h"
 
 namespace spnas {
 
@@ -90,7 +89,7 @@ struct Convolution {
   void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
              const float *residual) const {
     const int64_t depth = channels * taps;
-    float *in = scratch(4, depth), *next = in;
+    float *in = scratch(Slot::kInputs, depth), *next = in;
     for (int64_t c = 0; c < channels; ++c, x += x_pitch) {
       for (int t = 0; t < taps; ++t) {
         *next++ = x[offset[t]];

@@ -2,9 +2,9 @@
 // all sides.
 //
 // Planes of these networks are 4 to 112 pixels wide, so vectors along a row would often be half
-// empty. Instead a plane is copied with its padding into a scratch buffer of `pitch` floats a row,
-// where it is one long line: output pixel (y, x) at y * pitch + x needs tap (ky, kx) at a distance
-// that is the same for all pixels,
+// empty. Instead a plane is copied with its padding into a scratch buffer of `pitch` floats per
+// row, where it is one long line: output pixel (y, x) at y * pitch + x needs tap (ky, kx) at a
+// distance that is the same for all pixels,
 //
 //     out[i] = sum over taps t of weight[t] * in[i + offset[t]],   i = y * pitch + x.
 //
@@ -12,58 +12,23 @@
 // stride 2 the copy separates even and odd rows and columns into four planes ("phases"), in which
 // neighbouring outputs need neighbouring inputs again. Both gradients have the same form:
 //
-//     d weight[t] = sum over i of d out[i] * in[i + offset[t]]     (d out zero between the rows)
-//     d in[i]     = sum over t of weight[t] * d out[i - offset[t]] (for stride 2 each phase has its
-//     own taps)
+//     d weight[t] = sum over i of d out[i] * in[i + offset[t]]
+//     d in[i]     = sum over t of weight[t] * d out[i - offset[t]]
+//
+// with d out zero between the rows; for stride 2 each phase of the input has its own taps.
 //
 // Scratch buffers hold one plane and stay in the first two cache levels.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "vectors.h"
 
 namespace spnas {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-constexpr int kMaxVectors =
-    8;  // sums at a time, in registers; several, since each waits for its predecessor
-constexpr int kMaxTaps = 49;
-
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
-// The same at any address, and allowed to alias floats.
-typedef float VecAny __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
-inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
-
-// Two overlapping copies of a fixed size, which the compiler turns into vector moves.
-template <int64_t kSize>
-inline void copy_ends(float *dst, const float *src, int64_t n) {
-  float first[kSize], last[kSize];
-  std::memcpy(first, src, sizeof(first));
-  std::memcpy(last, src + n - kSize, sizeof(last));
-  std::memcpy(dst, first, sizeof(first));
-  std::memcpy(dst + n - kSize, last, sizeof(last));
-}
-
-// memcpy for the short rows of small planes, where calling it would cost more than copying.
-inline void copy_row(float *dst, const float *src, int64_t n) {
-  if (n < 4 || n > 32) {
-    std::memcpy(dst, src, n * sizeof(float));
-  } else if (n <= 8) {
-    copy_ends<4>(dst, src, n);
-  } else if (n <= 16) {
-    copy_ends<8>(dst, src, n);
-  } else {
-    copy_ends<16>(dst, src, n);
-  }
-}
+// Sums at a time, in registers; several, since each addition waits for the one before it.
+constexpr int kMaxVectors = 8;
+constexpr int kMaxTaps = 49;  // of a 7x7 kernel
 
 // One block of correlate() below, of kVectors vectors.
 template <int kVectors>
@@ -123,6 +88,7 @@ inline void correlate_taps(float *sum, const float *dout, const float *src, int6
   }
 }
 
+// Sizes and offsets of a convolution, and the steps of its two directions for one plane.
 class Depthwise {
  public:
   const int64_t height, width;          // of the input
@@ -158,6 +124,9 @@ class Depthwise {
       }
     }
   }
+
+  int64_t in_plane() const { return height * width; }
+  int64_t out_plane() const { return out_height * out_width; }
 
   // Scratch sizes in floats: all phases of the padded input; one line of outputs, padded.
   int64_t input_size() const { return stride * stride * phase_size() + kLanes; }

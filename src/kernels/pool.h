@@ -33,8 +33,8 @@ class Pool {
   bool run(int64_t count, const Task &task) {
     Job job{task, count};
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
-    if (workers_ == 0 || count < 2 ||
-        !owner.owns_lock()) {  // a second caller at the same time works alone
+    // A second caller at the same time does all of its job itself.
+    if (workers_ == 0 || count < 2 || !owner.owns_lock()) {
       job.work();
       return !job.failed;
     }
