@@ -138,11 +138,10 @@ def configure(args):
 
 def main(argv=None):
     config = configure(parse_arguments(argv))
-    from src.search.one_shot_training import (
-        OneShotTrainer,  # after the flags are checked, as importing MindSpore takes seconds
-    )
+    # Importing MindSpore takes seconds, so mistakes in the flags are told before.
+    from src.search.one_shot_training import train_supernet
 
-    return OneShotTrainer(config).run()
+    return train_supernet(config)
 
 
 if __name__ == "__main__":

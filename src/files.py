@@ -176,7 +176,7 @@ def parse_record(kind: type[T], data: Any, origin: str, error: type[UserError] =
 
 def field_names(kind: type[Any]) -> list[str]:
     """Names of the fields of a pydantic model or a dataclass."""
-    if issubclass(kind, BaseModel):
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
         return list(kind.model_fields)
     return list(getattr(kind, "__dataclass_fields__", ()))
 

@@ -14,7 +14,13 @@ from src.arch.cost_table import SHIPPED, CostTableError, arithmetic_table, load_
 from src.arch.sampling import sample_decisions
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
-from src.search.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
+from src.search.indicators import (
+    FREE,
+    match_target,
+    missing_indicators,
+    to_decisions,
+    to_indicators,
+)
 
 PIXEL1 = [
     *["K3E3"] * 3,
@@ -227,14 +233,14 @@ def test_settling_reaches_the_target_and_changes_the_least_certain_first():
             found = to_indicators(
                 space, [random.choice(layer.names) for layer in space.searched.values()]
             )
-            settled = settle(space, table, found, random.uniform(-1, 1, found.shape), target)
-            assert abs(table.total(to_decisions(space, settled)) / target - 1) < 0.0125
+            matched = match_target(space, table, found, random.uniform(-1, 1, found.shape), target)
+            assert abs(table.total(to_decisions(space, matched)) / target - 1) < 0.0125
             assert (
-                settle(space, table, settled, np.ones(found.shape), target).tolist()
-                == settled.tolist()
+                match_target(space, table, matched, np.ones(found.shape), target).tolist()
+                == matched.tolist()
             )
     largest = to_indicators(space, [layer.largest for layer in space.searched.values()])
     margins = np.ones(largest.shape)
     margins[3, 0] = 0.1  # kernel size of layer4: 2.74 ms
-    settled = settle(space, table, largest, margins, 128.5)
-    assert to_decisions(space, settled)[3] == "K3E6" and (settled != largest).sum() == 1
+    matched = match_target(space, table, largest, margins, 128.5)
+    assert to_decisions(space, matched)[3] == "K3E6" and (matched != largest).sum() == 1
