@@ -10,7 +10,7 @@ from typing import Any, Literal
 from easydict import EasyDict as edict
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from src.arch.cost_table import COSTS
+from src.arch.cost import COSTS
 from src.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
