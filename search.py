@@ -16,12 +16,11 @@ cost.
 chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained.
 """
 
-import argparse
 import json
 import logging
 from pathlib import Path
 
-from src.cli import parse_config
+from src.cli import find_kind, parse_config
 from src.config import OneShotSearchConfig, SearchConfig
 from src.errors import UserError
 from src.files import make_folder, write_text
@@ -138,15 +137,12 @@ def sweep(config):
     return 0
 
 
+METHODS = {"superkernel": SearchConfig, "one_shot": OneShotSearchConfig}
+
+
 def find_method(argv):
-    """Configuration class of the method that the flags name; the others of its keys follow from it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method")
-    return (
-        OneShotSearchConfig
-        if parser.parse_known_args(argv)[0].method == "one_shot"
-        else SearchConfig
-    )
+    """Configuration class of the method that flags or the YAML file name."""
+    return find_kind(METHODS, "method", argv)
 
 
 def main(argv=None):
