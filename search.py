@@ -16,20 +16,21 @@ chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from src.cli import parse_config
+from src.cli import find_kind, parse_config
 from src.config import OneShotSearchConfig, SearchConfig
 from src.utils import run_main
 
+METHODS: dict[str, type[SearchConfig] | type[OneShotSearchConfig]] = {
+    "superkernel": SearchConfig,
+    "one_shot": OneShotSearchConfig,
+}
 
-def find_method(argv: Sequence[str] | None) -> type[OneShotSearchConfig] | type[SearchConfig]:
-    """Configuration class of the method that the flags name; the others of its keys follow from it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method")
-    name = parser.parse_known_args(argv)[0].method
-    return OneShotSearchConfig if name == "one_shot" else SearchConfig
+
+def find_method(argv: Sequence[str] | None) -> type[SearchConfig] | type[OneShotSearchConfig]:
+    """Configuration class of the method that flags or the YAML file name."""
+    return find_kind(METHODS, "method", argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

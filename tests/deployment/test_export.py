@@ -414,7 +414,7 @@ def test_script_gives_the_accuracy_of_evaluation(
 
     flat = few_digits / "val" / "3"  # no class folders, so no accuracy
     process = run(models["v1"], flat, DEVICE_TARGET="CPU")
-    assert process.returncode == 1 and "expected one folder of images a class" in process.stderr
+    assert process.returncode == 1 and "expected one folder of images per class" in process.stderr
     assert not (tmp_path / "acc.log").exists()
     for arguments, reason in (
         ([models["v1"]], "usage"),

@@ -419,10 +419,10 @@ def test_the_same_command_again_continues_bit_for_bit(supernet, cifar, run_progr
     [
         (("--layers", 30), "layers is 30, space 'one_shot_32' has 20"),
         (("--classes", 7), "num_classes is 7"),
-        (("--dataset", "mnist"), "invalid choice: 'mnist'"),
-        (("--resume",), "unrecognized arguments: --resume"),
+        (("--dataset", "mnist"), "dataset is 'mnist': input should be 'cifar10' or 'imagenet'"),
+        (("--resume",), "unknown flag '--resume', did you mean '--resize'?"),
         (("--data_path", "nowhere"), "nowhere: no such file or folder"),
-        (("--epochs", 0), "epoch_size is 0"),
+        (("--epochs", 0), "epochs is 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(flags, reason, cifar, run_program, tmp_path):
