@@ -27,7 +27,8 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
   std::vector<std::string> files;
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
-    throw UserError(folder.string() + ": no such folder; expected images or one folder of images a class");
+    throw UserError(folder.string() +
+                    ": no such folder; expected images or one folder of images a class");
   }
   try {
     for (const auto &entry : fs::directory_iterator(folder)) {
@@ -45,10 +46,12 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
       }
     }
   } catch (const fs::filesystem_error &failure) {
-    throw UserError(failure.path1().string() + ": cannot be listed (" + failure.code().message() + ")");
+    throw UserError(failure.path1().string() + ": cannot be listed (" + failure.code().message() +
+                    ")");
   }
   if (files.empty()) {
-    throw UserError(folder.string() + ": holds no files; expected images or one folder of images a class");
+    throw UserError(folder.string() +
+                    ": holds no files; expected images or one folder of images a class");
   }
   std::sort(files.begin(), files.end());
   return files;
@@ -61,7 +64,8 @@ std::string ReadFile(const fs::path &path) {
     throw std::system_error(errno, std::generic_category());
   }
   if (!S_ISREG(status.st_mode)) {
-    throw std::system_error(std::make_error_code(std::errc::invalid_argument), "not a regular file");
+    throw std::system_error(std::make_error_code(std::errc::invalid_argument),
+                            "not a regular file");
   }
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {

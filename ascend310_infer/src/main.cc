@@ -37,18 +37,23 @@ struct Flags {
 };
 
 void Define(CLI::App *app, Flags *flags) {
-  app->add_option("--mindir_path", flags->mindir_path, "model of export.py; its description lies beside it")
+  app->add_option("--mindir_path", flags->mindir_path,
+                  "model of export.py; its description lies beside it")
       ->required();
-  app->add_option("--dataset_path", flags->dataset_path, "folder of images, or of class folders")->required();
-  app->add_option("--batch_size", flags->batch_size, "images an inference; the model's own where omitted")
+  app->add_option("--dataset_path", flags->dataset_path, "folder of images, or of class folders")
+      ->required();
+  app->add_option("--batch_size", flags->batch_size,
+                  "images an inference; the model's own where omitted")
       ->check(CLI::Range(1, 1 << 16));
   app->add_option("--threads", flags->threads,
-                  "images at work at once; on CPU each with a model of its own; the number of cores where omitted")
+                  "images at work at once; on CPU each with a model of its own; the number of "
+                  "cores where omitted")
       ->check(CLI::Range(1, 1024));
   DefineDevice(app, &flags->device);
 }
 
-std::vector<double> WarmUp(const std::vector<std::unique_ptr<Model>> &models, size_t input, size_t output) {
+std::vector<double> WarmUp(const std::vector<std::unique_ptr<Model>> &models, size_t input,
+                           size_t output) {
   const std::vector<float> images(input, 0.0F);
   std::vector<float> logits(output);
   std::vector<double> milliseconds;
@@ -56,7 +61,8 @@ std::vector<double> WarmUp(const std::vector<std::unique_ptr<Model>> &models, si
     for (int i = 0; i < kWarmUp; ++i) {
       const auto start = Clock::now();
       model->Predict(images.data(), logits.data());
-      milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+      milliseconds.push_back(
+          std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
   }
   return milliseconds;
@@ -69,7 +75,8 @@ int Run(const Flags &flags) {
   const Device &device = flags.device;
   const int batch_size = flags.batch_size > 0 ? flags.batch_size : metadata.batch_size;
 
-  // A processor computes several images at once best with a model each; a device has room and time for one.
+  // A processor computes several images at once best with a model each; a device has room and time
+  // for one.
   std::vector<std::unique_ptr<Model>> models;
   for (int i = 0; i < (device.ascend ? 1 : flags.threads); ++i) {
     models.push_back(std::make_unique<Model>(flags.mindir_path, metadata, device, batch_size));
@@ -84,7 +91,8 @@ int Run(const Flags &flags) {
         model->Predict(images, logits);
       });
     } else {
-      infer.emplace_back([model](const float *images, float *logits) { model->Predict(images, logits); });
+      infer.emplace_back(
+          [model](const float *images, float *logits) { model->Predict(images, logits); });
     }
   }
 
@@ -105,8 +113,8 @@ int Run(const Flags &flags) {
   };
 
   Report report(".", metadata.classes);
-  const std::vector<double> warm_up =
-      WarmUp(models, options.batch_size * options.tensor_size, options.batch_size * options.classes);
+  const std::vector<double> warm_up = WarmUp(models, options.batch_size * options.tensor_size,
+                                             options.batch_size * options.classes);
   const auto start = Clock::now();
   RunPipeline(files.size(), options, prepare, infer,
               [&](const Answer &answer) { report.Add(files[answer.index], answer); });
@@ -116,7 +124,8 @@ int Run(const Flags &flags) {
   if (report.failed().empty()) {
     return kSuccess;
   }
-  std::cerr << "main: error: " << report.failed().size() << " of " << files.size() << " files not answered:\n";
+  std::cerr << "main: error: " << report.failed().size() << " of " << files.size()
+            << " files not answered:\n";
   for (const std::string &line : report.failed()) {
     std::cerr << "  " << line << "\n";
   }
@@ -128,7 +137,8 @@ int Run(const Flags &flags) {
 
 int main(int argc, char **argv) {
   spnas::Flags flags;
-  CLI::App app("Classifies a folder of images with a model of export.py, on Ascend 310 or CPU.", "main");
+  CLI::App app("Classifies a folder of images with a model of export.py, on Ascend 310 or CPU.",
+               "main");
   spnas::Define(&app, &flags);
   return spnas::RunProgram(&app, argc, argv, [&] { return spnas::Run(flags); });
 }

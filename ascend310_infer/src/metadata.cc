@@ -40,8 +40,11 @@ class Reader {
   }
 
   int64_t Integer(int64_t least, int64_t most) const {
-    const std::string range = "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
-    Require(value_.is_number_integer() && !(value_.is_number_unsigned() && value_.get<uint64_t>() > INT64_MAX), range);
+    const std::string range =
+        "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+    Require(value_.is_number_integer() &&
+                !(value_.is_number_unsigned() && value_.get<uint64_t>() > INT64_MAX),
+            range);
     const auto number = value_.get<int64_t>();
     Require(number >= least && number <= most, range);
     return number;
@@ -120,7 +123,8 @@ Metadata ParseMetadata(const std::string &text, const std::string &origin) {
   root["input"]["type"].Expect("float32");
   const std::vector<Reader> shape = root["input"]["shape"].List();
   if (shape.size() != 4) {
-    throw UserError(origin + ": 'input.shape' has " + std::to_string(shape.size()) + " numbers, should have 4");
+    throw UserError(origin + ": 'input.shape' has " + std::to_string(shape.size()) +
+                    " numbers, should have 4");
   }
   metadata.batch_size = static_cast<int>(shape[0].Integer(1, kMaxBatch));
   shape[1].Integer(3, 3);

@@ -10,11 +10,12 @@
 
 namespace spnas {
 
-// What happens to an RGB image: bilinear resize of the short side, centre crop, normalisation, channels first.
+// What happens to an RGB image: bilinear resize of the short side, centre crop, normalisation,
+// channels first.
 struct Preprocessing {
   int height = 0;  // of the crop, pixels
   int width = 0;
-  int resize = 0;  // short side after resizing, pixels
+  int resize = 0;               // short side after resizing, pixels
   std::array<float, 3> mean{};  // per RGB channel, of pixel values 0..255
   std::array<float, 3> std{};
   int64_t max_pixels = 0;  // larger images are refused

@@ -13,8 +13,9 @@ class Preprocessor {
  public:
   explicit Preprocessor(const Preprocessing &values);
 
-  // Writes an RGB image (H, W) of bytes to `tensor`, (3, height, width), contiguous. Throws ImageError for an image
-  // so narrow that it would not fit into memory after resizing. May be called from several threads.
+  // Writes an RGB image (H, W) of bytes to `tensor`, (3, height, width), contiguous. Throws
+  // ImageError for an image so narrow that it would not fit into memory after resizing. May be
+  // called from several threads.
   void operator()(const cv::Mat &rgb, float *tensor) const;
 
  private:

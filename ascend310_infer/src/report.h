@@ -32,7 +32,8 @@ class Report {
   Report &operator=(const Report &) = delete;
 
   void Add(const std::string &file, const Answer &answer);
-  // Writes what stands at the end; `seconds` is the time of all images, `warm_up_ms` of inferences that do not count.
+  // Writes what stands at the end; `seconds` is the time of all images, `warm_up_ms` of inferences
+  // that do not count.
   void Finish(double seconds, const std::vector<double> &warm_up_ms);
 
   // The lines of test_perform_static.txt.
