@@ -51,7 +51,8 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], Non
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import use_kernels
     from src.spnasnet import SPNASNet
-    from src.training.step import TrainStep, create_optimizer
+    from src.training.optimizer import create_optimizer
+    from src.training.step import TrainStep, Update
 
     ms.set_seed(1)
     architecture, config = load_architecture(arch), TrainConfig()
@@ -60,10 +61,7 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], Non
     step = TrainStep(
         network,
         CrossEntropySmooth(config.label_smooth_factor),
-        optimizer,
-        config,
-        mixed_precision=False,
-        device_num=device_num,
+        Update(network, optimizer, config, device_num=device_num),
     ).set_train()
     images, labels = noise(batch_size, architecture.image_size)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))

@@ -49,6 +49,7 @@ def create_mindspore_step(
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import use_kernels
     from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum
+    from src.training.step import Update
     from src.utils import setup_device
 
     setup_device("CPU", 0)
@@ -56,7 +57,7 @@ def create_mindspore_step(
     network = OneShotSupernet(space, CLASSES, kernels=use_kernels("on" if kernels else "off"))
     optimizer = PathMomentum(network, np.full(1000, RATE, np.float32), MOMENTUM, DECAY)
     step = OneShotStep(
-        network, CrossEntropySmooth(0.0), optimizer, OneShotConfig(), mixed_precision=False
+        network, CrossEntropySmooth(0.0), Update(network, optimizer, OneShotConfig())
     ).set_train()
     images, labels = noise(batch_size, space.image_size, CLASSES)
     batch, path = (Tensor(images), Tensor(labels.astype(np.int32))), paths(space)

@@ -34,9 +34,10 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import use_kernels
     from src.search.superkernel import Supernet
-    from src.search.superkernel_search import SearchStep
+    from src.search.superkernel_step import SearchStep
     from src.spnasnet import SPNASNet
-    from src.training.step import TrainStep, create_optimizer
+    from src.training.optimizer import create_optimizer
+    from src.training.step import TrainStep, Update
     from src.utils import setup_device
 
     setup_device("CPU", 0)
@@ -52,11 +53,7 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     if worker == "largest":
         network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
         step = TrainStep(
-            network,
-            loss_fn,
-            create_optimizer(network, config, rates),
-            config,
-            mixed_precision=False,
+            network, loss_fn, Update(network, create_optimizer(network, config, rates), config)
         )
     else:
         table = arithmetic_table(space, "macs", image_size=(image_size, image_size))
@@ -67,14 +64,12 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
         step = SearchStep(
             network,
             loss_fn,
-            create_optimizer(network, config, rates, [thresholds]),
+            Update(network, create_optimizer(network, config, rates, [thresholds]), config),
             config,
             decisions=network.decisions,
             target=sum(table.range()) / 2,
             gain=0.01,
             threshold_rate=0.01,
-            mixed_precision=False,
-            device_num=1,
         )
         inputs += Tensor(np.ones(thresholds.shape, np.float32)), Tensor(1.0, ms.float32)
     step.set_train()

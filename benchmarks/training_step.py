@@ -56,7 +56,8 @@ def create_mindspore_step(
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import use_kernels
     from src.spnasnet import SPNASNet
-    from src.training.step import TrainStep, create_optimizer
+    from src.training.optimizer import create_optimizer
+    from src.training.step import TrainStep, Update
     from src.utils import setup_device
 
     setup_device("CPU", 0)
@@ -70,11 +71,7 @@ def create_mindspore_step(
     )
     optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
     step = TrainStep(
-        network,
-        CrossEntropySmooth(config.label_smooth_factor),
-        optimizer,
-        config,
-        mixed_precision=False,
+        network, CrossEntropySmooth(config.label_smooth_factor), Update(network, optimizer, config)
     ).set_train()
     images, labels = noise(batch_size, image_size)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))

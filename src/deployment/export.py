@@ -22,6 +22,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoint.format import Checkpoint
+from src.checkpoint.restore import build_network
 from src.data.decoding import MAX_PIXELS
 from src.data.sources import open_sources, prepare_digits
 from src.dataset import Loader
@@ -93,8 +94,8 @@ def export(
     path = path.with_name(path.name + suffix)
     make_folder(path.parent)
     _claim_description(path)
-    network = checkpoint.network(folded=fold)
-    size = checkpoint.preprocessing
+    network = build_network(checkpoint, folded=fold)
+    size = checkpoint.meta.preprocessing
     shape = (batch_size, 3, size.height, size.width)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
     try:
@@ -162,13 +163,13 @@ def _describe(
         "model": model,
         "input": {"name": "x", "shape": list(shape), "layout": "NCHW", "type": "float32"},
         "preprocessing": {
-            **checkpoint.preprocessing.to_dict(),
+            **checkpoint.meta.preprocessing.to_dict(),
             "interpolation": "bilinear",
             "color_order": "RGB",
             "max_pixels": MAX_PIXELS,
         },
-        "classes": checkpoint.meta.classes,
-        "architecture": checkpoint.meta.arch,
+        "classes": list(checkpoint.meta.classes),
+        "architecture": checkpoint.meta.arch.to_dict(),
         "checkpoint": {"file": checkpoint.path.name, "sha256": _sha256(checkpoint.path)},
         "mindspore": ms.__version__,
         "checked": None if check is None else vars(check),
@@ -187,7 +188,7 @@ def _check(
     images, data = _real_images(checkpoint, batch_size)
     exported = _logits(_cell_predict(network), images)
     if folded:  # otherwise it is the trained network itself
-        trained = _logits(_cell_predict(checkpoint.network()), images)
+        trained = _logits(_cell_predict(build_network(checkpoint)), images)
         _compare(
             exported,
             trained,
@@ -272,7 +273,11 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
             source = open_sources(name, str(Path(folder) / "digits"), splits=("val",))["val"]
         count = max(CHECK_IMAGES, batch_size)
         loader = Loader(
-            source, checkpoint.preprocessing, batch_size=count, training=False, max_images=count
+            source,
+            checkpoint.meta.preprocessing,
+            batch_size=count,
+            training=False,
+            max_images=count,
         )
         images = np.concatenate([batch for batch, _ in loader.epoch()])
     if not len(images):

@@ -11,6 +11,7 @@ from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace
 from src.config import OneShotSearchConfig, SearchConfig
 from src.data.preprocessing import Preprocessing
+from src.data.sources import open_sources
 from src.errors import UserError
 from src.latency.runtimes import installed_version
 
@@ -80,3 +81,11 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
             f"target_latency_ms is for --cost latency; {config.cost} have --target, in millions"
         )
     return config.target
+
+
+def count_classes(config: SearchConfig) -> int | None:
+    """Classes that the flags or the data tell, which arithmetic costs depend on; None for neither."""
+    if config.num_classes or config.cost == "latency" or config.data_path is None:
+        return config.num_classes
+    sources = open_sources(config.dataset_name, config.data_path, splits=("train",))
+    return len(sources["train"].classes)

@@ -19,7 +19,9 @@ from src.arch.architecture import Architecture
 from src.arch.space import SearchSpace
 from src.layers.mbconv import create_block
 from src.spnasnet import SPNASNet
-from src.training.step import TrainStep
+from src.training.step import Update, count_correct
+
+BlockPath = tuple[int, ...]  # number of the block that each layer takes
 
 
 def draw_path(space: SearchSpace, *key: int) -> np.ndarray:
@@ -119,19 +121,30 @@ class PathMomentum(nn.Optimizer):
         )
 
 
-class OneShotStep(TrainStep):
-    """A training step of the supernet on one path."""
+class OneShotStep(nn.Cell):
+    """A training step of the supernet on one path.
 
-    def forward(self, images, labels, path):  # type: ignore[override]
+    Args:
+        loss_fn: from logits and labels to a scalar.
+    """
+
+    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss_fn = loss_fn
+        self.update = update
+        self.gradient = ops.value_and_grad(self.forward, None, update.weights, has_aux=True)
+
+    def forward(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, ...]:
+        """Scaled loss, loss and count of correct predictions of a batch."""
         logits = self.network(images, path)
         loss = self.loss_fn(logits, labels)
-        scaled, correct = self.score(logits, labels, loss)
-        return scaled, loss, correct
+        return self.update.scale(loss), loss, count_correct(logits, labels)
 
     def construct(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """Train the blocks on ``path``, (L,) of int32; otherwise as ``TrainStep``."""
         (_, loss, correct), gradients = self.gradient(images, labels, path)
-        return ops.depend(loss, self.learn(gradients, path)), correct
+        return ops.depend(loss, self.update(gradients, path)), correct
 
 
 def inherit(parameters: Mapping[str, np.ndarray], path: Sequence[int]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from PIL import Image
 from src.arch.architecture import Architecture
 from src.arch.blocks import Block, ShuffleBlock, XceptionBlock
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.restore import build_network, cell_weights
 from src.data.preprocessing import Preprocessing
 from src.data.sources import ImageFolder
 from src.dataset import Loader
@@ -99,9 +100,7 @@ def checkpoint(few_digits, tmp_path_factory):
     network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
     network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))
     path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
-    write_checkpoint(
-        path, network, Meta(ARCH.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {})
-    )
+    write_checkpoint(path, cell_weights(network), Meta(ARCH, PREPROCESSING, tuple("0123456789")))
     return read_checkpoint(path)
 
 
@@ -151,9 +150,9 @@ def classify(application, tmp_path):
 def python_logits(checkpoint, folder) -> dict[str, np.ndarray]:
     """Logits by file name, through the evaluation pipeline and the unfolded network."""
     source = ImageFolder(folder)
-    loader = Loader(source, checkpoint.preprocessing, batch_size=len(source), training=False)
+    loader = Loader(source, checkpoint.meta.preprocessing, batch_size=len(source), training=False)
     ((images, _),) = loader.epoch()
-    logits = checkpoint.network()(Tensor(images)).asnumpy()
+    logits = build_network(checkpoint)(Tensor(images)).asnumpy()
     return {os.path.relpath(source.name(index), folder): row for index, row in enumerate(logits)}
 
 
@@ -180,8 +179,8 @@ def test_description_says_what_the_model_is(models, checkpoint, kind):
         "mean": [120.0, 127.5, 110.0],
         "std": [60.0, 64.0, 70.0],
     }
-    assert Architecture.from_dict(text["architecture"]) == checkpoint.arch
-    assert text["classes"] == checkpoint.meta.classes
+    assert Architecture.from_dict(text["architecture"]) == checkpoint.meta.arch
+    assert text["classes"] == list(checkpoint.meta.classes)
     assert text["checked"]["runtime"].startswith(
         "ONNX Runtime" if path.suffix == ".onnx" else "MindSpore"
     )
@@ -204,11 +203,14 @@ def test_all_formats_agree(models, checkpoint, few_digits):
     import onnxruntime
 
     loader = Loader(
-        ImageFolder(few_digits / "val"), checkpoint.preprocessing, batch_size=50, training=False
+        ImageFolder(few_digits / "val"),
+        checkpoint.meta.preprocessing,
+        batch_size=50,
+        training=False,
     )
     ((images, _),) = loader.epoch()
     images = images[::8][:6]
-    expected = checkpoint.network()(Tensor(images)).asnumpy()
+    expected = build_network(checkpoint)(Tensor(images)).asnumpy()
     assert len(set(expected.argmax(1))) > 1
     for kind, path in models.items():
         if path.suffix == ".onnx":
@@ -291,8 +293,8 @@ class Shuffled(nn.Cell):
 )
 def test_networks_of_shuffle_blocks_give_pythons_logits(classify, few_digits, tmp_path, options):
     path = tmp_path / "shuffles.ckpt"
-    meta = Meta(SHUFFLES.to_dict(), PREPROCESSING.to_dict(), list("0123456789"), {})
-    write_checkpoint(path, random_network(SHUFFLES), meta)
+    meta = Meta(SHUFFLES, PREPROCESSING, tuple("0123456789"))
+    write_checkpoint(path, cell_weights(random_network(SHUFFLES)), meta)
     model = export(read_checkpoint(path), file_name=str(tmp_path / "model" / "shuffles"), **options)
     process, answers = classify(model, few_digits / "val")
     assert process.returncode == 0, process.stderr
@@ -412,7 +414,7 @@ def test_script_gives_the_accuracy_of_evaluation(
 
     flat = few_digits / "val" / "3"  # no class folders, so no accuracy
     process = run(models["v1"], flat, DEVICE_TARGET="CPU")
-    assert process.returncode == 1 and "expected one folder of images a class" in process.stderr
+    assert process.returncode == 1 and "expected one folder of images per class" in process.stderr
     assert not (tmp_path / "acc.log").exists()
     for arguments, reason in (
         ([models["v1"]], "usage"),

@@ -1,9 +1,10 @@
-"""What tests/devices/test_distributed.py runs on several processes, and once on a single one for comparison.
+r"""What test_distributed.py runs on several processes, and once on a single one for comparison.
 
-    bash scripts/run_train.sh --device_num 2 --program tests/devices/distributed_worker.py digits --data_path DATA --folder OUT
+    bash scripts/run_train.sh --device_num 2 --program tests/devices/distributed_worker.py \
+        digits --data_path DATA --folder OUT
 
-Rank 0 writes what all ranks found to ``OUT/found.json``. With one process, batches are as many
-times larger.
+Rank 0 writes what all ranks found to ``OUT/found.json``. With one process, batches are larger, by
+the number of processes that it is compared with.
 """
 
 from __future__ import annotations
@@ -13,28 +14,25 @@ import hashlib
 import json
 import os
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import numpy as np
+from mindspore import Tensor, nn
 
-import numpy as np  # noqa: E402
-from mindspore import Tensor, nn  # noqa: E402
-
-from src.cli import build_config  # noqa: E402
-from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig  # noqa: E402
-from src.errors import Fault  # noqa: E402
-from src.search.one_shot_training import OneShotTrainer  # noqa: E402
-from src.search.superkernel_search import Searcher  # noqa: E402
-from src.spnasnet import SPNASNet  # noqa: E402
-from src.training.evaluation import evaluate  # noqa: E402
-from src.training.loop import Trainer  # noqa: E402
-from src.utils import run_main, setup_device  # noqa: E402
+from src.cli import Parser, build_config
+from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig
+from src.errors import Fault
+from src.search.one_shot_training import OneShotTrainer
+from src.search.superkernel_search import Searcher
+from src.spnasnet import SPNASNet
+from src.training.evaluation import evaluate
+from src.training.loop import Trainer
+from src.utils import run_main, setup_device
 
 PROCESSES = 2
-BATCH = 8  # images a batch on each of the processes
+BATCH = 8  # images per batch on each of the processes
 ARCH = {
     "format": "spnas-architecture",
     "version": 1,
@@ -86,7 +84,10 @@ IMAGE_KEYS = {key: PRESETS["digits"][key] for key in ("name", "mean", "std")}
 
 
 def digest(trainer: Trainer) -> str:
-    """Of everything that training changes, but for moving statistics, which differ from rank to rank."""
+    """Digest of everything that training changes and that is the same on all ranks.
+
+    Moving statistics differ from rank to rank.
+    """
     code = hashlib.sha256()
     for parameter in trainer.step.get_parameters():
         if "moving_" not in parameter.name:
@@ -102,7 +103,10 @@ class WithoutBN(Trainer):
 
 
 class FrozenBN(Trainer):
-    """Trains with batch normalisation in evaluation form, in which an image does not depend on its batch."""
+    """Trains with batch normalisation in evaluation form.
+
+    In it the output for an image does not depend on the other images of its batch.
+    """
 
     def _build(self) -> None:
         super()._build()
@@ -128,7 +132,7 @@ class OfAllRanks(Trainer):
     def _in_turn(self, epoch: int, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         images, labels = (
             np.concatenate(parts)
-            for parts in zip(*type(self.loader).epoch(self.loader, epoch, first))
+            for parts in zip(*type(self.loader).epoch(self.loader, epoch, first), strict=True)
         )
         for start in range(0, len(images) - PROCESSES * BATCH + 1, PROCESSES * BATCH):
             for rank in range(PROCESSES):
@@ -137,7 +141,7 @@ class OfAllRanks(Trainer):
 
 
 class Disturbed(WithoutBN):
-    """The last rank alone gets a signal, or not-a-number, at the third batch."""
+    """Only the last rank gets a signal, or not-a-number, at the third batch."""
 
     DISTURBANCE = ""
 
@@ -146,9 +150,8 @@ class Disturbed(WithoutBN):
             if self.DISTURBANCE == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
-                weight = self.step.weights[
-                    -1
-                ]  # of the classifier: ReLU turns not-a-number into 0 on CPU
+                # The classifier's: ReLU turns not-a-number into 0 on CPU.
+                weight = self.step.weights[-1]
                 weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32)))
         return super()._step_inputs(epoch, batch)
 
@@ -225,7 +228,7 @@ class Work:
         return {"digests": trainer.ranks.gather(digest(trainer))}
 
     def evaluation(self) -> dict[str, Any]:
-        """Of an untrained network on images of which one is broken."""
+        """Evaluation of an untrained network on images of which one is broken."""
         trainer = Trainer(
             self.config("evaluation", val_data_path=str(self.args.broken), val_while_train=True)
         )
@@ -238,7 +241,10 @@ class Work:
         }
 
     def overflow(self) -> dict[str, Any]:
-        """A gradient that overflows on the last rank alone; all must leave the step out and halve the scale."""
+        """A gradient that overflows on the last rank only.
+
+        All ranks must leave the step out and halve the scale.
+        """
         trainer = WithoutBN(self.config("overflow", amp_level="O3", cpu_kernels="off"))
         trainer._build()
         before = digest_of_weights(trainer)
@@ -269,7 +275,7 @@ class Work:
         return self.train(Disturbed, "signal")
 
     def alone(self) -> dict[str, Any]:
-        """What the ranks hear when rank 0 fails alone."""
+        """What all ranks hear when only rank 0 fails."""
         ranks = setup_device("CPU", 0)
 
         def work() -> None:
@@ -330,8 +336,8 @@ def digest_of_weights(trainer: Trainer) -> str:
     ).hexdigest()
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(__doc__)
     for flag in ("--dataset_name", "--device_target", "--data_path"):
         parser.add_argument(flag)
     for flag in ("--broken", "--folder"):

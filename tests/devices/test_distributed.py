@@ -1,4 +1,7 @@
-"""Several processes through the launcher: equal to one process, agreed among each other, stopped, killed, resumed."""
+"""Several processes through the launcher.
+
+They equal one process, agree among each other, and can be stopped, killed and resumed.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,7 @@ def found(digits, tmp_path_factory):
     )
     output, errors = job.communicate(timeout=600)
     assert job.returncode == 0, output[-2000:] + errors
+    assert "[INFO]" not in output  # lines of MindSpore's runtime stay in the logs
     return {
         name: (folder / name, json.loads((folder / name / "found.json").read_text()))
         for name in ("one", "several")
@@ -79,7 +83,10 @@ def found(digits, tmp_path_factory):
 
 @pytest.mark.parametrize("case", STEPS)
 def test_two_processes_equal_one_of_the_double_batch(found, case):
-    """Where batch normalisation trains, each rank has its own statistics, as has one process that accumulates."""
+    """Where batch normalisation trains, each rank has its own statistics.
+
+    So has each batch of one process that accumulates the gradients of both.
+    """
     own_statistics = STEPS[case] < 20
     (one, _), (several, findings) = found["one"], found["several"]
     expected, got = (
@@ -179,7 +186,7 @@ def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
 
 
 def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_path):
-    """SIGTERM to the launcher; kill -9 of a worker of the resumed job; the rest on a single process."""
+    """SIGTERM to the launcher; kill -9 of a worker of the resumed job; one process ends the run."""
     (tmp_path / "tiny.json").write_text(json.dumps(ARCH))
     images = (
         "--arch",

@@ -1,0 +1,53 @@
+"""The cache of compiled graphs: its key follows all sources, and results follow every value."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_imports import LEVEL_OF
+
+VALUES = {"batch_size": 2}
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of src, and the key that the module of the cache in it makes of that copy."""
+    folder = tmp_path / "src"
+    shutil.copytree(ROOT / "src", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    spec = importlib.util.spec_from_file_location(
+        "copied_compile_cache", folder / "training/compile_cache.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return folder, lambda **more: module.cache_key({**VALUES, **more})
+
+
+def test_the_key_follows_a_change_in_any_room(copied):
+    folder, key = copied
+    before = key()
+    rooms = [path for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"]
+    assert set(LEVEL_OF) <= {path.stem for path in rooms}
+    changed = {}
+    for room in rooms:
+        files = [room] if room.is_file() else sorted(room.rglob("*.py"))
+        text = files[-1].read_bytes()
+        files[-1].write_bytes(text + b"\n# changed\n")
+        changed[room.stem] = key()
+        files[-1].write_bytes(text)
+        assert changed[room.stem] != before, room
+    assert len(set(changed.values())) == len(rooms)
+    assert key() == before
+
+
+def test_the_key_follows_operators_and_values(copied):
+    folder, key = copied
+    keys = {key(), key(batch_size=3), key(steps=1)}
+    for suffix in (".h", ".cpp"):
+        file = next((folder / "kernels").glob(f"*{suffix}"))
+        file.write_bytes(file.read_bytes() + b"\n")
+        keys.add(key())
+    assert len(keys) == 5
