@@ -7,8 +7,8 @@ Parameter names follow the layers of ``src.arch.cost.layer_costs``: ``stem.conv.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -16,29 +16,40 @@ from mindspore.common.initializer import Normal, Uniform
 
 from src.arch.architecture import Architecture
 from src.arch.blocks import ShuffleBlock
-from src.layers.conv_bn import ConvBN
+from src.layers.conv_bn import ConvBN, LayerOptions, NetworkOptions
 from src.layers.mbconv import create_block
 from src.layers.shuffle import CLASSIFIER_SIGMA, first_sigma
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
-class SPNASNet(nn.Cell):
-    """Classifier of an architecture.
+COLORS = 3  # channels of images
 
-    Works for any image size that its strides leave at least one pixel of (global average pooling).
-    Shuffle blocks, and the stem, head and classifier around them, start from the weights of
-    ShuffleNetV2's training, others from MnasNet's.
+
+class BlockNetwork(nn.Cell):
+    """Stem, blocks, head and classifier: what networks and supernets have in common.
+
+    How images pass the blocks is the ``construct`` of a subclass. Shuffle blocks, and the stem,
+    head and classifier around them, start from the weights of ShuffleNetV2's training, others from
+    MnasNet's.
 
     Args:
+        arch: gives the sizes of stem, head and classifier.
+        num_classes: number of logits.
+        create_blocks: makes the cell of all blocks, from the options of their layers. It is a
+            function since the order in which cells are created decides their first weights: stem,
+            blocks, head, classifier.
         affine: whether scale and shift of batch normalisation are trained, or stay 1 and 0.
         momentum: weight of the old value in the moving statistics of batch normalisation.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
-        folded: for inference, with the parameters that ``src.spnasnet.fold_batch_norm`` makes.
+        folded: for inference, with the parameters that ``fold_batch_norm`` makes.
     """
 
     def __init__(
         self,
         arch: Architecture,
         num_classes: int,
+        create_blocks: Callable[[LayerOptions], nn.Cell],
         *,
         momentum: float = 0.9,
         affine: bool = True,
@@ -46,58 +57,99 @@ class SPNASNet(nn.Cell):
         folded: bool = False,
     ) -> None:
         super().__init__()
-        bn = {
+        options: LayerOptions = {
             "epsilon": arch.bn_epsilon,
             "momentum": momentum,
             "affine": affine,
             "kernels": kernels,
             "folded": folded,
         }
-        channels, init = arch.blocks[-1].out_channels, Uniform(1 / math.sqrt(arch.head_channels))
-        ends = {"relu": arch.activation == "relu", "relu6": arch.activation == "relu6", **bn}
-        stem, head = dict(ends), dict(ends)
+        relu, relu6 = arch.activation == "relu", arch.activation == "relu6"
+        channels = arch.blocks[-1].out_channels
+        stem_sigma, head_sigma = None, None
+        classifier_init = Uniform(1 / math.sqrt(arch.head_channels))
         if isinstance(arch.blocks[0], ShuffleBlock):
-            stem["sigma"], head["sigma"], init = (
-                first_sigma(3),
-                first_sigma(channels),
-                Normal(CLASSIFIER_SIGMA),
-            )
-        self.stem = ConvBN(3, arch.stem_channels, 3, stride=arch.stem_stride, **stem)
-        self.blocks = self._create_blocks(arch, bn)
-        self.head = ConvBN(channels, arch.head_channels, 1, **head)
+            stem_sigma, head_sigma = first_sigma(COLORS), first_sigma(channels)
+            classifier_init = Normal(CLASSIFIER_SIGMA)
+        self.stem = ConvBN(
+            COLORS,
+            arch.stem_channels,
+            3,
+            stride=arch.stem_stride,
+            relu=relu,
+            relu6=relu6,
+            sigma=stem_sigma,
+            **options,
+        )
+        self.blocks = create_blocks(options)
+        self.head = ConvBN(
+            channels, arch.head_channels, 1, relu=relu, relu6=relu6, sigma=head_sigma, **options
+        )
         self.classifier = nn.Dense(
             arch.head_channels,
             num_classes,
-            weight_init=init,
+            weight_init=classifier_init,
             bias_init="zeros",
             has_bias=arch.classifier_bias,
         )
 
-    def _create_blocks(self, arch: Architecture, bn: dict[str, Any]) -> nn.Cell:
-        return nn.SequentialCell([create_block(block, **bn) for block in arch.blocks])
-
-    def construct(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Logits: (N, 3, H, W) -> (N, num_classes).
+    def classify(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Logits from the output of the last block: (N, C, H, W) -> (N, num_classes).
 
         Args:
+            x: the output of the last block.
             dropout: factors of the pooled features, (N, head_channels): 0 where a feature is
                 dropped.
         """
-        return self.classify(self.blocks(self.stem(x)), dropout)
-
-    def classify(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Logits from the output of the last block: (N, C, H, W) -> (N, num_classes)."""
         x = ops.mean(self.head(x), (2, 3))
         if dropout is not None:
             x = x * dropout.astype(x.dtype)
         return self.classifier(x)
 
 
+class SPNASNet(BlockNetwork):
+    """Classifier of an architecture.
+
+    Works for any image size that its strides leave at least one pixel of (global average pooling).
+
+    Args:
+        arch: the architecture.
+        num_classes: number of logits.
+        options: as in ``BlockNetwork``.
+    """
+
+    def __init__(
+        self, arch: Architecture, num_classes: int, **options: Unpack[NetworkOptions]
+    ) -> None:
+        def create_blocks(layer_options: LayerOptions) -> nn.Cell:
+            return nn.SequentialCell(
+                [create_block(block, **layer_options) for block in arch.blocks]
+            )
+
+        super().__init__(arch, num_classes, create_blocks, **options)
+
+    def construct(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Logits: (N, 3, H, W) -> (N, num_classes).
+
+        Args:
+            x: normalised images.
+            dropout: see ``classify``.
+        """
+        return self.classify(self.blocks(self.stem(x)), dropout)
+
+
 def fold_batch_norm(parameters: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.ndarray]:
-    """Parameters of the folded network, ``SPNASNet(..., folded=True)``, from those of the trained one.
+    """Fold batch normalisation, with its moving statistics, into the convolutions.
 
     With scale = gamma / sqrt(moving variance + epsilon), each ``conv.weight`` is multiplied by its
     scale and ``conv.bias`` = beta - moving mean * scale. Computed in float64.
+
+    Args:
+        parameters: those of a trained network, by name.
+        epsilon: of its batch normalisation.
+
+    Returns:
+        Parameters of the folded network, ``SPNASNet(..., folded=True)``.
     """
     folded = {name: value for name, value in parameters.items() if ".bn." not in name}
     for name in parameters:

@@ -1,10 +1,12 @@
-"""CPU operators for what MindSpore runs slowly: depthwise convolution, batch normalisation with ReLU, and the layers
-of the folded network, whole MBConv blocks among them.
+"""CPU operators for what MindSpore runs slowly.
 
-Optional: ``available()`` says whether they can be used here; everything works without them, with
-the same parameters. They are compiled at first use (``src.kernels.build``) and never part of an
-exported model, which would otherwise hold the path of the compiled file: export builds its network
-with ``kernels=False``.
+These are depthwise convolution, batch normalisation with ReLU, small 1x1 convolutions, the
+convolution of images, and the layers of the folded network, whole MBConv blocks among them.
+
+They are optional: ``available()`` says whether they can be used here, and everything works without
+them, with the same parameters. They are compiled at first use (``src.kernels.build``) and are never
+part of an exported model, which would otherwise hold the path of the compiled file: export builds
+its network with ``kernels=False``.
 """
 
 from src.errors import UserError
@@ -33,7 +35,15 @@ __all__ = [
 
 
 def use_kernels(setting: str) -> bool:
-    """Whether to build networks with the operators, by the configuration's ``cpu_kernels``."""
+    """Whether to build networks with the operators.
+
+    Args:
+        setting: ``cpu_kernels`` of the configuration: on, off, or auto for wherever they can be
+            used.
+
+    Raises:
+        UserError: they are on but cannot be used here.
+    """
     if setting == "on" and not available():
         raise UserError(
             "cpu_kernels is on, but the operators cannot be had on this device; leave it at auto"

@@ -1,4 +1,8 @@
-"""Compiles the operators at first use, into a cache folder, and finds them there afterwards."""
+"""Compilation of the operators, at first use, into a cache folder where later runs find them.
+
+The folder's name is a hash of everything that the compiled file depends on: compiler, flags,
+processor and sources. A file in it is therefore never out of date.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from src.errors import Fault
+from src.files import whole
+
 SOURCES = Path(__file__).resolve().parent
-# Hidden: two builds in one process must not share each other's functions and tables.
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-fopenmp-simd",
-    "-fno-math-errno",
+    "-fopenmp-simd",  # the pragmas for vectors; threads are the operators' own (pool.h)
+    "-fno-math-errno",  # errno and floating-point traps, which nobody reads, stop vectorisation
     "-fno-trapping-math",
+    # Two builds in one process must not share each other's functions and tables.
     "-fvisibility=hidden",
     "-shared",
     "-fPIC",
@@ -32,12 +39,12 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where compiled operators are kept."""
+    """Where compiled operators are kept, of all versions of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas" / "kernels"
 
 
-def _cpu() -> str:
-    """What -march=native depends on."""
+def _processor() -> str:
+    """The processor's description, on which the code that -march=native gives depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,16 +53,16 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def compile_library(*, native: bool = True, folder: Path | None = None) -> Path:
+def compile_library(*, native: bool = True) -> Path:
     """The shared library of the operators, compiled unless an equal one is in the cache.
 
     Args:
         native: for this machine's processor; otherwise for every one of its architecture.
-        folder: in place of the cache folder.
 
     Raises:
-        OSError: no compiler, or the folder cannot be written.
-        subprocess.SubprocessError: the compiler failed or did not end.
+        OSError: there is no compiler, or the folder cannot be made.
+        Fault: the file cannot be written.
+        subprocess.SubprocessError: the compiler failed, or did not end in TIMEOUT_SECONDS.
     """
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
     if compiler is None:
@@ -65,28 +72,31 @@ def compile_library(*, native: bool = True, folder: Path | None = None) -> Path:
     ).stdout
     flags = FLAGS + (NATIVE if native else ())
     key = hashlib.sha256()
-    for part in (compiler, version, " ".join(flags), platform.machine(), _cpu() if native else ""):
-        key.update(part.encode() + b"\0")
+    processor = _processor() if native else ""
+    for part in (compiler, version, " ".join(flags), platform.machine(), processor):
+        key.update(part.encode() + b"\0")  # with an end, so that parts cannot run together
     for source in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
         key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    folder = (cache_folder() if folder is None else folder) / key.hexdigest()[:24]
+    folder = cache_folder() / key.hexdigest()[:24]
     library = folder / "libspnas_kernels.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes may compile at once; each puts a complete file in place.
-        partial = folder / f"partial.{os.getpid()}.so"
-        try:
+        with whole(library) as scratch:
             subprocess.run(
-                [compiler, *flags, "-o", str(partial), str(SOURCES / "operators.cpp")],
+                [compiler, *flags, "-o", str(scratch), str(SOURCES / "operators.cpp")],
                 check=True,
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT_SECONDS,
             )
-            os.replace(partial, library)
-        finally:
-            partial.unlink(missing_ok=True)
     return library
+
+
+def _reason(error: Exception) -> str:
+    """The telling line of an error, which for a compiler is the first that says "error"."""
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[0] if lines else repr(error))
 
 
 @functools.cache
@@ -95,15 +105,11 @@ def library() -> str | None:
     try:
         path = str(compile_library())
         ctypes.CDLL(path)
-        return path
-    except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next(
-            (line for line in lines if "error" in line), lines[0] if lines else repr(error)
-        )
+    except (OSError, Fault, subprocess.SubprocessError) as error:
         _log.warning(
-            "CPU operators are not available (%s): MindSpore's own are used, and a training step takes "
-            "two to four times as long.",
-            reason,
+            "CPU operators are not available (%s): MindSpore's own are used, and a training step "
+            "takes two to four times as long.",
+            _reason(error),
         )
         return None
+    return path

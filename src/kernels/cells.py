@@ -1,4 +1,7 @@
-"""Drop-in replacements for MindSpore's cells; parameter names and values are the same."""
+"""Cells in place of MindSpore's, with parameters of the same names and values.
+
+Each asks at every call whether its operator applies, and otherwise does what MindSpore's cell does.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,20 @@ def available() -> bool:
 
 
 class Float32Cell(nn.Cell):
-    """A cell that knows whether its operator applies: to float32, unless ``to_float`` asks for another type."""
+    """A cell whose operator applies to float32, unless ``to_float`` asks for another type."""
 
-    fp16 = bf16 = (
-        False  # set by to_float; in PYNATIVE mode the cast follows later and x is still float32
-    )
+    # Set by to_float. In PYNATIVE mode its cast follows later, so that x is still float32 here.
+    fp16 = bf16 = False
 
     def applies(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the operator computes ``x`` with ``weight``."""
         return (
             x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
         )
 
 
 class DepthwiseConv2d(nn.Conv2d, Float32Cell):
-    """``nn.Conv2d`` with one group a channel, through the operator for float32."""
+    """``nn.Conv2d`` with one group per channel and padding ``kernel_size // 2``."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, **options) -> None:
         super().__init__(
@@ -53,7 +56,8 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
             **options,
         )
         self.depthwise = depthwise_operator(stride)
-        # By whether ReLU follows.
+        # Whether ReLU follows is known only when the cell is called, and compiled code cannot call
+        # core_operator. So there is a tuple of both, indexed by 1 if ReLU follows and else 0.
         self.train_cores = tuple(core_operator(stride, relu, True) for relu in (False, True))
         self.infer_cores = tuple(core_operator(stride, relu, False) for relu in (False, True))
 
@@ -75,21 +79,27 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         return self.conv2d(x, weight)
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
         return self.convolve(x, self.weight)
 
     def fused_norm_conv_norm(
         self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU, weight: Tensor | None = None
     ) -> Tensor:
-        """``next_norm(self(norm(x)))``, the first with ReLU, as one operator for float32 that stores x and y only.
+        """``next_norm(self(norm(x)))`` as one operator, which keeps x and y only for backward.
 
         Args:
-            weight: in place of its own.
+            x: (N, C, H, W).
+            norm: with ReLU.
+            next_norm: with or without ReLU.
+            weight: in place of its own, (C, 1, kernel_size, kernel_size).
         """
         weight = self.weight if weight is None else weight
         if not self.applies(x, weight) or norm.training != next_norm.training:
             return next_norm(self.convolve(norm(x), weight))
         if norm.training:
-            outputs = self.train_cores[1 if next_norm.with_relu else 0](
+            # y, then mean, inverse deviation, new moving mean and new moving variance of each.
+            core = self.train_cores[1 if next_norm.with_relu else 0]
+            y, _, _, mean, variance, _, _, next_mean, next_variance = core(
                 x,
                 weight,
                 norm.gamma,
@@ -102,10 +112,11 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
                 next_norm.moving_variance,
                 norm.options,
             )
-            norm.move(outputs[3], outputs[4])
-            next_norm.move(outputs[7], outputs[8])
-            return outputs[0]
-        return self.infer_cores[1 if next_norm.with_relu else 0](
+            norm.move(mean, variance)
+            next_norm.move(next_mean, next_variance)
+            return y
+        core = self.infer_cores[1 if next_norm.with_relu else 0]
+        return core(
             x,
             weight,
             norm.gamma,
@@ -121,7 +132,7 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
 
 
 class PointwiseConv2d(nn.Conv2d, Float32Cell):
-    """``nn.Conv2d`` of kernel size 1, through the operator for float32."""
+    """``nn.Conv2d`` of kernel size 1."""
 
     def __init__(self, in_channels: int, out_channels: int, **options) -> None:
         super().__init__(in_channels, out_channels, 1, **options)
@@ -131,7 +142,10 @@ class PointwiseConv2d(nn.Conv2d, Float32Cell):
     def supports(
         in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int
     ) -> bool:
-        """Whether a convolution takes each pixel by itself, over few channels: of more MindSpore's own is as fast."""
+        """Whether a convolution takes each pixel by itself, over few channels.
+
+        Of more channels MindSpore's own is as fast.
+        """
         return (
             kernel_size == stride == groups == 1
             and max(in_channels, out_channels) <= MAX_POINTWISE_CHANNELS
@@ -144,11 +158,12 @@ class PointwiseConv2d(nn.Conv2d, Float32Cell):
         return self.conv2d(x, weight)
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
         return self.convolve(x, self.weight)
 
 
 class ImageConv2d(nn.Conv2d, Float32Cell):
-    """``nn.Conv2d`` of images, with padding ``kernel_size // 2``, through the operator for float32."""
+    """``nn.Conv2d`` of images, with padding ``kernel_size // 2``."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options
@@ -175,13 +190,14 @@ class ImageConv2d(nn.Conv2d, Float32Cell):
         )
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.applies(x, self.weight):
             return self.image_conv(x, self.weight)
         return super().construct(x)
 
 
 class ConvReLU(nn.Conv2d, Float32Cell):
-    """``nn.Conv2d`` with bias, and ReLU, through the operator for float32; for inference."""
+    """``nn.Conv2d`` with bias and padding ``kernel_size // 2``, and ReLU; for inference."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **options
@@ -206,15 +222,16 @@ class ConvReLU(nn.Conv2d, Float32Cell):
         )
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.applies(x, self.weight):
             return self.conv_relu(x, self.weight, self.bias)
         return ops.relu(super().construct(x))
 
 
 class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
-    """``nn.BatchNorm2d`` and, if ``relu``, ReLU, as one operator for float32.
+    """``nn.BatchNorm2d`` and, if ``relu``, ReLU, as one operator.
 
-    It stores nothing but its input and two numbers a channel for the backward pass.
+    For the backward pass it keeps nothing but its input and two numbers per channel.
     """
 
     def __init__(
@@ -228,20 +245,26 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
     ) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
         self.with_relu = relu
-        self.train_operator, self.infer_operator = (
-            norm_operator(relu, True),
-            norm_operator(relu, False),
-        )
+        self.train_operator = norm_operator(relu, True)
+        self.infer_operator = norm_operator(relu, False)
         self.options = Tensor([eps, momentum], ms.float32)
         self.assign = ops.Assign()
 
     def move(self, mean: Tensor, variance: Tensor) -> None:
         """Set the moving statistics."""
+        # As statements: the compiler keeps their order itself, which takes less memory than making
+        # the output depend on them (docs/cpu_operators.md).
         self.assign(self.moving_mean, mean)
         self.assign(self.moving_variance, variance)
 
     def construct(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Normalised x, times ``factor`` (1,) if given; that is for cells without ReLU, whose gradient ends at 0."""
+        """Normalised x.
+
+        Args:
+            x: (N, C, H, W).
+            factor: of the result, (1,); only for cells without ReLU, whose gradient at 0 is 0, so
+                that a factor of 0 would get none.
+        """
         if not self.applies(x, self.gamma):
             y = super().construct(x)
             y = ops.relu(y) if self.with_relu else y
@@ -250,11 +273,11 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
             (self.gamma, self.beta) if factor is None else (self.gamma * factor, self.beta * factor)
         )
         if self.training:
-            outputs = self.train_operator(
+            y, _, _, mean, variance = self.train_operator(
                 x, gamma, beta, self.moving_mean, self.moving_variance, self.options
             )
-            self.move(outputs[3], outputs[4])
-            return outputs[0]
+            self.move(mean, variance)
+            return y
         return self.infer_operator(
             x, gamma, beta, self.moving_mean, self.moving_variance, self.options
         )[0]

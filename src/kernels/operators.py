@@ -1,25 +1,55 @@
-"""The compiled operators as MindSpore functions, with first-order gradients, in GRAPH and PYNATIVE mode.
+"""The compiled operators as MindSpore functions, in GRAPH and PYNATIVE mode.
 
-Shapes are checked here, when MindSpore infers them, and types by the operators themselves, since
-only they see them.
+Each is an ``ops.Custom`` that calls a C function of the compiled library (``operators.cpp``) and
+has first-order gradients unless it is for inference only. Shapes are checked here, when MindSpore
+infers them, and types by the operators themselves, since only they see them.
+
+The functions are cached, so that all cells share one operator of each kind.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mindspore import ops
 from mindspore.ops.operations import nn_ops
 
 from src.kernels import build
 
-KERNEL_SIZES, STRIDES, MAX_IMAGE_CHANNELS, MAX_POINTWISE_CHANNELS = (3, 5, 7), (1, 2), 4, 96
-_zeros_like = (
-    ops.ZerosLike()
-)  # the function ops.zeros_like takes several times the memory to compile
+KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+MAX_IMAGE_CHANNELS = 4
+# Of more channels MindSpore's own 1x1 convolution is as fast (docs/cpu_operators.md).
+MAX_POINTWISE_CHANNELS = 96
+
+# Places of what a normalisation returns behind y. In training its new moving statistics follow.
+_MEAN, _INVERSE_DEVIATION = 1, 2
+_INFERENCE_STATISTICS, _TRAINING_STATISTICS = 2, 4  # how many these are
+
+# The primitive: the function ops.zeros_like takes several times the memory to compile.
+_zeros_like = ops.ZerosLike()
+
+Shape = Sequence[int]
 
 
-def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
+def _custom(
+    name: str,
+    out_shape: Callable[..., Any],
+    outputs: int,
+    bprop: Callable[..., Any] | None = None,
+) -> ops.Custom:
+    """An operator of the library.
+
+    Args:
+        name: of the C function.
+        out_shape: from the shapes of the inputs to that of the output, or to a tuple of shapes.
+        outputs: their number; all have the type of the first input.
+        bprop: from inputs, outputs and the outputs' gradients to the inputs' gradients; the graph
+            compiler parses it.
+    """
+
     def out_dtype(*types):
         return types[0] if outputs == 1 else (types[0],) * outputs
 
@@ -31,11 +61,12 @@ def _custom(name: str, out_shape, outputs: int, bprop=None) -> ops.Custom:
     return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
 
 
-def _output_shape(x, channels: int, stride: int) -> tuple[int, int, int, int]:
+def _output_shape(x: Shape, channels: int, stride: int) -> tuple[int, int, int, int]:
+    """The shape of what a convolution makes of x (N, C, H, W): H and W divided, rounded up."""
     return (x[0], channels, (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
 
 
-def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
+def _depthwise_shape(x: Shape, weight: Shape, stride: int) -> tuple[int, int, int, int]:
     if len(x) != 4 or list(weight) not in [[x[1], 1, k, k] for k in KERNEL_SIZES]:
         raise ValueError(
             f"a depthwise convolution takes x (N, C, H, W) and weight (C, 1, k, k) with k in "
@@ -44,12 +75,20 @@ def _depthwise_shape(x, weight, stride: int) -> tuple[int, int, int, int]:
     return _output_shape(x, x[1], stride)
 
 
+def _check_norm(x: Shape, gamma: Shape) -> None:
+    if len(x) != 4 or list(gamma) != [x[1]]:
+        raise ValueError(
+            f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
+            f"{tuple(gamma)}"
+        )
+
+
 @functools.cache
 def depthwise_operator(stride: int) -> ops.Custom:
     """Depthwise convolution, padded by k // 2 on all sides.
 
-    Takes x (N, C, H, W) and weight (C, 1, k, k), k being 3, 5 or 7; returns (N, C, ceil(H /
-    stride), ceil(W / stride)).
+    Takes x (N, C, H, W) and weight (C, 1, k, k), k being 3, 5 or 7.
+    Returns (N, C, ceil(H / stride), ceil(W / stride)).
     """
     if stride not in STRIDES:
         raise ValueError(f"stride {stride} is none of {STRIDES}")
@@ -75,8 +114,8 @@ def pointwise_operator() -> ops.Custom:
     def forward_shape(x, weight):
         if len(x) != 4 or list(weight) != [weight[0], x[1], 1, 1]:
             raise ValueError(
-                f"a 1x1 convolution takes x (N, C, H, W) and weight (O, C, 1, 1), not {tuple(x)} and "
-                f"{tuple(weight)}"
+                "a 1x1 convolution takes x (N, C, H, W) and weight (O, C, 1, 1), not "
+                f"{tuple(x)} and {tuple(weight)}"
             )
         return _output_shape(x, weight[0], 1)
 
@@ -95,8 +134,9 @@ def pointwise_operator() -> ops.Custom:
 def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Custom:
     """Convolution of images, padded by ``kernel_size // 2``.
 
-    Takes x (N, C, H, W) with C at most MAX_IMAGE_CHANNELS, and weight (out_channels, C,
-    kernel_size, kernel_size).
+    Takes x (N, C, H, W) with C at most MAX_IMAGE_CHANNELS, and weight
+    (out_channels, C, kernel_size, kernel_size).
+    Returns (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
     def forward_shape(x, weight):
@@ -106,9 +146,9 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
             or list(weight) != [out_channels, x[1], kernel_size, kernel_size]
         ):
             raise ValueError(
-                f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} and "
-                f"weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} and "
-                f"{tuple(weight)}"
+                f"a convolution of images takes x (N, C, H, W) with C up to {MAX_IMAGE_CHANNELS} "
+                f"and weight ({out_channels}, C, {kernel_size}, {kernel_size}), not {tuple(x)} "
+                f"and {tuple(weight)}"
             )
         return _output_shape(x, out_channels, stride)
 
@@ -116,7 +156,7 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
         return weight
 
     weight_gradient = _custom(f"ImageBackward{stride}", backward_shape, 1)
-    # Compilation removes it where nobody asks for the gradient of the images.
+    # MindSpore's own. Compilation removes it where nobody asks for the gradient of the images.
     image_gradient = nn_ops.Conv2DBackpropInput(
         out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2, stride=stride
     )
@@ -136,14 +176,10 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
     deviation, and in training, where these are the batch's, also the new moving mean and variance.
     """
     name = f"Norm{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
-    statistics = 4 if training else 2
+    statistics = _TRAINING_STATISTICS if training else _INFERENCE_STATISTICS
 
     def forward_shape(x, gamma, beta, moving_mean, moving_variance, options):
-        if len(x) != 4 or list(gamma) != [x[1]]:
-            raise ValueError(
-                f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
-                f"{tuple(gamma)}"
-            )
+        _check_norm(x, gamma)
         return (x,) + (gamma,) * statistics
 
     def backward_shape(x, gamma, beta, mean, inverse_deviation, dy):
@@ -152,7 +188,8 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
     backward = _custom(f"{name}Backward", backward_shape, 3)
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
-        dx, dgamma, dbeta = backward(x, gamma, beta, out[1], out[2], dout[0])
+        dx, dgamma, dbeta = backward(x, gamma, beta, out[_MEAN], out[_INVERSE_DEVIATION], dout[0])
+        # Of the outputs only y has a gradient, and of the inputs only what is trained.
         return (
             dx,
             dgamma,
@@ -167,23 +204,24 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
 
 @functools.cache
 def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
-    """The core of a block: normalisation, ReLU, depthwise convolution, normalisation and, if ``relu``, ReLU.
+    """The core of a block: normalisation, ReLU, depthwise convolution, normalisation, maybe ReLU.
 
     Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance
     (C,) of the first and of the second normalisation, and options (2,) as ``norm_operator`` does,
-    for both. Returns y, then what ``norm_operator`` returns of the first, and of the second
-    normalisation.
+    for both. Returns y, then what ``norm_operator`` returns behind y, of the first and of the
+    second normalisation.
+
+    Args:
+        stride: of the convolution.
+        relu: whether ReLU follows the second normalisation too.
+        training: whether the batch's own statistics are used.
     """
     name = f"Core{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
-    statistics = 4 if training else 2
+    statistics = _TRAINING_STATISTICS if training else _INFERENCE_STATISTICS
 
     def forward_shape(x, weight, gamma, *others):
         y = _depthwise_shape(x, weight, stride)
-        if list(gamma) != [x[1]]:
-            raise ValueError(
-                f"batch normalisation takes x (N, C, H, W) and gamma (C,), not {tuple(x)} and "
-                f"{tuple(gamma)}"
-            )
+        _check_norm(x, gamma)
         return (y,) + (gamma,) * (2 * statistics)
 
     def backward_shape(x, weight, gamma, *others):
@@ -211,12 +249,12 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
             weight,
             gamma,
             beta,
-            out[1],
-            out[2],
+            out[_MEAN],
+            out[_INVERSE_DEVIATION],
             next_gamma,
             next_beta,
-            out[1 + statistics],
-            out[2 + statistics],
+            out[_MEAN + statistics],
+            out[_INVERSE_DEVIATION + statistics],
             dout[0],
         )
         return (
@@ -240,8 +278,8 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
 def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
     """Convolution, padded by k // 2 on all sides, with bias and ReLU, for inference.
 
-    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,); returns (N, O, ceil(H / stride), ceil(W
-    / stride)).
+    Takes x (N, C, H, W), weight (O, C, k, k) and bias (O,).
+    Returns (N, O, ceil(H / stride), ceil(W / stride)).
     """
 
     def forward_shape(x, weight, bias):
@@ -251,8 +289,8 @@ def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
             or list(bias) != [weight[0]]
         ):
             raise ValueError(
-                f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, {kernel_size}) and "
-                f"bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}"
+                f"this convolution takes x (N, C, H, W), weight (O, C, {kernel_size}, "
+                f"{kernel_size}) and bias (O,), not {tuple(x)}, {tuple(weight)} and {tuple(bias)}"
             )
         return _output_shape(x, weight[0], stride)
 
@@ -269,14 +307,14 @@ def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
     ``residual`` adds x.
     """
 
-    def fits(x, weights, biases):
+    def fits(x: list[int], weights: list[list[int]], biases: list[list[int]]) -> bool:
         *expansion, depthwise, project = weights
         mid, k, out = depthwise[0], depthwise[-1], project[0]
         return (
             len(x) == 4
             and k in KERNEL_SIZES
             and [*expansion] in ([], [[mid, x[1], 1, 1]])
-            and (expansion or mid == x[1])
+            and (bool(expansion) or mid == x[1])
             and depthwise == [mid, 1, k, k]
             and project == [out, mid, 1, 1]
             and biases == [[weight[0]] for weight in weights]
@@ -286,9 +324,10 @@ def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
     def forward_shape(x, *parameters):
         weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
         if len(parameters) not in (4, 6) or not fits(x, weights, biases):
+            shapes = ", ".join(str(tuple(shape)) for shape in (x, *parameters))
             raise ValueError(
-                f"an MBConv block {'with' if residual else 'without'} residual does not take the shapes "
-                f"{tuple(x)}, {', '.join(str(tuple(shape)) for shape in parameters)}"
+                f"an MBConv block {'with' if residual else 'without'} residual does not take the "
+                f"shapes {shapes}"
             )
         return _output_shape(x, weights[-1][0], stride)
 

@@ -1,8 +1,9 @@
-"""Layers that all networks are made of, as MindSpore cells."""
+"""Convolution with batch normalisation and activation, of which all networks are made."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, TypedDict
 
 from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal
@@ -17,12 +18,60 @@ from src.kernels import (
 )
 
 
+class NetworkOptions(TypedDict, total=False):
+    """Options of a network that all its ``ConvBN`` layers share; see there."""
+
+    affine: bool
+    momentum: float
+    kernels: bool
+    folded: bool
+
+
+class LayerOptions(NetworkOptions, total=False):
+    """The same with what an architecture adds."""
+
+    epsilon: float
+
+
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` that can convolve with another weight too."""
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution with another weight than its own, without bias."""
         return self.conv2d(x, weight)
+
+
+def _create_convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    groups: int,
+    *,
+    weight_init: Normal,
+    kernels: bool,
+    folded: bool,
+    relu: bool,
+) -> nn.Cell:
+    """The convolution of a ``ConvBN``: one of ``src.kernels`` where it knows it, or MindSpore's."""
+    shape = (in_channels, out_channels, kernel_size, stride)
+    if kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups):
+        return ConvReLU(*shape, weight_init=weight_init)
+    if kernels and not folded:
+        if DepthwiseConv2d.supports(*shape, groups):
+            return DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=weight_init)
+        if PointwiseConv2d.supports(*shape, groups):
+            return PointwiseConv2d(in_channels, out_channels, weight_init=weight_init)
+        if ImageConv2d.supports(in_channels, kernel_size, stride, groups):
+            return ImageConv2d(*shape, weight_init=weight_init)
+    return Conv2d(
+        *shape,
+        pad_mode="pad",
+        padding=kernel_size // 2,
+        group=groups,
+        weight_init=weight_init,
+        has_bias=folded,
+    )
 
 
 class ConvBN(nn.Cell):
@@ -32,8 +81,17 @@ class ConvBN(nn.Cell):
     group (He et al., arXiv 1502.01852, as in MnasNet), unless ``sigma`` is given.
 
     Args:
+        in_channels: of x.
+        out_channels: of the result.
+        kernel_size: odd; the padding is half of it on all sides, rounded down.
+        stride: of the convolution.
+        groups: of the convolution; as many as channels for a depthwise one.
+        relu: whether ReLU follows.
+        relu6: whether ReLU6 follows, in place of ReLU.
         sigma: standard deviation of the first weights.
         affine: whether scale and shift of batch normalisation are trained, or stay 1 and 0.
+        epsilon: added to the variance.
+        momentum: weight of the old value in the moving statistics.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
         folded: a convolution with bias in place of convolution and batch normalisation
             (``src.spnasnet.fold_batch_norm``).
@@ -59,57 +117,40 @@ class ConvBN(nn.Cell):
         super().__init__()
         sigma = sigma or math.sqrt(2 / (kernel_size**2 * out_channels / groups))
         kernels = kernels and available()
-        fused = kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups)
-        kernels = kernels and not folded
-        if fused:
-            self.conv = ConvReLU(
-                in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma)
-            )
-        elif kernels and DepthwiseConv2d.supports(
-            in_channels, out_channels, kernel_size, stride, groups
-        ):
-            self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, weight_init=Normal(sigma))
-        elif kernels and PointwiseConv2d.supports(
-            in_channels, out_channels, kernel_size, stride, groups
-        ):
-            self.conv = PointwiseConv2d(in_channels, out_channels, weight_init=Normal(sigma))
-        elif kernels and ImageConv2d.supports(in_channels, kernel_size, stride, groups):
-            self.conv = ImageConv2d(
-                in_channels, out_channels, kernel_size, stride, weight_init=Normal(sigma)
-            )
-        else:
-            self.conv = Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                pad_mode="pad",
-                padding=kernel_size // 2,
-                group=groups,
-                weight_init=Normal(sigma),
-                has_bias=folded,
-            )
-        if folded:
-            self.bn = None
-        elif kernels:
+        self.conv = _create_convolution(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            groups,
+            weight_init=Normal(sigma),
+            kernels=kernels,
+            folded=folded,
+            relu=relu,
+        )
+        self.bn: Any = None  # stays so where it is folded
+        if kernels and not folded:
             self.bn = BatchNormReLU(
                 out_channels, eps=epsilon, momentum=momentum, affine=affine, relu=relu
             )
-        else:
+        elif not folded:
             self.bn = nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum, affine=affine)
-        self.relu = None
+        self.relu: Any = None  # stays so where there is none, or where it is part of an operator
         if relu6:
             self.relu = nn.ReLU6()
-        elif relu and not kernels and not fused:
+        elif (
+            relu and not isinstance(self.bn, BatchNormReLU) and not isinstance(self.conv, ConvReLU)
+        ):
             self.relu = nn.ReLU()
 
     def construct(
         self, x: Tensor, weight: Tensor | None = None, factor: Tensor | None = None
     ) -> Tensor:
-        """Not for folded layers, nor for the stem, are:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
         Args:
-            weight: in place of the convolution's own.
+            x: the input.
+            weight: in place of the convolution's own; neither for folded layers nor for the stem.
             factor: of the normalised output, (1,); not where there is a ReLU.
         """
         x = self.conv(x) if weight is None else self.conv.convolve(x, weight)
@@ -121,8 +162,7 @@ class ConvBN(nn.Cell):
 
     def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
         if isinstance(self.bn, BatchNormReLU):
-            return self.bn(
-                x, factor
-            )  # as part of gamma and beta: no output is kept for the factor's gradient
+            # As part of gamma and beta: then no output is kept for the factor's gradient.
+            return self.bn(x, factor)
         x = self.bn(x)
         return x * factor.astype(x.dtype)

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mindspore import Tensor, nn, ops
 
 from src.arch.blocks import ConvLayer, ShuffleBlock
 from src.kernels import BatchNormReLU, DepthwiseConv2d
-from src.layers.conv_bn import ConvBN
+from src.layers.conv_bn import ConvBN, LayerOptions
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+# Standard deviation of the classifier's first weights in ShuffleNetV2's training.
 CLASSIFIER_SIGMA = 0.01
 
 
 def first_sigma(inputs: int) -> float:
-    """Standard deviation of the first weights of a convolution with ``inputs`` channels a group.
+    """Standard deviation of the first weights of a convolution, as ShuffleNetV2 is trained.
 
-    As ShuffleNetV2 is trained. Normalisation follows, so it sets how fast weights turn, not how
-    large outputs are.
+    Normalisation follows, so it sets how fast the weights' direction changes, not how large outputs
+    are.
+
+    Args:
+        inputs: input channels per group.
     """
     return 1 / inputs
 
 
 class Chain(nn.SequentialCell):
-    """Layers one after the other; with the CPU operators each depthwise convolution as one with the norms around it."""
+    """Layers one after the other.
 
-    def __init__(self, layers: Sequence[ConvLayer], bn: dict[str, Any]) -> None:
+    With the CPU operators each depthwise convolution is one operator with the normalisations around
+    it.
+    """
+
+    def __init__(self, layers: Sequence[ConvLayer], options: LayerOptions) -> None:
         super().__init__(
             [
                 ConvBN(
@@ -37,20 +48,22 @@ class Chain(nn.SequentialCell):
                     groups=layer.groups,
                     relu=layer.relu,
                     sigma=first_sigma(layer.in_channels // layer.groups),
-                    **bn,
+                    **options,
                 )
                 for layer in layers
             ]
         )
-        # Whether a layer and the next are one operator but for the first one's convolution.
+        cells = list(self)
+        # Whether a layer's normalisation and the next layer are one operator.
         self.joined = [
             layer.relu
             and isinstance(cell.bn, BatchNormReLU)
             and isinstance(following.conv, DepthwiseConv2d)
-            for layer, cell, following in zip(layers, self, list(self)[1:])
+            for layer, cell, following in zip(layers[:-1], cells[:-1], cells[1:], strict=True)
         ] + [False]
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> what the last layer gives."""
         layers = self.cell_list
         for i, layer in enumerate(layers):
             if self.joined[i]:
@@ -63,27 +76,33 @@ class Chain(nn.SequentialCell):
 
 
 class ShuffleUnit(nn.Cell):
-    """A shuffle block: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """A shuffle block.
 
     Args:
-        bn: epsilon, momentum, affine, kernels and folded of its ``ConvBN`` layers.
+        block: its sizes.
+        options: of its ``ConvBN`` layers.
     """
 
-    def __init__(self, block: ShuffleBlock, **bn) -> None:
+    def __init__(self, block: ShuffleBlock, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
-        self.branch = Chain(block.branch, bn)
-        self.projection = Chain(block.projection, bn) if block.stride == 2 else None
+        self.branch = Chain(block.branch, options)
+        self.projection = Chain(block.projection, options) if block.stride == 2 else None
         # Primitives: the functions of the same names compile to many times as many nodes.
-        self.concat, self.split = ops.Concat(1), ops.Split(2, 2)
+        self.concat = ops.Concat(1)
+        self.split = ops.Split(2, 2)
 
     def construct(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.projection is not None:
             return self.concat((self.projection(x), self.branch(x)))
         kept, x = self.halves(x)
         return self.concat((kept, self.branch(x)))
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Channels of even and of odd number: the channel shuffle and the split of ShuffleNetV2 in one."""
+        """Channels of even and of odd number, each (N, C / 2, H, W).
+
+        This is the channel shuffle of ShuffleNetV2 and the split behind it in one.
+        """
         n, c, h, w = x.shape
         even, odd = self.split(x.reshape((n, c // 2, 2, h, w)))
         return even.reshape((n, c // 2, h, w)), odd.reshape((n, c // 2, h, w))

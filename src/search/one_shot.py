@@ -9,16 +9,15 @@ the blocks on it are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.arch.architecture import Architecture
 from src.arch.space import SearchSpace
+from src.layers.conv_bn import LayerOptions
 from src.layers.mbconv import create_block
-from src.spnasnet import SPNASNet
+from src.spnasnet import BlockNetwork
 from src.training.step import Update, count_correct
 
 BlockPath = tuple[int, ...]  # number of the block that each layer takes
@@ -35,7 +34,7 @@ def path_names(space: SearchSpace, path: Sequence[int]) -> list[str]:
     return [layer.names[choice] for layer, choice in zip(space.layers, path)]
 
 
-class OneShotSupernet(SPNASNet):
+class OneShotSupernet(BlockNetwork):
     """All networks of a one-shot space, whose batch normalisation has no scale and shift.
 
     Parameters are named ``blocks.<layer>.<choice>...``.
@@ -44,18 +43,25 @@ class OneShotSupernet(SPNASNet):
     def __init__(
         self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False
     ) -> None:
-        self.space = space
-        super().__init__(
-            space.largest(), num_classes, momentum=momentum, affine=False, kernels=kernels
-        )
+        def create_blocks(options: LayerOptions) -> nn.Cell:
+            return nn.CellList(
+                [
+                    nn.CellList(
+                        [create_block(layer.block(name), **options) for name in layer.names]
+                    )
+                    for layer in space.block_layers
+                ]
+            )
 
-    def _create_blocks(self, _arch: Architecture, bn: dict[str, Any]) -> nn.CellList:
-        return nn.CellList(
-            [
-                nn.CellList([create_block(layer.block(name), **bn) for name in layer.names])
-                for layer in self.space.layers
-            ]
+        super().__init__(
+            space.largest(),
+            num_classes,
+            create_blocks,
+            momentum=momentum,
+            affine=False,
+            kernels=kernels,
         )
+        self.space = space
 
     def construct(self, x: Tensor, path: Tensor) -> Tensor:
         """Logits of the network on a path: (N, 3, H, W) and (L,) of int32 -> (N, num_classes)."""

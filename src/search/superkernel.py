@@ -19,18 +19,17 @@ supernet in evaluation mode equals the network that its decisions describe.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.arch.architecture import Architecture
 from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchedLayer, SearchSpace
-from src.layers.mbconv import MBConv
+from src.layers.conv_bn import LayerOptions
+from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
-from src.spnasnet import SPNASNet
+from src.spnasnet import BlockNetwork
 
 
 class Decisions(nn.Cell):
@@ -196,7 +195,7 @@ class SuperBlock(MBConv):
         return x + y if self.residual else y
 
 
-class Supernet(SPNASNet):
+class Supernet(BlockNetwork):
     """All networks of a space in one; parameters as in the space's largest network, and thresholds.
 
     Args:
@@ -214,8 +213,20 @@ class Supernet(SPNASNet):
         kernels: bool = False,
         even_slope: bool = False,
     ) -> None:
+        largest = space.largest()
+
+        def create_blocks(options: LayerOptions) -> nn.Cell:
+            return nn.CellList(
+                [
+                    SuperBlock(layer.block(layer.largest), **options)
+                    if isinstance(layer, SearchedLayer)
+                    else create_block(block, **options)
+                    for layer, block in zip(space.layers, largest.blocks, strict=True)
+                ]
+            )
+
+        super().__init__(largest, num_classes, create_blocks, momentum=momentum, kernels=kernels)
         self.searched = tuple(isinstance(layer, SearchedLayer) for layer in space.layers)
-        super().__init__(space.largest(), num_classes, momentum=momentum, kernels=kernels)
         self.decisions = Decisions(
             space,
             table,
@@ -223,14 +234,6 @@ class Supernet(SPNASNet):
             even_slope,
         )
         self.no_dropout = Tensor(np.ones(self.decisions.thresholds.shape, np.float32))
-
-    def _create_blocks(self, arch: Architecture, bn: dict[str, Any]) -> nn.Cell:
-        return nn.CellList(
-            [
-                (SuperBlock if searched else MBConv)(block, **bn)
-                for block, searched in zip(arch.blocks, self.searched)
-            ]
-        )
 
     def construct(self, x: Tensor, dropout: Tensor | None = None, factors: Tensor | None = None):
         """Logits of the decided network; with ``factors`` also what the search needs.

@@ -156,8 +156,8 @@ def test_wrong_types_and_shapes_are_refused():
         run("MBConv1", [x, *parameters[2:]], [x.shape])
 
 
-def test_a_build_for_any_processor_gives_the_same(tmp_path):
-    library = str(build.compile_library(native=False, folder=tmp_path))
+def test_a_build_for_any_processor_gives_the_same():
+    library = str(build.compile_library(native=False))
     shape = (2, 12, 9, 9, 36, 12, 5, 1)
     x, parameters = normal(1, *shape[:4]), block_parameters(shape)
     actual = run("MBConvResidual", [x, *parameters], [x.shape], library=library)[0]
@@ -207,7 +207,8 @@ def small_pair() -> tuple[nn.Cell, nn.Cell]:
         SPNASNet(arch, 4, kernels=kernels, folded=True).set_train(False)
         for kernels in (False, True)
     )
-    for i, (p, q) in enumerate(zip(stock.get_parameters(), ours.get_parameters())):
+    pairs = zip(stock.get_parameters(), ours.get_parameters(), strict=True)
+    for i, (p, q) in enumerate(pairs):
         assert p.name == q.name
         value = Tensor(0.3 * normal(i, *p.shape))
         p.set_data(value)

