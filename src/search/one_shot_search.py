@@ -252,7 +252,7 @@ def _search_randomly(config: OneShotSearchConfig, draws: PathDraws, history: His
 
 
 def _evolve(config: OneShotSearchConfig, draws: PathDraws, history: History) -> None:
-    """Algorithm 1 of the paper: the first generation is random, later ones descend from the best."""
+    """Algorithm 1 of the paper: random paths first, then generations of children of the best."""
     population = draws.first(config.population)
     for generation in range(config.generations):
         for path in population:

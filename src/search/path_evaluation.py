@@ -56,10 +56,14 @@ class Batches:
         if self._kept:
             yield from self._kept
             return
-        batches, size = [], 0
+        batches: list[tuple[np.ndarray, np.ndarray]] = []
+        size = 0
         for images, labels in self._loader.epoch():
             size += images.nbytes
-            batches = [*batches, (images.copy(), labels.copy())] if size <= self.MOST_BYTES else []
+            if size <= self.MOST_BYTES:
+                batches.append((images.copy(), labels.copy()))
+            else:
+                batches.clear()
             yield images, labels
         self._kept = batches
 

@@ -1,4 +1,4 @@
-"""What a run trains with: everything is opened and checked here, in seconds, before hours of work."""
+"""What a run trains with: all is opened and checked here, in seconds, before hours of work."""
 
 from __future__ import annotations
 
@@ -192,9 +192,10 @@ def prepare(
             checkpoint that is to be continued.
     """
     ranks = setup_device(config.device_target, config.device_id)
-    if config.lr_init is None:
-        rate = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
-        config = config.model_copy(update={"lr_init": rate})
+    base_lr = config.lr_init
+    if base_lr is None:
+        base_lr = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
+        config = config.model_copy(update={"lr_init": base_lr})
     amp_level, kernels = _precision(config)
     _check_image_size(config, arch)
     loader, val_loader = _open_loaders(config, ranks)
@@ -219,7 +220,7 @@ def prepare(
         resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
         rates=learning_rates(
             config.lr_scheduler,
-            base_lr=config.lr_init,
+            base_lr=base_lr,
             steps_per_epoch=steps_per_epoch,
             epoch_size=config.epoch_size,
             warmup_epochs=config.warmup_epochs,

@@ -65,6 +65,7 @@ class SingleNetwork:
 
     def evaluate(self, loader: Loader) -> Result:
         """Accuracy on all images of ``loader``."""
+        assert self.network is not None
         return evaluate(self.network, loader, ranks=self._run.ranks)
 
     def finish(self) -> None:
