@@ -11,10 +11,10 @@ for a Pixel 1:
 ``--sweep 40,60,80`` searches for several targets; ``--random 10`` draws random networks of the
 target's cost.
 
-    python search.py --method one_shot --checkpoint_path runs/one_shot \\
-        --ckpt checkpoints/spos_c10_train_supernet/ckpt_0
+    python search.py --method one_shot --ckpt SUPERNET --checkpoint_path runs/one_shot
 
-chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained.
+chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained, for example
+``checkpoints/spos_c10_train_supernet/ckpt_0``.
 """
 
 from __future__ import annotations
