@@ -62,6 +62,11 @@ def layer_name(index: int) -> str:
     return f"layer{index}"
 
 
+def layer_index(name: str) -> int:
+    """Inverse of ``layer_name``."""
+    return int(name.removeprefix("layer"))
+
+
 def _as_written(value: Any, check: ValidatorFunctionWrapHandler) -> float:
     check(value)
     return value
