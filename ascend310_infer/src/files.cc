@@ -28,7 +28,7 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
     throw UserError(folder.string() +
-                    ": no such folder; expected images or one folder of images a class");
+                    ": no such folder; expected images or one folder of images per class");
   }
   try {
     for (const auto &entry : fs::directory_iterator(folder)) {
@@ -51,14 +51,14 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
   }
   if (files.empty()) {
     throw UserError(folder.string() +
-                    ": holds no files; expected images or one folder of images a class");
+                    ": holds no files; expected images or one folder of images per class");
   }
   std::sort(files.begin(), files.end());
   return files;
 }
 
 std::string ReadFile(const fs::path &path) {
-  // Only regular files: opening a pipe would wait for ever.
+  // Only regular files: opening a pipe would wait for its writer.
   struct stat status;
   if (stat(path.c_str(), &status) != 0) {
     throw std::system_error(errno, std::generic_category());
@@ -83,7 +83,7 @@ std::string ReadFile(const fs::path &path) {
   if (got < 0) {
     throw std::system_error(reason, std::generic_category());
   }
-  content.resize(size);  // it may have been cut meanwhile
+  content.resize(size);  // the file may have become shorter meanwhile
   return content;
 }
 

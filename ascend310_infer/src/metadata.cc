@@ -17,7 +17,6 @@ namespace {
 constexpr char kFormat[] = "spnas-export";
 constexpr int kVersion = 1;
 constexpr int kMaxSide = 1 << 14;
-constexpr int kMaxBatch = 1 << 16;
 constexpr int64_t kMaxPixels = int64_t{1} << 30;
 
 // Access to the values of a JSON document whose errors name the file and the key.
@@ -50,8 +49,8 @@ class Reader {
     return number;
   }
 
-  std::array<float, 3> Triple(bool positive) const {
-    std::array<float, 3> numbers{};
+  std::array<float, kColors> Triple(bool positive) const {
+    std::array<float, kColors> numbers{};
     const std::string wanted = positive ? "three positive numbers" : "three numbers";
     Require(value_.is_array() && value_.size() == numbers.size(), wanted);
     for (size_t i = 0; i < numbers.size(); ++i) {
@@ -127,7 +126,7 @@ Metadata ParseMetadata(const std::string &text, const std::string &origin) {
                     " numbers, should have 4");
   }
   metadata.batch_size = static_cast<int>(shape[0].Integer(1, kMaxBatch));
-  shape[1].Integer(3, 3);
+  shape[1].Integer(kColors, kColors);
   shape[2].Integer(values.height, values.height);
   shape[3].Integer(values.width, values.width);
 

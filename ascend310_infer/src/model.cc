@@ -8,12 +8,16 @@
 #include "include/api/context.h"
 #include "include/api/model.h"
 #include "include/api/types.h"
+#include "timing.h"
 
 namespace spnas {
 
 namespace {
 
 constexpr int kNewestMindIr = 1;  // that MindSpore Lite 2.0.0 reads
+
+// The first inferences of a model are slower; as WARM_UP of src/latency/runtimes.py.
+constexpr int kWarmUp = 3;
 
 std::shared_ptr<mindspore::Context> CreateContext(const Device &device) {
   auto context = std::make_shared<mindspore::Context>();
@@ -88,7 +92,7 @@ Model::Model(const std::string &path, const Device &device, const Shape &input)
 Model::Model(const std::string &path, const Metadata &metadata, const Device &device,
              int batch_size)
     : Model(Readable(path, metadata), device,
-            {batch_size, 3, metadata.preprocessing.height, metadata.preprocessing.width}) {
+            {batch_size, kColors, metadata.preprocessing.height, metadata.preprocessing.width}) {
   const Shape wanted = {batch_size, static_cast<int64_t>(metadata.classes.size())};
   const Shape found = model_->GetOutputs()[0].Shape();
   if (found.size() != wanted.size() || found[1] != wanted[1]) {
@@ -116,6 +120,20 @@ void Model::Predict(const float *input, float *output) {
     throw Fault(path_ + ": inference gave no result");
   }
   std::memcpy(output, answer.get(), output_bytes_);
+}
+
+double Model::TimedPredict(const float *input, float *output) {
+  const auto start = Clock::now();
+  Predict(input, output);
+  return Milliseconds(start, Clock::now());
+}
+
+std::vector<double> Model::WarmUp(const float *input, float *output) {
+  std::vector<double> milliseconds;
+  for (int i = 0; i < kWarmUp; ++i) {
+    milliseconds.push_back(TimedPredict(input, output));
+  }
+  return milliseconds;
 }
 
 std::string RuntimeVersion() {

@@ -41,6 +41,12 @@ class Model {
   // height, width); throws Fault.
   void Predict(const float *input, float *output);
 
+  // The same, and how long it took, in milliseconds.
+  double TimedPredict(const float *input, float *output);
+
+  // Inferences that no measurement counts; returns the duration of each in milliseconds.
+  std::vector<double> WarmUp(const float *input, float *output);
+
  private:
   std::unique_ptr<mindspore::Model> model_;
   std::string path_;

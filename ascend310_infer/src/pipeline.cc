@@ -1,26 +1,22 @@
 #include "pipeline.h"
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <thread>
 
+#include "timing.h"
+
 namespace spnas {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Batch = std::vector<Answer>;
 
-constexpr size_t kAhead = 4;  // batches a worker that may wait for delivery
+constexpr size_t kAhead = 4;  // batches per worker that may wait for delivery
 
-double Milliseconds(Clock::time_point start, Clock::time_point end) {
-  return std::chrono::duration<double, std::milli>(end - start).count();
-}
-
-// One worker's way with a batch; its buffers are used again and again.
+// What one worker does with a batch; its buffers are used again and again.
 class BatchWorker {
  public:
   BatchWorker(const PipelineOptions &options, const Prepare &prepare, const Infer &infer)
@@ -28,8 +24,8 @@ class BatchWorker {
         images_(options.batch_size * options.tensor_size),
         logits_(options.batch_size * options.classes), starts_(options.batch_size) {}
 
-  // Answers files first..last-1. Places of failed images, and those beyond the last one, are
-  // computed in vain.
+  // Answers files first..last-1. The model always computes a whole batch; places of failed images,
+  // and those beyond the last one, hold old values whose results are dropped.
   Batch operator()(size_t first, size_t last) {
     Batch batch(last - first);
     for (size_t i = 0; i < batch.size(); ++i) {
@@ -148,8 +144,8 @@ class Run {
   const size_t count_;
   const PipelineOptions &options_;
   const size_t batches_;
-  std::vector<Batch>
-      ring_;  // under mutex_, as everything below; a place is empty or holds a finished batch
+  // Under mutex_, as everything below. A place is empty or holds a finished batch.
+  std::vector<Batch> ring_;
   size_t taken_ = 0;
   size_t delivered_ = 0;
   bool stopped_ = false;

@@ -9,7 +9,7 @@
 namespace spnas {
 
 Preprocessor::Preprocessor(const Preprocessing &values) : values_(values), normalised_() {
-  for (size_t channel = 0; channel < 3; ++channel) {
+  for (size_t channel = 0; channel < kColors; ++channel) {
     for (int pixel = 0; pixel < 256; ++pixel) {
       normalised_[channel][pixel] =
           (static_cast<float>(pixel) - values.mean[channel]) / values.std[channel];
@@ -49,7 +49,7 @@ void Preprocessor::operator()(const cv::Mat &rgb, float *tensor) const {
     const auto *row = resized.ptr<cv::Vec3b>(top + y) + left;
     float *out = tensor + static_cast<size_t>(y) * values_.width;
     for (int x = 0; x < values_.width; ++x) {
-      for (size_t channel = 0; channel < 3; ++channel) {
+      for (size_t channel = 0; channel < kColors; ++channel) {
         out[channel * plane + x] = normalised_[channel][row[x][channel]];
       }
     }

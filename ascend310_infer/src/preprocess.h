@@ -1,4 +1,5 @@
-// From pixels to the network's input, as src/dataset.py has it from MindSpore for evaluation.
+// From pixels to the network's input, with the results of MindSpore's transforms that
+// src/dataset.py uses for evaluation.
 #ifndef SPNAS_PREPROCESS_H_
 #define SPNAS_PREPROCESS_H_
 
@@ -20,7 +21,7 @@ class Preprocessor {
 
  private:
   Preprocessing values_;
-  std::array<std::array<float, 256>, 3> normalised_;  // of every channel and pixel value
+  std::array<std::array<float, 256>, kColors> normalised_;  // of every channel and pixel value
 };
 
 }  // namespace spnas

@@ -23,7 +23,7 @@ Latency Summarise(std::vector<double> milliseconds);
 std::vector<size_t> Largest(const std::vector<float> &values, size_t count);
 
 // Writes, below a folder: result_Files/<file>_0.bin, the logits of each image as float32;
-// result_Files/top5.jsonl, one line an image in order, there only when all are answered; and
+// result_Files/top5.jsonl, one line per image in order, there only when all are answered; and
 // time_Result/test_perform_static.txt.
 class Report {
  public:
