@@ -174,7 +174,7 @@ class Runs:
 
         newest = CheckpointFolder(self.folder / name / "ckpt_0").newest()
         expect(newest and newest.meta.epoch == EPOCHS, f"{name} did not end")
-        return {key: value.asnumpy() for key, value in newest.parameters.items()}
+        return dict(newest.weights)
 
     def expect_equal(self, name: str, reference: str) -> None:
         """Bit for bit."""

@@ -26,6 +26,7 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     from mindspore import Tensor
 
     from src.checkpoint.format import read_checkpoint
+    from src.checkpoint.restore import build_network
     from src.data.sources import ImageFolder
     from src.dataset import Loader
     from src.errors import UserError
@@ -33,10 +34,10 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
 
     setup_device("CPU", 0)
     checkpoint, source = read_checkpoint(checkpoint_file), ImageFolder(folder)
-    if list(source.classes) != checkpoint.meta.classes:
+    if tuple(source.classes) != checkpoint.meta.classes:
         raise UserError(f"{folder}: its classes are not those of {checkpoint_file}")
-    network = checkpoint.network()
-    loader = Loader(source, checkpoint.preprocessing, batch_size=20, training=False)
+    network = build_network(checkpoint)
+    loader = Loader(source, checkpoint.meta.preprocessing, batch_size=20, training=False)
     python = np.concatenate([network(Tensor(images)).asnumpy() for images, _ in loader.epoch()])
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(
