@@ -141,8 +141,11 @@ def _place(problem: ErrorDetails, data: Any) -> str:
         return ".".join(map(str, problem["loc"]))
     keys = []
     for part in problem["loc"]:
-        mapping, sequence = isinstance(data, Mapping), isinstance(data, (list, tuple))
-        if (mapping and part in data) or (sequence and isinstance(part, int)):
+        if isinstance(data, Mapping):
+            found = part in data
+        else:
+            found = isinstance(data, (list, tuple)) and part in range(len(data))
+        if found:
             data = data[part]
             keys.append(part)
     if problem["type"] in _MISSING:
