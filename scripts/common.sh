@@ -12,19 +12,23 @@ fail() {
     exit "${2:-2}"
 }
 
-# Prints how long the work has taken and the last line of its log, once per second, until it is stopped.
+# Prints how long the work has taken and the last line of its log, once per second, until it is
+# stopped.
 show_progress() {  # LOG
     local start=$SECONDS width text
     width=$(tput cols 2> /dev/null || echo 80)
     while kill -0 $$ 2> /dev/null; do
-        text="  $((SECONDS - start)) s  $(tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')"
+        text=$(tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')
+        text="  $((SECONDS - start)) s  $text"
         printf '\r\033[K%s' "${text:0:width - 1}"
         sleep 1
     done
 }
 
-# quietly LOG WHAT COMMAND...: runs the command with its output in the log, and returns its exit code.
-# On a terminal the progress is shown meanwhile. Elsewhere, for example in CI, there is one line with the time it took.
+# quietly LOG WHAT COMMAND...: runs the command with its output in the log, and returns its exit
+# code.
+# On a terminal the progress is shown meanwhile. Elsewhere, for example in CI, there is one line
+# with the time it took.
 quietly() {
     local log=$1 what=$2 start=$SECONDS code=0 shown="" time
     shift 2
@@ -47,7 +51,8 @@ quietly() {
     return "$code"
 }
 
-# first_error LOG: what the last command in the log gave as its reason: the first line that pip or apt marks as an error.
+# first_error LOG: what the last command in the log gave as its reason: the first line that pip or
+# apt marks as an error.
 first_error() {
     tac "$1" | sed '/^== /q' | tac | grep -m 1 -E '^(E|ERROR|Error): ?' || true
 }

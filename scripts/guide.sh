@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Run the commands of docs/guide.md as they are written there, one after the other.
 # Usage: bash scripts/guide.sh [--list | FIRST [LAST]]
-# FIRST and LAST are numbers of commands: without LAST only FIRST is run, without both all are. --list prints them.
+# FIRST and LAST are numbers of commands: without LAST only FIRST is run, without both all are.
+# --list prints them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
 source scripts/common.sh
 
-mapfile -t commands < <(awk '/^```bash$/ { shown = 1; next } /^```$/ { shown = 0 } shown' docs/guide.md)
+mapfile -t commands < <(
+    awk '/^```bash$/ { shown = 1; next } /^```$/ { shown = 0 } shown' docs/guide.md
+)
 if [ "${1:-}" = --list ]; then
     printf '%s\n' "${commands[@]}"
     exit 0
@@ -16,7 +19,7 @@ first=${1:-1}
 last=${2:-${1:-${#commands[@]}}}
 for number in "$first" "$last"; do
     if [[ ! $number =~ ^[1-9][0-9]*$ ]] || [ "$number" -gt ${#commands[@]} ]; then
-        fail "the command is '$number', should be a number from 1 to ${#commands[@]}; --list prints the commands"
+        fail "the command is '$number', should be a number from 1 to ${#commands[@]}; see --list"
     fi
 done
 [ ! -x .venv/bin/python ] || PATH=$PWD/.venv/bin:$PATH

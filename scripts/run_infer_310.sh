@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Build the C++ application, classify the images of a folder of class folders, and compute the accuracy (acc.log).
+# Build the C++ application, classify the images of a folder of class folders, and compute the
+# accuracy (acc.log).
 # Usage: bash scripts/run_infer_310.sh [MINDIR_PATH] [DATA_PATH] [DEVICE_ID]
-# DEVICE_TARGET=CPU needs no Ascend. BATCH_SIZE (default: the model's) and THREADS (default: all cores) are optional.
+# DEVICE_TARGET=CPU needs no Ascend. BATCH_SIZE (default: the model's) and THREADS (default: all
+# cores) are optional.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -26,10 +28,12 @@ flags=(--mindir_path "$mindir" --dataset_path "$data" --device "$target" --devic
 [ -z "${THREADS:-}" ] || flags+=(--threads "$THREADS")
 code=0
 "$repository/ascend310_infer/out/main" "${flags[@]}" || code=$?
-# If there are answers, the failure is that of some files: the accuracy of the others can still be computed.
+# If there are answers, the failure is that of some files: the accuracy of the others can still be
+# computed.
 [ -f result_Files/top5.jsonl ] || fail "inference failed" $((code == 0 ? 1 : code))
 
-if ! "$python" "$repository/scripts/postprocess.py" result_Files/top5.jsonl "${mindir%.*}.json" > acc.log; then
+postprocess=("$repository/scripts/postprocess.py" result_Files/top5.jsonl "${mindir%.*}.json")
+if ! "$python" "${postprocess[@]}" > acc.log; then
     rm -f acc.log
     fail "the accuracy could not be computed" 1
 fi
