@@ -130,30 +130,9 @@ def match_target(
         tolerance: relative distance from the target at which costs match; where no network is so
             near, the nearest one is taken.
     """
-    layers, prices = list(space.superkernels.values()), list(table.layers.values())
-    sizes, unit = padded_shape(space)[0], 1e-4 * target
-    # The knapsack: total costs in units, as indices. A cost is rounded once per layer and for the
-    # constant, so the largest total may lie so many units above the table's.
-    bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
-    least = np.full(bins, np.inf)  # change needed for each total cost so far
-    least[round(table.constant / unit)] = 0
-    picks = np.zeros((len(layers), bins), np.int64)
-    for number, (layer, costs) in enumerate(zip(layers, prices, strict=True)):
-        before, least = least, np.full(bins, np.inf)
-        for pick, choice in enumerate(layer.names):
-            required = _required(layer, choice, sizes, indicators.shape[1])
-            change = sum(
-                abs(margins[number, column])
-                for column, value in required.items()
-                if indicators[number, column] != value
-            )
-            shift = round(costs[choice] / unit)
-            total = np.full(bins, np.inf)
-            total[shift:] = before[: bins - shift] + change
-            better = total < least
-            least[better], picks[number, better] = total[better], pick
-
-    distance = np.abs(np.arange(bins) * unit / target - 1)
+    unit = 1e-4 * target
+    least, picks = _least_changes(space, table, indicators, margins, unit, target)
+    distance = np.abs(np.arange(len(least)) * unit / target - 1)
     reached = np.isfinite(least)
     near = reached & (distance <= tolerance)
     if near.any():
@@ -162,10 +141,50 @@ def match_target(
         place = int(np.argmin(np.where(reached, distance, np.inf)))
 
     # Back from the total cost to the choice of each layer.
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
     matched = indicators.copy()
     for number in reversed(range(len(layers))):
         choice = layers[number].names[picks[number, place]]
-        for column, value in _required(layers[number], choice, sizes, indicators.shape[1]).items():
+        for column, value in _required(layers[number], choice, sizes, count).items():
             matched[number, column] = value
         place -= round(prices[number][choice] / unit)
     return matched
+
+
+def _least_changes(
+    space: SearchSpace,
+    table: CostTable,
+    indicators: np.ndarray,
+    margins: np.ndarray,
+    unit: float,
+    target: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least change that each total cost needs, and the choices that it takes.
+
+    Returns:
+        By cost in units, (B,): the change, infinite where no network costs that much; and for each
+        layer the number of its choice in the network of that change, (L, B).
+    """
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    # A cost is rounded once per layer and once for the constant, so the largest total may lie that
+    # many units above the table's.
+    bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
+    least = np.full(bins, np.inf)
+    least[round(table.constant / unit)] = 0
+    picks = np.zeros((len(layers), bins), np.int64)
+    for number, (layer, costs) in enumerate(zip(layers, prices, strict=True)):
+        before, least = least, np.full(bins, np.inf)
+        for pick, choice in enumerate(layer.names):
+            change = sum(
+                abs(margins[number, column])
+                for column, value in _required(layer, choice, sizes, count).items()
+                if indicators[number, column] != value
+            )
+            shift = round(costs[choice] / unit)
+            total = np.full(bins, np.inf)
+            total[shift:] = before[: bins - shift] + change
+            better = total < least
+            least[better], picks[number, better] = total[better], pick
+    return least, picks

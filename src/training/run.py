@@ -218,17 +218,22 @@ def prepare(
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
         resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
-        rates=learning_rates(
-            config.lr_scheduler,
-            base_lr=base_lr,
-            steps_per_epoch=steps_per_epoch,
-            epoch_size=config.epoch_size,
-            warmup_epochs=config.warmup_epochs,
-            min_lr=config.eta_min,
-            decay_rate=config.lr_gamma,
-            decay_epochs=config.lr_decay_epochs,
-            milestones=config.lr_epochs,
-        ),
+        rates=_rates(config, base_lr, steps_per_epoch),
+    )
+
+
+def _rates(config: RunConfig, base_lr: float, steps_per_epoch: int) -> np.ndarray:
+    """Learning rate of each optimizer step."""
+    return learning_rates(
+        config.lr_scheduler,
+        base_lr=base_lr,
+        steps_per_epoch=steps_per_epoch,
+        epoch_size=config.epoch_size,
+        warmup_epochs=config.warmup_epochs,
+        min_lr=config.eta_min,
+        decay_rate=config.lr_gamma,
+        decay_epochs=config.lr_decay_epochs,
+        milestones=config.lr_epochs,
     )
 
 
