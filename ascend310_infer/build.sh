@@ -65,4 +65,9 @@ cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" > "$root/out.log" 2>&1 
     fail "the build failed; $root/out.log says more"
 }
 mv "$root/out.log" "$root/out/build.log"
+# With this file a search compares the runtime of a latency table with the installed one, without starting a program.
+if [ "$root/out/profile" -nt "$root/out/runtime_version" ]; then
+    "$root/out/profile" --version > "$root/out/runtime_version.new" &&
+        mv "$root/out/runtime_version.new" "$root/out/runtime_version"
+fi
 echo "built $root/out/main and profile with MindSpore Lite at $LITE_HOME"
