@@ -64,3 +64,9 @@ quietly "$log" "building $root/out/main and profile with MindSpore Lite at $LITE
     fail "the build failed; $log says more"
 }
 mv "$log" "$root/out/build.log"
+# With this file a search compares the runtime of a latency table with the installed one, without
+# starting a program.
+if [ "$root/out/profile" -nt "$root/out/runtime_version" ]; then
+    "$root/out/profile" --version > "$root/out/runtime_version.new" &&
+        mv "$root/out/runtime_version.new" "$root/out/runtime_version"
+fi
