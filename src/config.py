@@ -12,21 +12,19 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from src.arch.cost import CostName
 from src.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
+    PolicyName,
     Preprocessing,
 )
+from src.lr_scheduler import ScheduleName
 
-# Names that keys take as values. Those who implement them (src.arch, src.lr_scheduler, src.data)
-# have the same names; tests/test_cli.py compares.
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
-CostName = Literal["latency", "macs", "params"]
-ScheduleName = Literal["cosine", "step", "exponential", "one_cycle", "constant"]
-PolicyName = Literal["imagenet", "cifar10"]
 OptimizerName = Literal["momentum", "rmsprop"]
 Triple = tuple[float, float, float]
 Preset = dict[str, Any]
@@ -425,6 +423,8 @@ class OneShotConfig(RunConfig):
 
     PRESETS: ClassVar[Mapping[str, Preset]] = _images
 
+    # An update changes the blocks of one path, that of its last batch.
+    accumulate_steps: Literal[1] = _key(1, "batches per optimizer step")
     layers: int = _key(20, "layers of the supernet", ge=1)
     num_choices: int = _key(4, "blocks that each layer chooses from", ge=1)
     space: str = _key(

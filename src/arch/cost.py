@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 from src.arch.architecture import Architecture
 from src.arch.blocks import AnyBlock, ConvLayer, ShuffleBlock
@@ -16,7 +16,6 @@ from src.arch.blocks import AnyBlock, ConvLayer, ShuffleBlock
 # What a search may trade for accuracy: latency by a table, or what is counted here.
 ArithmeticCost = Literal["macs", "params"]
 CostName = Literal["latency", "macs", "params"]
-COSTS: tuple[CostName, ...] = get_args(CostName)
 
 Size: TypeAlias = tuple[int, int]  # height and width, in pixels
 

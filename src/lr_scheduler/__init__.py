@@ -20,7 +20,6 @@ from src.lr_scheduler.schedules import (
 )
 
 __all__ = [
-    "SCHEDULES",
     "ScheduleName",
     "constant_lr",
     "cosine_lr",
@@ -36,7 +35,6 @@ __all__ = [
 ONE_DEVICE_LR, EIGHT_DEVICES_LR = 0.26, 1.5
 
 ScheduleName = Literal["cosine", "step", "exponential", "one_cycle", "constant"]
-SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 
 def documented_lr(device_num: int) -> float:

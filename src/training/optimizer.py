@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.config import SearchConfig, TrainConfig
+from src.config import OptimizerConfig
 
 
 def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[dict]:
@@ -60,7 +60,7 @@ class RMSProp(nn.Optimizer):
 
 def create_optimizer(
     network: nn.Cell,
-    config: TrainConfig | SearchConfig,
+    config: OptimizerConfig,
     rates: np.ndarray,
     without: Sequence[Parameter] = (),
 ) -> nn.Optimizer:
