@@ -6,7 +6,7 @@ steps by a linear rise. Imports no framework.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
