@@ -6,7 +6,10 @@ takes about 15 seconds on 2 CPU cores and writes ``spnas.mindir`` and its descri
 ``spnas.json``, after the model has been loaded again and compared with the network on real images.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 
 from src.cli import parse_config
 from src.config import ExportConfig
@@ -15,17 +18,16 @@ from src.utils import run_main, setup_device
 log = logging.getLogger(__name__)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
     config = parse_config(ExportConfig, argv, __doc__)
-    from src.checkpoint.format import (
-        read_checkpoint,  # after the flags are checked, as importing MindSpore takes seconds
-    )
+    # Importing MindSpore takes seconds, so mistakes in the flags are told before.
+    from src.checkpoint.format import read_checkpoint
     from src.deployment.export import export
 
     setup_device(config.device_target, config.device_id)
-    checkpoint = read_checkpoint(config.ckpt_file)
     path = export(
-        checkpoint,
+        read_checkpoint(config.ckpt_file),
         file_name=config.file_name,
         file_format=config.file_format,
         batch_size=config.batch_size,

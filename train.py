@@ -6,18 +6,22 @@ trains the published network on the embedded digits; about two minutes on 2 CPU 
 99 %.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from src.cli import parse_config
 from src.config import TrainConfig
 from src.utils import run_main
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
     config = parse_config(TrainConfig, argv, __doc__)
-    from src.training.loop import (
-        Trainer,  # after the flags are checked, as importing MindSpore takes seconds
-    )
+    # Importing MindSpore takes seconds, so mistakes in the flags are told before.
+    from src.training.single import train_network
 
-    return Trainer(config).run()
+    return train_network(config)
 
 
 if __name__ == "__main__":

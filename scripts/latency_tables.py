@@ -1,33 +1,34 @@
-"""Merge, compare and draw latency tables.
+r"""Merge, compare and draw latency tables.
 
     python scripts/latency_tables.py --diff pixel1 tables/mycpu.json
-    python scripts/latency_tables.py --merge tables/monday.json tables/friday.json --out tables/mycpu.json
+    python scripts/latency_tables.py --merge tables/monday.json tables/friday.json \
+        --out tables/mycpu.json
     python scripts/latency_tables.py --plot pixel1 tables/mycpu.json --out tables/both.png
 
-Tables are files or names of shipped ones. They belong to one space: a shipped one, or a file given
-with --space.
+Tables are files or names of shipped ones. They belong to one space: a shipped one, or that of the
+file given with --space.
 """
+
+from __future__ import annotations
 
 import argparse
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from src.arch.cost_table import load_table, space_of, write_table  # noqa: E402
-from src.arch.space import load_space  # noqa: E402
-from src.cli import Parser  # noqa: E402
-from src.errors import UserError  # noqa: E402
-from src.files import make_folder  # noqa: E402
-from src.latency.statistics import judge  # noqa: E402
-from src.latency.tables import compare_tables, conditions, merge_tables  # noqa: E402
-from src.utils import run_main  # noqa: E402
+from src.arch.cost_table import CostTable, load_table, space_of, write_table
+from src.arch.space import SearchSpace, load_space
+from src.cli import Parser
+from src.errors import UserError
+from src.files import make_folder
+from src.latency.statistics import judge
+from src.latency.tables import compare_tables, conditions, merge_tables
+from src.utils import run_main
 
 log = logging.getLogger(__name__)
 
 
-def diff(first, second, space):
+def diff(first: CostTable, second: CostTable, space: SearchSpace) -> None:
     """Print how the second table differs from the first: conditions, each entry, whole networks."""
     log.info("%s -> %s", first.name, second.name)
     before, after = conditions(first), conditions(second)
@@ -35,32 +36,29 @@ def diff(first, second, space):
         if after[key] != value:
             log.info("%-12s %s -> %s", key, value, after[key])
     ratios, costs = compare_tables(first, second, space)
+    # Columns in the order in which choices appear; not every layer has all of them.
     names = list(dict.fromkeys(choice for entries in ratios.values() for choice in entries))
-    log.info("%-10s%s   (second / first)", "", "".join(f"{name:>8}" for name in names))
+    header = "".join(f"{name:>8}" for name in names)
+    log.info("%-10s%s   (second / first)", "", header)
     for layer, entries in ratios.items():
-        log.info(
-            "%-10s%s",
-            layer,
-            "".join(f"{entries[name]:8.3f}" if name in entries else " " * 8 for name in names),
-        )
+        cells = (f"{entries[name]:8.3f}" if name in entries else " " * 8 for name in names)
+        log.info("%-10s%s", layer, "".join(cells))
     log.info("constant %.3f -> %.3f ms", first.constant, second.constant)
-    whole = costs[:, 1] / costs[:, 0]
+    before_ms, after_ms = costs.T
+    whole = after_ms / before_ms
     log.info(
         "%d random networks: second / first is %.3f to %.3f, %.3f on average; Kendall's tau %.3f",
         len(costs),
         whole.min(),
         whole.max(),
         whole.mean(),
-        judge(costs[:, 0], costs[:, 1]).kendall_tau,
+        judge(before_ms.tolist(), after_ms.tolist()).kendall_tau,
     )
 
 
-def create_parser():
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command line."""
+    parser = Parser(__doc__)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--diff", nargs=2, metavar="TABLE", help="compare two tables")
     task.add_argument(
@@ -72,16 +70,19 @@ def create_parser():
     task.add_argument("--plot", nargs="+", metavar="TABLE", help="draw tables to --out")
     parser.add_argument("--out", help="file to write: .json for --merge, .png or .svg for --plot")
     parser.add_argument("--space", help="space file, where the tables are of none that is shipped")
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = create_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, merge or draw; returns the exit code."""
+    args = parse_arguments(argv)
     files = args.diff or args.merge or args.plot
+    # A table names its space; that of the first one decides, and the others have to be of it.
     space = load_space(args.space or space_of(files[0]))
     tables = {file: load_table(file, space) for file in files}
     if args.diff:
-        diff(*(load_table(file, space) for file in files), space)
+        first, second = (tables[file] for file in files)
+        diff(first, second, space)
         return 0
     endings = (".json",) if args.merge else (".png", ".svg")
     out = Path(args.out or "")
@@ -93,7 +94,8 @@ def main(argv=None):
     if args.merge:
         write_table(out, merge_tables(tables, out.stem))
     else:
-        from src.drawing import draw_tables  # importing Matplotlib takes a second
+        # Importing Matplotlib takes a second.
+        from src.drawing import draw_tables
 
         draw_tables(list(tables.values()), out)
     log.info("%s: written", out)

@@ -1,12 +1,12 @@
-"""Start a program on several devices; what scripts/run_train.sh calls."""
+"""Start a program on several devices, one process each; what scripts/run_train.sh calls.
 
-import sys
-from pathlib import Path
+    python scripts/launch.py --device_num 8 imagenet --data_path /path/to/imagenet
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+trains in the background; ``--help`` lists the flags, README.md has more commands.
+"""
 
-from src.devices.launcher import main  # noqa: E402
-from src.utils import run_main  # noqa: E402
+from src.devices.launcher import main
+from src.utils import run_main
 
 if __name__ == "__main__":
     run_main(main)

@@ -12,18 +12,20 @@ Steps are compared in their order; of a step that was logged twice, after a resu
 counts. The exit code is 0 for pass, 1 for fail.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
 import re
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from src.errors import EXIT_FAULT, UserError  # noqa: E402
+from src.cli import Parser
+from src.errors import EXIT_FAULT, UserError
 from src.utils import run_main
 
+# Bounds of a pass, of which one is enough: small losses have large relative errors.
 RELATIVE, ABSOLUTE = 0.05, 0.0002
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
 LINE = re.compile(
@@ -31,13 +33,13 @@ LINE = re.compile(
 )
 
 
-def read_losses(path):
-    """Training losses by (epoch, step), in order."""
+def read_losses(path: str) -> list[float]:
+    """Training losses of a log, in the order of its steps."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    losses = {}
+    losses: dict[tuple[int, float], float] = {}
     for line in lines:
         if line.startswith("{"):
             try:
@@ -58,15 +60,20 @@ def read_losses(path):
     return [losses[step] for step in sorted(losses)]
 
 
-def errors_of(losses, reference):
-    """Mean relative and mean absolute error of one run against another."""
-    differences = [a - b for a, b in zip(losses, reference)]
-    relative = [difference / b for difference, b in zip(differences, reference) if b]
+def errors_of(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Mean relative and mean absolute error of one run against another, with their sign.
+
+    Steps that only one of them has are left out, as are those of loss 0 from the relative error.
+    """
+    pairs = list(zip(losses, reference, strict=False))
+    differences = [a - b for a, b in pairs]
+    relative = [(a - b) / b for a, b in pairs if b]
     return sum(relative) / max(len(relative), 1), sum(differences) / len(differences)
 
 
-def draw(runs, path):
-    """Draw the curves of some runs, by name."""
+def draw(runs: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draw the loss curves of runs, which are given by name."""
+    # Importing Matplotlib takes a second.
     from matplotlib.figure import Figure
 
     from src.drawing import save
@@ -81,10 +88,9 @@ def draw(runs, path):
     save(figure, path)
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command line."""
+    parser = Parser(__doc__)
     parser.add_argument("log_a", help="log of the run to judge")
     parser.add_argument("log_b", help="log of the reference run")
     parser.add_argument(
@@ -93,7 +99,8 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; returns the exit code."""
     args = parse_arguments(argv)
     losses, reference = read_losses(args.log_a), read_losses(args.log_b)
     count = min(len(losses), len(reference))

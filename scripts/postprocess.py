@@ -3,52 +3,62 @@
     python scripts/postprocess.py result_Files/top5.jsonl MODEL.json
 
 prints "Total data: N, top1 accuracy: x, top5 accuracy: y."; files that could not be answered are
-not counted.
+not counted. It needs nothing but Python, as the device that classifies may have nothing else.
 """
+
+from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+USAGE = "usage: python scripts/postprocess.py result_Files/top5.jsonl MODEL.json"
 
 
-def accuracy(answers, classes):
-    """Number of answered images and their top-1 and top-5 accuracy, from the lines of top5.jsonl.
+def accuracy(
+    answers: Iterable[Mapping[str, Any]], classes: Collection[str]
+) -> tuple[int, float, float]:
+    """Number of answered images and their top-1 and top-5 accuracy.
+
+    Args:
+        answers: the lines of top5.jsonl.
+        classes: names of the model's classes.
 
     Raises:
         ValueError: no image was answered, or one lies in no folder of a known class.
     """
-    classes, total, hits = set(classes), 0, [0, 0]
+    known, total, hits1, hits5 = set(classes), 0, 0, 0
     for answer in answers:
         if "error" in answer:
-            continue
+            continue  # the application has named it, and its exit code says so
+        # "7/12.jpg" lies in the folder of class 7.
         label = answer["file"].rpartition("/")[0]
-        if label not in classes:
+        if label not in known:
             raise ValueError(
                 f"{answer['file']}: '{label}' is no class of the model; "
-                "expected one folder of images a class"
+                "expected one folder of images per class"
             )
         top5 = [candidate["class"] for candidate in answer["top5"]]
         total += 1
-        hits[0] += label == top5[0]
-        hits[1] += label in top5
+        hits1 += label == top5[0]
+        hits5 += label in top5
     if not total:
         raise ValueError("no image was answered")
-    return total, hits[0] / total, hits[1] / total
+    return total, hits1 / total, hits5 / total
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
+    """Print the accuracy; returns the exit code."""
     if len(argv) != 2:
-        print(
-            "usage: python scripts/postprocess.py result_Files/top5.jsonl MODEL.json",
-            file=sys.stderr,
-        )
+        print(USAGE, file=sys.stderr)
         return 2
     answers, model = map(Path, argv)
     try:
         lines = answers.read_text(encoding="utf-8").splitlines()
-        total, top1, top5 = accuracy(
-            map(json.loads, lines), json.loads(model.read_text(encoding="utf-8"))["classes"]
-        )
+        classes = json.loads(model.read_text(encoding="utf-8"))["classes"]
+        total, top1, top5 = accuracy(map(json.loads, lines), classes)
     except (OSError, ValueError, KeyError) as error:
         print(f"postprocess.py: error: {error}", file=sys.stderr)
         return 2

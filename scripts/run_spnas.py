@@ -1,4 +1,4 @@
-"""Train a single-path one-shot supernet (Guo et al., arXiv 1904.00420), one random path a step.
+"""Train a single-path one-shot supernet (Guo et al., arXiv 1904.00420), one random path per step.
 
     python scripts/run_spnas.py --data_path data/cifar10 --batch_size 96 --epochs 3 --num_steps 0
 
@@ -9,140 +9,114 @@ its network. DEVICE_TARGET=Ascend trains on that device, ``bash scripts/run_trai
 --program scripts/run_spnas.py cifar10 --data_path ...`` on several.
 """
 
-import argparse
+from __future__ import annotations
+
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pydantic import Field
 
-from src.cli import build_config  # noqa: E402
-from src.config import PRESETS, OneShotConfig  # noqa: E402
-from src.errors import UserError
+from src.cli import build_config, parse_config
+from src.config import PRESETS, OneShotConfig, ProgramConfig
 from src.utils import run_main
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{self.prog}: {message}")
+class Flags(ProgramConfig):
+    """The flags of the PyTorch program that its users know."""
+
+    exp_name: str = Field(
+        "spos_c10_train_supernet", description="name of the run and of its folder", min_length=1
+    )
+    layers: int = Field(20, description="layers of the supernet, 1 to 20")
+    num_choices: int = Field(4, description="blocks that each layer chooses from, 1 to 4")
+    batch_size: int = Field(64, description="images per step on each device", ge=1)
+    epochs: int = Field(600, description="epochs to train", ge=1)
+    num_steps: int = Field(100, description="steps per epoch at most; 0 for the whole epoch", ge=0)
+    lr: float = Field(0.025, description="first learning rate, which falls along a cosine", gt=0)
+    momentum: float = Field(0.9, description="momentum", ge=0, lt=1)
+    weight_decay: float = Field(3e-4, description="L2 factor; also --weight-decay", ge=0)
+    print_freq: int = Field(
+        100, description="steps between printed lines; train.log has all steps", ge=0
+    )
+    val_interval: int = Field(5, description="epochs between validation and saving", ge=1)
+    save_path: str = Field("./checkpoints/", description="folder of the runs")
+    seed: int = Field(0, description="seed of weights, paths, order and augmentation", ge=0)
+    data_path: str = Field(
+        "data/teco-data/", description="the data set: folder or, for CIFAR-10, archive"
+    )
+    classes: int = Field(10, description="classes of the data set", ge=2)
+    dataset: Literal["cifar10", "imagenet"] = Field("cifar10", description="data set")
+    cutout: bool = Field(False, description="zero a square of every training image")
+    cutout_length: int = Field(16, description="side of that square, pixels", ge=0)
+    auto_aug: bool = Field(False, description="AutoAugment with the data set's policy")
+    resize: bool = Field(False, description="train at 224x224; ImageNet always does")
 
 
-def parse_arguments(argv):
-    parser = _Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--exp_name", default="spos_c10_train_supernet", help="name of the run and of its folder"
-    )
-    parser.add_argument("--layers", type=int, default=20, help="layers of the supernet, 1 to 20")
-    parser.add_argument(
-        "--num_choices", type=int, default=4, help="blocks that each layer chooses from, 1 to 4"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="images a step on each device")
-    parser.add_argument("--epochs", type=int, default=600, help="epochs to train")
-    parser.add_argument(
-        "--num_steps",
-        type=int,
-        default=100,
-        help="steps of an epoch at most; 0 for the whole epoch",
-    )
-    parser.add_argument(
-        "--lr", type=float, default=0.025, help="first learning rate, which falls along a cosine"
-    )
-    parser.add_argument("--momentum", type=float, default=0.9, help="momentum")
-    parser.add_argument("--weight-decay", type=float, default=3e-4, help="L2 factor")
-    parser.add_argument(
-        "--print_freq", type=int, default=100, help="steps between printed lines; train.log has all"
-    )
-    parser.add_argument(
-        "--val_interval", type=int, default=5, help="validate and save every so many epochs"
-    )
-    parser.add_argument("--save_path", default="./checkpoints/", help="folder of the runs")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of weights, paths, order and augmentation"
-    )
-    parser.add_argument(
-        "--data_path",
-        default="data/teco-data/",
-        help="the data set: folder or, for CIFAR-10, archive",
-    )
-    parser.add_argument("--classes", type=int, default=10, help="classes of the data set")
-    parser.add_argument(
-        "--dataset", choices=("cifar10", "imagenet"), default="cifar10", help="data set"
-    )
-    parser.add_argument(
-        "--cutout", action="store_true", help="zero a square of every training image"
-    )
-    parser.add_argument("--cutout_length", type=int, default=16, help="side of that square, pixels")
-    parser.add_argument(
-        "--auto_aug", action="store_true", help="AutoAugment with the data set's policy"
-    )
-    parser.add_argument(
-        "--resize", action="store_true", help="train at 224x224; ImageNet always does"
-    )
-    return parser.parse_args(argv)
+def parse_arguments(argv: Sequence[str] | None) -> Flags:
+    """The flags of a command line."""
+    return parse_config(Flags, argv, __doc__)
 
 
-def configure(args):
+def configure(flags: Flags) -> OneShotConfig:
     """The configuration of a run, from its flags."""
-    folder = Path(args.save_path) / args.exp_name
-    large = args.resize or args.dataset == "imagenet"
-    preset = PRESETS[args.dataset]
-    size = (
-        {
+    folder = Path(flags.save_path) / flags.exp_name
+    preset = PRESETS[flags.dataset]
+    values = {
+        "device_target": os.environ.get("DEVICE_TARGET", "CPU"),
+        "name": flags.exp_name,
+        "dataset_name": flags.dataset,
+        "data_path": flags.data_path,
+        "num_classes": flags.classes,
+        "mean": preset["mean"],
+        "std": preset["std"],
+        "flip": True,
+        **_sizes(flags),
+        "auto_augment": flags.dataset if flags.auto_aug else None,
+        "cutout": flags.cutout_length if flags.cutout else 0,
+        "layers": flags.layers,
+        "num_choices": flags.num_choices,
+        "batch_size": flags.batch_size,
+        "epoch_size": flags.epochs,
+        "epoch_steps": flags.num_steps,
+        "lr_init": flags.lr,
+        "momentum": flags.momentum,
+        "weight_decay": flags.weight_decay,
+        "label_smooth_factor": 0.0,
+        "seed": flags.seed,
+        "log_steps": 1,  # scripts/loss.py compares every step
+        "print_steps": flags.print_freq,
+        "val_interval_epochs": flags.val_interval,
+        "save_checkpoint_epochs": flags.val_interval,
+        "checkpoint_path": str(folder),
+        # The same command again continues the run.
+        "resume": any(folder.glob("ckpt_0/*.ckpt")),
+    }
+    return build_config(OneShotConfig, values)
+
+
+def _sizes(flags: Flags) -> dict[str, Any]:
+    """Keys that follow from the size of the images: 224x224 or 32x32."""
+    if flags.resize or flags.dataset == "imagenet":
+        return {
             "image_height": 224,
             "image_width": 224,
-            "space": "one_shot_224",
+            "resize": 256 if flags.dataset == "imagenet" else 224,
             "crop_scale": 0.08,
-            "resize": 256 if args.dataset == "imagenet" else 224,
+            "space": "one_shot_224",
         }
-        if large
-        else {"image_height": 32, "image_width": 32, "resize": 32, "crop_padding": 4}
-    )
-    return build_config(
-        OneShotConfig,
-        {
-            "device_target": os.environ.get("DEVICE_TARGET", "CPU"),
-            "name": args.exp_name,
-            "dataset_name": args.dataset,
-            "data_path": args.data_path,
-            "num_classes": args.classes,
-            "mean": preset["mean"],
-            "std": preset["std"],
-            "flip": True,
-            **size,
-            "auto_augment": args.dataset if args.auto_aug else None,
-            "cutout": args.cutout_length if args.cutout else 0,
-            "layers": args.layers,
-            "num_choices": args.num_choices,
-            "batch_size": args.batch_size,
-            "epoch_size": args.epochs,
-            "epoch_steps": args.num_steps,
-            "lr_init": args.lr,
-            "momentum": args.momentum,
-            "weight_decay": args.weight_decay,
-            "label_smooth_factor": 0.0,
-            "seed": args.seed,
-            "log_steps": 1,
-            "print_steps": args.print_freq,
-            "val_interval_epochs": args.val_interval,
-            "save_checkpoint_epochs": args.val_interval,
-            "checkpoint_path": str(folder),
-            "resume": any(folder.glob("ckpt_0/*.ckpt")),
-        },
-        "run_spnas.py",
-    )
+    # The preset of CIFAR-10: a crop out of the image with 4 pixels of zeros around it.
+    return {"image_height": 32, "image_width": 32, "resize": 32, "crop_padding": 4}
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or continue a training; returns the exit code."""
     config = configure(parse_arguments(argv))
-    from src.search.one_shot_training import (
-        OneShotTrainer,  # after the flags are checked, as importing MindSpore takes seconds
-    )
+    # Importing MindSpore takes seconds, so mistakes in the flags are told before.
+    from src.search.one_shot_training import train_supernet
 
-    return OneShotTrainer(config).run()
+    return train_supernet(config)
 
 
 if __name__ == "__main__":

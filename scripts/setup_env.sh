@@ -1,27 +1,86 @@
 #!/usr/bin/env bash
-# Make the virtual environment .venv with the given requirements file, unless it is there already.
-# Usage: setup_env.sh REQUIREMENTS
+# Make the virtual environment .venv and install the project into it: editable, so that src, scripts
+# and benchmarks can be imported from any folder. Takes no time where this was done before and
+# neither pins nor folder have changed.
+# Usage: bash scripts/setup_env.sh [--no-system-packages] [test] [dev], extras of pyproject.toml
+# PYTHON chooses the interpreter, 3.10 to 3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-requirements=$1
-stamp=.venv/.installed-$(basename "$requirements")
-if [ -f "$stamp" ] && [ "$stamp" -nt requirements.txt ] && [ "$stamp" -nt "$requirements" ]; then
-    exit 0
-fi
-if [ ! -x .venv/bin/python ]; then
-    for candidate in "${PYTHON:-}" python3 python3.11 python3.12 python3.10 python3.9; do
-        if [ -n "$candidate" ] && "$candidate" -c \
-            'import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+source scripts/common.sh
+
+packages=--install
+extras=()
+for word in "$@"; do
+    case $word in
+        --no-system-packages) packages=--suggest ;;
+        test | dev) extras+=("$word") ;;
+        *) fail "'$word' is unknown, should be test, dev or --no-system-packages" ;;
+    esac
+done
+
+is_suitable() {  # PYTHON
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null
+}
+can_make_environments() {  # PYTHON: Debian has these modules in a package of their own
+    "$1" -c 'import ensurepip, venv' 2> /dev/null
+}
+
+# Sets `python` to a suitable Python, one that can make environments where there is one.
+find_python() {
+    local candidate
+    python=${PYTHON:-}
+    if [ -n "$python" ]; then
+        is_suitable "$python" || fail "PYTHON is '$python', should be a Python 3.10 to 3.12"
+        return
+    fi
+    for candidate in python3 python3.11 python3.12 python3.10; do
+        is_suitable "$candidate" || continue
+        python=${python:-$candidate}
+        if can_make_environments "$candidate"; then
             python=$candidate
-            break
+            return
         fi
     done
-    if [ -z "${python:-}" ]; then
-        echo "setup_env.sh: error: no Python 3.9 to 3.12 with venv found; set PYTHON to one" >&2
-        exit 2
+    [ -n "$python" ] ||
+        fail "no Python 3.10 to 3.12 was found; install one, or set PYTHON to where it is"
+}
+
+make_environment() {
+    local python version
+    find_python
+    if ! can_make_environments "$python"; then
+        version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+        bash scripts/system_packages.sh "$packages" "$version-venv" ||
+            fail "$python cannot make virtual environments: $version-venv is missing"
     fi
-    "$python" -m venv .venv
-fi
-echo "installing $requirements into .venv ..."
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
-touch "$stamp"
+    quietly "$setup_log" "making .venv" "$python" -m venv .venv ||
+        fail ".venv could not be made; $setup_log says more"
+}
+
+# A stamp per extra, and one for the run-time packages, holds what decided the installation.
+state=$({ cat requirements.txt pyproject.toml && pwd; } | sha256sum)
+is_installed() {  # STAMP...
+    local stamp
+    for stamp in "$@"; do
+        [ "$(cat ".venv/.installed-$stamp" 2> /dev/null)" = "$state" ] || return 1
+    done
+}
+
+is_installed runtime "${extras[@]}" && exit 0
+exec 9< pyproject.toml
+flock -n 9 || { echo "waiting for another set-up of this folder ..." && flock 9; }
+is_installed runtime "${extras[@]}" && exit 0
+
+[ -x .venv/bin/pip ] || make_environment
+is_suitable .venv/bin/python ||
+    fail ".venv has an unsuitable Python; remove the folder, it is made again with 3.10 to 3.12"
+names=$(IFS=, && echo "${extras[*]}")
+quietly "$setup_log" \
+    "installing Python packages into .venv: requirements.txt${names:+, extras $names}" \
+    .venv/bin/python -m pip install --disable-pip-version-check -e ".${names:+[$names]}" || {
+    reason=$(first_error "$setup_log")
+    fail "Python packages could not be installed${reason:+ ($reason)}; $setup_log says more"
+}
+for stamp in runtime "${extras[@]}"; do
+    echo "$state" > ".venv/.installed-$stamp"
+done

@@ -8,8 +8,11 @@ from mindspore import Tensor, nn, ops
 class CrossEntropySmooth(nn.Cell):
     """Mean cross-entropy against smoothed labels (Szegedy et al., arXiv 1512.00567, section 7).
 
-    The target puts ``1 - smooth_factor`` on the label and spreads ``smooth_factor`` evenly over all
-    classes, the label included. Computed in float32 whatever the logits' type.
+    The target gives ``1 - smooth_factor`` to the label and spreads ``smooth_factor`` evenly over
+    all classes, the label included. Computed in float32, whatever the type of the logits.
+
+    Args:
+        smooth_factor: from 0 to below 1; 0 gives the plain cross-entropy.
     """
 
     def __init__(self, smooth_factor: float = 0.0) -> None:
@@ -19,7 +22,8 @@ class CrossEntropySmooth(nn.Cell):
     def construct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss from logits (N, num_classes) and integer labels (N,)."""
         logits = logits.astype("float32")
-        # The one-hot form runs alike on CPU and Ascend, and its gradient needs no second pass.
+        # A one-hot target and not the framework's cross-entropy: this form runs alike on CPU and
+        # Ascend, and one differentiation gives its gradient.
         num_classes = logits.shape[1]
         target = (
             ops.one_hot(labels, num_classes, 1.0 - self.smooth_factor, 0.0)

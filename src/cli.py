@@ -1,71 +1,156 @@
-"""Flags, YAML file and preset make a configuration.
+"""The command line of every program: flags, YAML file and preset make a configuration.
 
 Flags win over the YAML file of ``--config``, the file over the preset of the data set, the preset
-over the defaults in ``src.config``. Unknown keys and values of the wrong type are errors. Imports
-no framework.
+over the defaults in ``src.config``. Unknown keys and values of the wrong type are errors of one
+line, which names the nearest word. Imports no framework.
+
+``Parser`` is argparse with these errors. It is not replaced by a library: pydantic-settings 2.16
+takes either ``--resume`` or ``--resume false`` but not both, jsonargparse 4.53 takes ``--resume
+true`` only; neither names the nearest flag, and the preset, which depends on another key, would
+still be written here.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from src.config import PRESETS, SEARCH_PRESETS, RunConfig, SearchConfig
+from src.config import ProgramConfig
 from src.errors import UserError, nearest
+from src.files import first_problem
 
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
-    return values or {}
-
-
-def build_config(kind: type[Config], values: dict[str, Any], origin: str) -> Config:
-    """Check values against the keys of ``kind``; ``origin`` names their file in errors."""
-    keys = kind.model_fields
-    for key in values:
-        if key not in keys:
-            raise UserError(f"{origin}: unknown key '{key}'{nearest(str(key), keys)}")
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key, value = problem["loc"][0], values.get(problem["loc"][0])
-        raise UserError(
-            f"{origin}: {key} is {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-        ) from None
+ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``argparse`` parser whose errors are UserErrors."""
+    """The parser of every program: no abbreviated flags, and a mistake is a UserError.
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}")
+    Args:
+        description: the program's docstring.
+        options: further arguments of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        settings = {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "allow_abbrev": False,
+            **options,
+        }
+        super().__init__(description=description, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print together with the usage."""
+        raise UserError(message)
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; of words that no flag takes the first is named, with the flag that it resembles.
+
+        Raises:
+            UserError: a flag is unknown, is missing, or has a value of the wrong type.
+        """
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            # A value without a flag is often the second word of a list: --mean 1 2 3.
+            what = "unknown flag" if word.startswith("-") else "unexpected value"
+            # argparse has no public list of its flags.
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"{what} '{word}'{nearest(word, flags)}")
+        return known
 
 
-def parse_config(kind: type[Config], argv: Sequence[str] | None, description: str) -> Config:
-    """Read flags, YAML file and preset into a checked, frozen configuration."""
-    parser = Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def build_config(kind: type[ConfigT], values: Mapping[str, Any], origin: str = "") -> ConfigT:
+    """Check values against the keys of ``kind``.
+
+    Args:
+        kind: the configuration class.
+        values: of some keys; the others keep their defaults.
+        origin: names the file of the values in errors; empty for flags.
+
+    Raises:
+        UserError: a key is unknown, or its value is wrong.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        place = f"{origin}: " if origin else ""
+        raise UserError(f"{place}{first_problem(error, kind.model_fields)}") from None
+
+
+def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: str) -> ConfigT:
+    """Read flags, YAML file and preset into a checked, frozen configuration.
+
+    Args:
+        kind: the configuration class.
+        argv: the words after the program's name; None for those of this process.
+        description: the program's docstring, for ``--help``.
+
+    Raises:
+        UserError: a flag or key is unknown, or its value is wrong.
+    """
+    # Only what was given: a default would win over the file and over the preset.
+    given = vars(_create_parser(kind, description).parse_args(_underscored(argv)))
+    path = given.pop("config")
+    flags = {key: _value(kind, key, text) for key, text in given.items()}
+    from_file = _read_yaml(path) if path else {}
+    # First by itself, so that an error names the file. What a flag replaces is not checked: the
+    # method of the file may be another one than that of the flag.
+    rest = {key: value for key, value in from_file.items() if key not in flags}
+    build_config(kind, rest, path or "")
+    values = {**rest, **flags}
+    # The preset depends on what is given, such as the data set, so it comes last and counts least.
+    return build_config(kind, {**kind.preset(values), **values})
+
+
+def find_kind(
+    kinds: Mapping[str, type[ConfigT]], key: str, argv: Sequence[str] | None
+) -> type[ConfigT]:
+    """The configuration class that the value of ``key`` chooses, for ``parse_config``.
+
+    The flag wins over the YAML file; where neither has the key, the first class is taken.
+
+    Args:
+        kinds: the classes, by value of the key.
+        key: one that all of the classes have.
+        argv: the words after the program's name; None for those of this process.
+
+    Raises:
+        UserError: the value is none of ``kinds``.
+    """
+    # A first look at these two flags only; which others there are depends on what they say.
+    parser = Parser(add_help=False)
+    for flag in ("config", key):
+        parser.add_argument(f"--{flag}")
+    given = vars(parser.parse_known_args(_underscored(argv))[0])
+    from_file = _read_yaml(given["config"]) if given["config"] else {}
+    if given[key] is not None:
+        value, place = given[key], ""
+    elif key in from_file:
+        value, place = str(from_file[key]), f"{given['config']}: "
+    else:
+        value, place = next(iter(kinds)), ""
+    if value not in kinds:
+        raise UserError(
+            f"{place}{key} is '{value}', should be {' or '.join(kinds)}{nearest(value, kinds)}"
+        )
+    return kinds[value]
+
+
+def _create_parser(kind: type[ProgramConfig], description: str) -> Parser:
+    """A parser with one flag per key; only flags that are given appear in what it returns."""
+    parser = Parser(description)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys")
     for key, spec in kind.model_fields.items():
-        # A bare flag switches a boolean on; values are read as YAML, so both sources follow one
-        # grammar.
-        bare = {"nargs": "?", "const": "true"} if spec.annotation is bool else {}
+        # A bare flag switches a boolean on; with a value it is a flag like all others.
+        bare: dict[str, Any] = {"nargs": "?", "const": "true"} if spec.annotation is bool else {}
+        # Values stay text here: pydantic checks them, in flags and files alike. argparse formats
+        # help texts with %, so a percent sign is doubled.
         parser.add_argument(
             f"--{key}",
             metavar=key.upper(),
@@ -73,33 +158,37 @@ def parse_config(kind: type[Config], argv: Sequence[str] | None, description: st
             help=f"{spec.description} (default: {spec.default})".replace("%", "%%"),
             **bare,
         )
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        word = unknown[0].split("=")[0]
-        raise UserError(
-            f"{parser.prog}: unknown flag '{word}'"
-            f"{nearest(word, [f'--{key}' for key in (*kind.model_fields, 'config')])}"
-        )
-    given = vars(namespace)
-    path = given.pop("config")
-    from_file = _read_yaml(path) if path else {}
-    if from_file:
-        build_config(kind, from_file, path)  # so that an error names the file
-    flags: dict[str, Any] = {}
-    for key, text in given.items():
-        try:
-            flags[key] = (
-                text
-                if kind.model_fields[key].annotation in (str, Optional[str])
-                else yaml.safe_load(text)
-            )
-        except yaml.YAMLError:
-            flags[key] = text
-    values = {**from_file, **flags}
-    preset: dict[str, Any] = {}
-    if issubclass(kind, RunConfig):
-        presets = SEARCH_PRESETS if issubclass(kind, SearchConfig) else PRESETS
-        preset = dict(presets.get(values.get("dataset_name", "imagenet"), {}))
-        if "latency_table" in values:
-            preset.pop("cost", None)  # a table is given to be used
-    return build_config(kind, {**preset, **values}, parser.prog)
+    return parser
+
+
+def _underscored(argv: Sequence[str] | None) -> list[str]:
+    """The words of a command line, with flags such as ``--weight-decay`` spelled like their key."""
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flag = f"--{flag[2:].replace('-', '_')}"
+        words.append(f"{flag}{equals}{value}")
+    return words
+
+
+def _value(kind: type[ProgramConfig], key: str, text: str) -> Any:
+    """The value of a flag, read as YAML, so that flags and files follow one grammar."""
+    # A folder called 2012 or null is text.
+    if kind.model_fields[key].annotation in (str, str | None):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # which pydantic refuses, with the key in the message
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """Keys and values of a YAML file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
+    return values or {}

@@ -1,146 +1,171 @@
 """Configuration: every key, its type, its meaning, and the values that suit each data set.
 
-Declarations only; ``src.cli`` makes a configuration of them. Imports no framework.
+Declarations only; ``src.cli`` makes a configuration of them from flags, a YAML file and a preset.
+Imports no framework.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from easydict import EasyDict as edict
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from src.arch.cost_table import COSTS
+from src.arch.cost import CostName
 from src.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    POLICIES,
     Augmentation,
+    PolicyName,
     Preprocessing,
 )
-from src.lr_scheduler import SCHEDULES
+from src.lr_scheduler import ScheduleName
 
-# ImageNet as the model zoo trains it: 8 Ascend 910, lr_init 1.5, top-1 74.21.
-imagenet_cfg = edict(
-    {
-        "name": "imagenet",
-        "arch": "spnas_pixel1",
-        "image_height": 224,
-        "image_width": 224,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "crop_scale": 0.08,
-        "flip": True,
-        "color_jitter": (0.5, 0.4, 0.3, 0.2),
-    }
-)
+DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
+OptimizerName = Literal["momentum", "rmsprop"]
+Triple = tuple[float, float, float]
+Preset = dict[str, Any]
 
-# Class folders of one's own: ImageNet's recipe, with the sizes and the schedule given by flags.
-folder_cfg = edict({**imagenet_cfg, "name": "folder"})
 
-cifar10_cfg = edict(
-    {
-        "name": "cifar10",
-        "arch": "spnas_pixel1_32",
-        "image_height": 32,
-        "image_width": 32,
-        "resize": 32,
-        "mean": CIFAR10_MEAN,
-        "std": CIFAR10_STD,
-        "crop_padding": 4,
-        "flip": True,
-        "batch_size": 64,
-        "lr_init": 0.2,
-        "lr_scheduler": "one_cycle",
-        "epoch_size": 10,
-    }
-)
+# Presets: what suits a data set, where neither flags nor the YAML file say otherwise.
+
+
+# ImageNet as the model zoo trains it: 8 Ascend 910, lr_init 1.5, top-1 74.21 %.
+imagenet_cfg: Preset = {
+    "name": "imagenet",
+    "arch": "spnas_pixel1",
+    "image_height": 224,
+    "image_width": 224,
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+    "crop_scale": 0.08,
+    "flip": True,
+    "color_jitter": (0.5, 0.4, 0.3, 0.2),
+}
+
+# The user's own class folders: ImageNet's recipe; sizes and schedule are given by flags.
+folder_cfg: Preset = {**imagenet_cfg, "name": "folder"}
+
+cifar10_cfg: Preset = {
+    "name": "cifar10",
+    "arch": "spnas_pixel1_32",
+    "image_height": 32,
+    "image_width": 32,
+    "resize": 32,
+    "mean": CIFAR10_MEAN,
+    "std": CIFAR10_STD,
+    "crop_padding": 4,
+    "flip": True,
+    "batch_size": 64,
+    "lr_init": 0.2,
+    "lr_scheduler": "one_cycle",
+    "epoch_size": 10,
+}
 
 # Small enough for a laptop: 1,437 images of 32x32, about two minutes to a top-1 of about 99 %.
-digits_cfg = edict(
-    {
-        "name": "digits",
-        "arch": "spnas_pixel1_32",
-        "data_path": "data/digits",
-        "image_height": 32,
-        "image_width": 32,
-        "resize": 32,
-        "mean": (127.5, 127.5, 127.5),
-        "std": (127.5, 127.5, 127.5),
-        "crop_padding": 2,
-        "batch_size": 64,
-        "lr_init": 0.1,
-        "lr_scheduler": "one_cycle",
-        "epoch_size": 5,
-    }
-)
+digits_cfg: Preset = {
+    "name": "digits",
+    "arch": "spnas_pixel1_32",
+    "data_path": "data/digits",
+    "image_height": 32,
+    "image_width": 32,
+    "resize": 32,
+    # Pixels become values from -1 to 1.
+    "mean": (127.5, 127.5, 127.5),
+    "std": (127.5, 127.5, 127.5),
+    "crop_padding": 2,  # and no flip: a mirrored digit is not a digit
+    "batch_size": 64,
+    "lr_init": 0.1,
+    "lr_scheduler": "one_cycle",
+    "epoch_size": 5,
+}
 
-PRESETS = {
+PRESETS: dict[str, Preset] = {
     "imagenet": imagenet_cfg,
     "cifar10": cifar10_cfg,
     "digits": digits_cfg,
     "folder": folder_cfg,
 }
 
-# The images alone, and what a search of small images takes.
-_image_keys = {
-    name: {
-        key: value
-        for key, value in preset.items()
-        if key
-        in (
-            "name",
-            "data_path",
-            "image_height",
-            "image_width",
-            "resize",
-            "mean",
-            "std",
-            "crop_scale",
-            "crop_padding",
-            "flip",
-            "color_jitter",
-            "batch_size",
-        )
-    }
-    for name, preset in PRESETS.items()
+# What a training and a search of the same data set have in common: the images and their batches.
+_IMAGE_KEYS = (
+    "name",
+    "data_path",
+    "image_height",
+    "image_width",
+    "resize",
+    "mean",
+    "std",
+    "crop_scale",
+    "crop_padding",
+    "flip",
+    "color_jitter",
+    "batch_size",
+)
+
+_images: dict[str, Preset] = {
+    dataset: {key: preset[key] for key in _IMAGE_KEYS if key in preset}
+    for dataset, preset in PRESETS.items()
 }
-_small_search = {
+
+# A search of images of 32x32; the defaults of SearchConfig are those of a search of ImageNet.
+_small_search: Preset = {
     "space": "imagenet_32",
     "cost": "macs",
     "optimizer": "momentum",
     "lr_scheduler": "one_cycle",
     "drop_rate": 0.0,
     "bn_momentum": 0.9,
-    "indicator_keep_prob": 0.8,
 }
-SEARCH_PRESETS = {
-    **_image_keys,
-    "cifar10": {**_image_keys["cifar10"], **_small_search, "lr_init": 0.1, "epoch_size": 20},
+
+SEARCH_PRESETS: dict[str, Preset] = {
+    **_images,
+    "cifar10": {
+        **_images["cifar10"],
+        **_small_search,
+        "lr_init": 0.1,
+        "epoch_size": 20,
+        "indicator_keep_prob": 0.8,
+    },
     "digits": {
-        **_image_keys["digits"],
+        **_images["digits"],
         **_small_search,
         "batch_size": 32,
         "lr_init": 0.05,
         "epoch_size": 3,
-        "indicator_keep_prob": 1.0,
+        "indicator_keep_prob": 1.0,  # dropout needs more steps than these epochs have
     },
-}  # so few steps leave no room for dropout
+}
 
-DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
-Triple = tuple[float, float, float]
+
+# Keys.
+
+
+# A key is a flag, a line of a YAML file and a value of a configuration. Its description is what
+# --help says, and its limits are checked wherever it comes from.
 
 
 def _key(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
 
-class DeviceConfig(BaseModel):
-    """Keys that every program takes."""
+class ProgramConfig(BaseModel):
+    """Keys of a program; a configuration is checked when it is made, and does not change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # An unknown key is an error: a misspelled one would otherwise be ignored in silence.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Preset:
+        """Values, in place of the defaults, that suit what is ``given``."""
+        return {}
+
+
+class DeviceConfig(ProgramConfig):
+    """Keys of every program that computes on a device."""
 
     device_target: Literal["Ascend", "CPU"] = _key("CPU", "device to run on")
     device_id: int = _key(0, "number of the Ascend device", ge=0)
@@ -154,7 +179,8 @@ class ComputeConfig(DeviceConfig):
     )
     cpu_kernels: Literal["auto", "on", "off"] = _key(
         "auto",
-        "the project's CPU operators: where they can be had, always (an error without), or never",
+        "the project's CPU operators: auto where they are available, on always (an error where "
+        "they are not), off never",
     )
     compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
 
@@ -168,15 +194,17 @@ class ComputeConfig(DeviceConfig):
 class RunConfig(ComputeConfig):
     """Keys of every program that trains something."""
 
+    PRESETS: ClassVar[Mapping[str, Preset]] = PRESETS
+
     # What is trained on.
     name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
     dataset_name: DatasetName = _key("imagenet", "data set")
     data_path: str | None = _key(
         None, "folder with train/ and val/, the training folder itself, or CIFAR-10"
     )
-    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
+    val_data_path: str | None = _key(None, "validation images, where they are in another folder")
     train_images: int | None = _key(
-        None, "train on only so many images, a fixed random choice; all where omitted", ge=1
+        None, "train on this number of images, a fixed random choice; on all where omitted", ge=1
     )
     num_classes: int | None = _key(
         None, "number of classes; counted from the data where omitted", ge=2
@@ -199,56 +227,14 @@ class RunConfig(ComputeConfig):
     color_jitter: tuple[float, float, float, float] | None = _key(
         None, "brightness, contrast, saturation, hue; null for none"
     )
-    auto_augment: Literal[POLICIES] | None = _key(  # type: ignore[valid-type]
-        None, "policy of AutoAugment; null for none"
-    )
+    auto_augment: PolicyName | None = _key(None, "policy of AutoAugment; null for none")
     cutout: int = _key(
         0, "side of a square that is zeroed after normalisation, pixels; 0 for none", ge=0
     )
 
-    # Optimisation.
-    epoch_size: int = _key(180, "epochs to train", ge=1)
-    epoch_steps: int = _key(0, "end an epoch after so many batches; 0 for the whole epoch", ge=0)
-    batch_size: int = _key(128, "images a step on each device", ge=1)
-    accumulate_steps: int = _key(
-        1, "batches whose gradients are averaged for one optimizer step", ge=1
-    )
-    optimizer: Literal["momentum", "rmsprop"] = _key("momentum", "optimizer")
-    lr_init: float | None = _key(
-        None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted", gt=0
-    )
-    lr_scheduler: Literal[SCHEDULES] = _key("cosine", "learning-rate schedule")  # type: ignore[valid-type]
-    warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
-    eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
-    lr_epochs: tuple[float, ...] = _key((30, 60, 90), "epochs at which the step schedule decays")
-    lr_gamma: float = _key(0.97, "decay factor of the step and exponential schedules", gt=0, le=1)
-    lr_decay_epochs: float = _key(2.4, "epochs between decays of the exponential schedule", gt=0)
-    momentum: float = _key(0.9, "momentum", ge=0, lt=1)
-    rmsprop_decay: float = _key(0.9, "decay of RMSProp's mean square", gt=0, lt=1)
-    rmsprop_epsilon: float = _key(1e-3, "RMSProp's epsilon, added under the square root", gt=0)
-    weight_decay: float = _key(
-        1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0
-    )
-    label_smooth_factor: float = _key(0.1, "label smoothing", ge=0, lt=1)
-    drop_rate: float = _key(0.0, "dropout before the classifier", ge=0, lt=1)
-    bn_momentum: float = _key(0.9, "weight of the old value in moving statistics", ge=0, lt=1)
-    clip_norm: float = _key(
-        0.0, "global norm to which gradients are clipped; 0 for no clipping", ge=0
-    )
-    ema_decay: float = _key(
-        0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1
-    )
-    amp_level: Literal["O0", "O2", "O3"] | None = _key(
-        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted"
-    )
-    loss_scale: Literal["dynamic"] | float = _key(
-        "dynamic", "loss scale of mixed precision: dynamic, or a number"
-    )
-    seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
-
     # Checkpoints and log.
     checkpoint_path: str = _key(".", "folder in which ckpt_0/ is made")
-    keep_checkpoint_max: int = _key(40, "checkpoints to keep, beside the best", ge=1)
+    keep_checkpoint_max: int = _key(40, "checkpoints to keep, besides the best", ge=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
     save_checkpoint_epochs: int = _key(1, "epochs between checkpoints", ge=1)
     save_checkpoint_steps: int = _key(
@@ -260,8 +246,63 @@ class RunConfig(ComputeConfig):
     print_steps: int = _key(0, "steps between such lines on the terminal; 0 for none", ge=0)
     resume: bool = _key(False, "continue the run in checkpoint_path")
 
+    # Optimisation: length and batches.
+    epoch_size: int = _key(180, "epochs to train", ge=1)
+    epoch_steps: int = _key(0, "batches per epoch at most; 0 for the whole epoch", ge=0)
+    batch_size: int = _key(128, "images per step on each device", ge=1)
+    accumulate_steps: int = _key(
+        1, "batches whose gradients are averaged for one optimizer step", ge=1
+    )
+    # Learning rate; each schedule reads its own keys of these.
+    lr_init: float | None = _key(
+        None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted", gt=0
+    )
+    lr_scheduler: ScheduleName = _key("cosine", "learning-rate schedule")
+    warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
+    eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
+    lr_epochs: tuple[float, ...] = _key((30, 60, 90), "epochs at which the step schedule decays")
+    lr_gamma: float = _key(0.97, "decay factor of the step and exponential schedules", gt=0, le=1)
+    lr_decay_epochs: float = _key(2.4, "epochs between decays of the exponential schedule", gt=0)
+    # Updates and loss.
+    momentum: float = _key(0.9, "momentum", ge=0, lt=1)
+    weight_decay: float = _key(
+        1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0
+    )
+    label_smooth_factor: float = _key(0.1, "label smoothing", ge=0, lt=1)
+    bn_momentum: float = _key(0.9, "weight of the old value in moving statistics", ge=0, lt=1)
+    clip_norm: float = _key(
+        0.0, "global norm to which gradients are clipped; 0 for no clipping", ge=0
+    )
+    ema_decay: float = _key(
+        0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1
+    )
+    # Precision. Level O1 is left out: MindSpore 2.8 fails on this network with it.
+    amp_level: Literal["O0", "O2", "O3"] | None = _key(
+        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted"
+    )
+    loss_scale: Literal["dynamic"] | float = _key(
+        "dynamic", "loss scale of mixed precision: dynamic, or a number"
+    )
+    seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
+
+    @field_validator("loss_scale", mode="before")
+    @classmethod
+    def _dynamic_or_number(cls, value: Any) -> Any:
+        """One message for both; pydantic has one for each, of which users see the first."""
+        try:
+            return value if value == "dynamic" else float(value)
+        except (TypeError, ValueError):
+            raise PydanticCustomError("loss_scale", "should be dynamic or a number") from None
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Preset:
+        """What suits the data set that is ``given``, or the default one."""
+        default = cls.model_fields["dataset_name"].default
+        return dict(cls.PRESETS.get(str(given.get("dataset_name", default)), {}))
+
     def preprocessing(self) -> Preprocessing:
         """Evaluation preprocessing of this run."""
+        # 224 of 256 pixels is the usual share of a centre crop on ImageNet.
         resize = self.resize or round(min(self.image_height, self.image_width) * 256 / 224)
         return Preprocessing(self.image_height, self.image_width, resize, self.mean, self.std)
 
@@ -279,26 +320,47 @@ class RunConfig(ComputeConfig):
         )
 
 
-class TrainConfig(RunConfig):
+class OptimizerConfig(RunConfig):
+    """Keys of runs that choose an optimizer and may use dropout: all but one-shot supernets.
+
+    A one-shot supernet has an optimizer of its own, which changes only the blocks of a step's path.
+    """
+
+    # The values of RMSProp are those of the released code (arXiv 1904.02877).
+    optimizer: OptimizerName = _key("momentum", "optimizer")
+    rmsprop_decay: float = _key(0.9, "decay of RMSProp's mean square", gt=0, lt=1)
+    rmsprop_epsilon: float = _key(1e-3, "RMSProp's epsilon, added under the square root", gt=0)
+    drop_rate: float = _key(0.0, "dropout before the classifier", ge=0, lt=1)
+
+
+class TrainConfig(OptimizerConfig):
     """Keys of ``train.py``."""
 
     arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
     pre_trained: str | None = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
 
 
-class SearchConfig(RunConfig):
-    """Keys of ``search.py`` for superkernels; the defaults are the released code's for ImageNet (arXiv 1904.02877)."""
+class SearchConfig(OptimizerConfig):
+    """Keys of ``search.py`` for superkernels.
+
+    The defaults are those of the released code for ImageNet (arXiv 1904.02877).
+    """
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = SEARCH_PRESETS
 
     method: Literal["superkernel"] = _key(
         "superkernel", "how to search: superkernel, or one_shot with keys of its own"
     )
     space: str = _key("imagenet", "shipped search space or space file")
-    cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
+    cost: CostName = _key(
         "latency", "what is traded for accuracy: latency by a table, macs or params"
     )
     latency_table: str | None = _key(None, "shipped latency table or table file")
     target_latency_ms: float | None = _key(None, "latency to end at, milliseconds", gt=0)
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+
+    # The cost's part in the loss, and the epochs of a search: without it, with a rising part, with
+    # the whole of it, with fixed decisions.
     latency_weight: float = _key(
         0.02,
         "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
@@ -313,59 +375,93 @@ class SearchConfig(RunConfig):
         ge=0,
     )
     settle_epochs: float | None = _key(
-        None, "last epochs, in which decisions stay; an eighth of all where omitted", ge=0
+        None, "last epochs, in which decisions are fixed; an eighth of all where omitted", ge=0
     )
+
+    # Indicators, which say whether a part of a superkernel is used, and their thresholds.
     indicator_keep_prob: float = _key(
         0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1
     )
     threshold_rule: Literal["bounded", "formula"] = _key(
         "bounded",
-        "bounded: gradient of even slope, and never further from the norm than that was at first; formula: "
-        "the sigmoid's gradient, which vanishes far from the norm",
+        "bounded: gradient of even slope, and never further from the norm than that was at first; "
+        "formula: the sigmoid's gradient, which vanishes far from the norm",
     )
     threshold_lr: float | None = _key(
         None,
         "learning rate of bounded thresholds; crosses the norm within a ramp where omitted",
         gt=0,
     )
-    sweep: str | None = _key(None, "search for each of these targets, for example 40,60,80")
-    random: int = _key(0, "draw so many random networks near the target instead of searching", ge=0)
 
+    # In place of a single search.
+    sweep: str | None = _key(None, "search for each of these targets, for example 40,60,80")
+    random: int = _key(
+        0, "draw this number of random networks near the target instead of searching", ge=0
+    )
+
+    # Other defaults than those of a training.
     epoch_size: int = _key(8, "epochs to search", ge=1)
     lr_init: float | None = _key(
-        None, "base learning rate; 0.016 for 256 images a step where omitted", gt=0
+        None, "base learning rate; 0.016 for 256 images per step where omitted", gt=0
     )
-    lr_scheduler: Literal[SCHEDULES] = _key("exponential", "learning-rate schedule")  # type: ignore[valid-type]
-    optimizer: Literal["momentum", "rmsprop"] = _key("rmsprop", "optimizer")
+    lr_scheduler: ScheduleName = _key("exponential", "learning-rate schedule")
+    optimizer: OptimizerName = _key("rmsprop", "optimizer")
     drop_rate: float = _key(0.2, "dropout before the classifier", ge=0, lt=1)
     bn_momentum: float = _key(0.99, "weight of the old value in moving statistics", ge=0, lt=1)
 
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Preset:
+        """What suits the data set; a latency table that is ``given`` decides the cost."""
+        values = super().preset(given)
+        if "latency_table" in given:
+            values.pop("cost", None)
+        return values
+
 
 class OneShotConfig(RunConfig):
-    """Keys of a one-shot supernet's training; ``scripts/run_spnas.py`` has flags of its own for them."""
+    """Keys of a one-shot supernet's training; ``scripts/run_spnas.py`` has its own flags."""
 
+    PRESETS: ClassVar[Mapping[str, Preset]] = _images
+
+    # An update changes the blocks of one path, that of its last batch.
+    accumulate_steps: Literal[1] = _key(1, "batches per optimizer step")
     layers: int = _key(20, "layers of the supernet", ge=1)
     num_choices: int = _key(4, "blocks that each layer chooses from", ge=1)
     space: str = _key(
-        "one_shot_32", "shipped one-shot space, of whose layers and blocks the first are taken"
+        "one_shot_32", "shipped one-shot space, of which the first layers and blocks are taken"
     )
 
 
-class OneShotSearchConfig(ComputeConfig):
-    """Keys of ``search.py --method one_shot``; the defaults of the evolution are the paper's (arXiv 1904.00420)."""
+class CheckpointDataConfig(ComputeConfig):
+    """Keys of programs whose data set is that of a checkpoint unless another one is given."""
+
+    dataset_name: DatasetName | None = _key(None, "data set; the checkpoint's where omitted")
+    data_path: str | None = _key(None, "data set's folder; the checkpoint's where omitted")
+    val_data_path: str | None = _key(None, "validation images, where they are in another folder")
+
+
+class OneShotSearchConfig(CheckpointDataConfig):
+    """Keys of ``search.py --method one_shot``.
+
+    The defaults of the evolution are those of the paper (arXiv 1904.00420).
+    """
 
     method: Literal["one_shot"] = _key("one_shot", "how to search")
     name: str = _key("one_shot", "first part of the found network's name", min_length=1)
     ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
+
+    # Which paths are evaluated.
     strategy: Literal["random", "evolution"] = _key("evolution", "how paths are drawn")
     search_num: int = _key(1000, "paths of a random search", ge=1)
-    population: int = _key(50, "paths of a generation", ge=1)
+    population: int = _key(50, "paths per generation", ge=1)
     generations: int = _key(20, "generations, the first of which is random", ge=1)
-    crossover: int = _key(25, "paths of a generation from two parents", ge=0)
-    mutation: int = _key(25, "paths of a generation from one parent", ge=0)
+    crossover: int = _key(25, "paths per generation that have two parents", ge=0)
+    mutation: int = _key(25, "paths per generation that have one parent", ge=0)
     mutation_prob: float = _key(0.1, "probability that a layer mutates", gt=0, le=1)
     top_k: int = _key(10, "best paths so far, which are the parents", ge=1)
-    cost: Literal[COSTS] = _key(  # type: ignore[valid-type]
+
+    # What a path may cost.
+    cost: CostName = _key(
         "macs", "what is reported and limited: latency by a table, macs or params"
     )
     latency_table: str | None = _key(None, "latency table file for the supernet's space")
@@ -373,30 +469,27 @@ class OneShotSearchConfig(ComputeConfig):
         None, "most milliseconds of a path; no limit where omitted", gt=0
     )
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+
+    # How a path is evaluated.
     calibration_images: int = _key(
         2000, "training images from which a path's normalisation statistics are taken", ge=2
     )
     val_images: int | None = _key(
-        None, "validate on only so many images, a fixed random choice; all where omitted", ge=1
+        None, "validate on this number of images, a fixed random choice; on all where omitted", ge=1
     )
-    batch_size: int = _key(200, "images a step", ge=2)
-    dataset_name: DatasetName | None = _key(None, "data set; the checkpoint's where omitted")
-    data_path: str | None = _key(None, "data set's folder; the checkpoint's where omitted")
-    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
+    batch_size: int = _key(200, "images per step", ge=2)
+
     checkpoint_path: str = _key(".", "folder of the results")
     seed: int = _key(1, "seed of the paths", ge=0)
     resume: bool = _key(False, "continue the search in checkpoint_path")
 
 
-class EvalConfig(ComputeConfig):
+class EvalConfig(CheckpointDataConfig):
     """Keys of ``eval.py``; what is not given comes from the checkpoint."""
 
     checkpoint_path: str = _key("./ckpt_0", "checkpoint, or folder of checkpoints")
     which: Literal["best", "last", "all"] = _key("best", "which checkpoints of a folder")
-    dataset_name: DatasetName | None = _key(None, "data set; the checkpoint's where omitted")
-    data_path: str | None = _key(None, "data set's folder; the checkpoint's where omitted")
-    val_data_path: str | None = _key(None, "validation images, where they lie elsewhere")
-    batch_size: int = _key(64, "images a step", ge=1)
+    batch_size: int = _key(64, "images per step", ge=1)
     output: str | None = _key(
         None, "JSON file of the results; eval.json beside the checkpoints where omitted"
     )
@@ -414,46 +507,53 @@ class ExportConfig(DeviceConfig):
         "path of the model without its ending; its description is written beside it",
         min_length=1,
     )
-    batch_size: int = _key(1, "images of the model's input", ge=1)
+    batch_size: int = _key(1, "images per inference of the model", ge=1)
     mindir_version: Literal[1, 3] = _key(
-        1, "MindIR's format version: 1 for MindSpore Lite 2.0.0, or MindSpore's own"
+        1, "MindIR's format version: 1 for MindSpore Lite 2.0.0, 3 for MindSpore's own"
     )
     no_fold: bool = _key(
         False, "keep batch normalisation instead of folding it into the convolutions"
     )
 
 
-class ProfileConfig(BaseModel):
+class ProfileConfig(ProgramConfig):
     """Keys of ``scripts/profile_latency.py``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: str = _key("imagenet", "shipped search space or space file")
     out: str = _key("tables/latency.json", "latency table to write", pattern=r".*\.json$")
     runtime: Literal["lite", "mindspore"] = _key(
         "lite",
-        "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and evaluation",
+        "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and "
+        "evaluation",
     )
     device: Literal["CPU", "Ascend310", "Ascend"] = _key(
         "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore"
     )
     device_id: int = _key(0, "number of the Ascend device", ge=0)
+
+    # What is measured; these go into the table, which is only valid for them.
     threads: int = _key(1, "threads of the runtime on CPU", ge=1)
-    batch_size: int = _key(1, "images an inference", ge=1)
+    batch_size: int = _key(1, "images per inference", ge=1)
     input_size: int | None = _key(
         None, "side of the square images, pixels; the space's own where omitted", ge=1
     )
     num_classes: int = _key(1000, "outputs of the classifier", ge=1)
+
     max_rounds: int = _key(
         400, "rounds after which medians that are not stable are taken as they are", ge=1
     )
+
+    # The table against networks that it was not made from.
     verify: int = _key(
-        0, "measure so many random networks, and the shipped ones, against the table", ge=0
+        0,
+        "measure this number of random networks, and the shipped ones, and compare them with the "
+        "table",
+        ge=0,
     )
     verify_draw: Literal["range", "uniform"] = _key(
         "range",
-        "the random networks: one in each equal part of the range of multiply-adds, or uniform in their "
-        "decisions, which lie closer together",
+        "the random networks: one in each equal part of the range of multiply-adds, or uniform in "
+        "their decisions, which lie closer together",
     )
     verify_arch: str | None = _key(
         None, "architecture files to measure too, with commas between them"

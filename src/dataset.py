@@ -2,8 +2,8 @@
 
 Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch
 repeats that epoch's beginning and none of the epochs before, and gives the same images in the same
-augmentation. An image that cannot be decoded is named once; in training the next image takes its
-place, so that all ranks keep step, and in evaluation it is left out of every count.
+augmentation. An image that cannot be decoded is logged once. In training the next image replaces
+it, so that all ranks take the same number of steps; in evaluation it is left out of every count.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import mindspore.dataset as ds
 import numpy as np
@@ -22,14 +23,18 @@ from mindspore.dataset.vision import Inter
 
 from src.data.decoding import ImageError
 from src.data.preprocessing import Augmentation, Preprocessing
-from src.data.sources import ImageFolder, PixelArray
+from src.data.sources import Source
 from src.errors import Fault, UserError
 
 log = logging.getLogger(__name__)
 
+Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # an image (H, W, 3) of uint8, its label ()
+Batch: TypeAlias = tuple[np.ndarray, np.ndarray]  # images (N, 3, H, W) of float32, labels (N,)
+Transforms: TypeAlias = list[Callable]  # operations of mindspore.dataset.vision
 
-def evaluation_transforms(preprocessing: Preprocessing) -> list:
-    """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, without randomness."""
+
+def evaluation_transforms(preprocessing: Preprocessing) -> Transforms:
+    """Operations from pixels (H, W, 3) to a normalised float32 array (3, height, width)."""
     return [
         vision.Resize(preprocessing.resize, Inter.BILINEAR),
         vision.CenterCrop((preprocessing.height, preprocessing.width)),
@@ -37,8 +42,8 @@ def evaluation_transforms(preprocessing: Preprocessing) -> list:
     ]
 
 
-def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation) -> list:
-    """Operations from pixels (H, W, 3) to a normalised (3, height, width) float32 array, with augmentation."""
+def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation) -> Transforms:
+    """As ``evaluation_transforms``, with random augmentation."""
     size = (preprocessing.height, preprocessing.width)
     if augmentation.crop_scale is not None:
         transforms = [
@@ -61,10 +66,15 @@ def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation
 
 
 def cut_out(images: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """Images (N, C, H, W) with a square of each zeroed, or what of it lies within the image.
+    """Images (N, C, H, W) with a square of each zeroed, or the part of it within the image.
 
-    Its centre is uniform within the image, as in DeVries and Taylor, arXiv 1708.04552. MindSpore's
-    CutOut draws it from half a side around the image as well, and zeroes half as much.
+    The centre is uniform within the image, as in DeVries and Taylor, arXiv 1708.04552. MindSpore's
+    CutOut also draws centres up to half a side outside of the image, and so zeroes half as much.
+
+    Args:
+        images: float32.
+        side: of the square, in pixels.
+        random: draws the centres.
     """
 
     def covered(size: int) -> np.ndarray:
@@ -75,24 +85,35 @@ def cut_out(images: np.ndarray, side: int, random: np.random.Generator) -> np.nd
     return np.where((rows[:, :, None] & columns[:, None, :])[:, None], np.float32(0), images)
 
 
-def _normalise(preprocessing: Preprocessing) -> list:
+def _normalise(preprocessing: Preprocessing) -> Transforms:
     return [vision.Normalize(preprocessing.mean, preprocessing.std), vision.HWC2CHW()]
 
 
 class _Rows:
-    """Reads rows (image, label); remembers what cannot be decoded."""
+    """Reads rows (image, label); remembers what cannot be decoded.
+
+    Args:
+        source: the images.
+        pool: indices of those that are used.
+        training: whether another image of the pool replaces one that cannot be decoded.
+    """
 
     LEFT_OUT = -1  # label of a row that evaluation does not count
     MOST_REPLACED = 100  # images in a row; more mean a lost disk rather than damaged files
 
-    def __init__(self, source: ImageFolder | PixelArray, pool: np.ndarray, training: bool) -> None:
+    def __init__(self, source: Source, pool: np.ndarray, training: bool) -> None:
+        # Sorted, so that the image after one that cannot be decoded is found by bisection.
         self._source, self._pool, self._training = source, np.sort(pool), training
         self._lock = threading.Lock()
         self.bad_images: dict[int, str] = {}
         self.failure: Fault | None = None
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The row of ``index`` or, in training, of the first image after it that can be decoded."""
+    def read(self, index: int) -> Row:
+        """The row of ``index`` or, in training, of the first image after it that can be decoded.
+
+        Raises:
+            Fault: too many images in a row cannot be decoded.
+        """
         for other in self._candidates(index):
             try:
                 # An array, not a scalar: MindSpore cannot take NumPy 2's scalars.
@@ -102,8 +123,8 @@ class _Rows:
         if not self._training:
             return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
         self.failure = Fault(
-            f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row cannot "
-            f"be used, the last one {self._source.name(other)}: {self.bad_images[other]}"
+            f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row "
+            f"cannot be used, the last one {self._source.name(other)}: {self.bad_images[other]}"
         )
         raise self.failure
 
@@ -125,18 +146,17 @@ class _Rows:
                     "another image takes its place" if self._training else "not evaluated",
                 )
 
-    def in_order(
-        self, indices: np.ndarray, threads: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def in_order(self, indices: np.ndarray, threads: int) -> Iterator[Row]:
         """Rows in the order of ``indices``, decoded ahead by threads.
 
-        MindSpore's own threads for Python sources halve the speed; these leave Python's lock to
-        decode.
+        MindSpore's own threads for Python sources halve the speed; ``decode_image`` releases
+        Python's lock, so that these run side by side.
         """
         with ThreadPoolExecutor(threads) as pool:
-            ahead: deque = deque()
+            ahead: deque[Future[Row]] = deque()
             for index in indices.tolist():
                 ahead.append(pool.submit(self.read, index))
+                # Enough that no thread waits, and few enough for the memory of large images.
                 if len(ahead) > 8 * threads:
                     yield ahead.popleft().result()
             while ahead:
@@ -147,15 +167,25 @@ class Loader:
     """Batches of one split, for one rank.
 
     Args:
-        augmentation: for training, which also shuffles and leaves out the last partial batch; None
-            for evaluation, which visits every image exactly once, in order.
-        batch_size: images a batch on this rank.
+        source: the images of the split.
+        preprocessing: size and normalisation.
+        batch_size: images per batch on this rank.
+        training: whether to shuffle and to leave out the last partial batch; evaluation visits
+            every image exactly once, in order.
+        augmentation: for training; None for none.
+        seed: of order and augmentation.
+        rank: number of this rank.
+        device_num: number of ranks.
+        num_parallel_workers: threads that decode, and threads that augment.
         max_images: use only so many images, a fixed random choice; None for all.
+
+    Raises:
+        UserError: there are fewer images than a training batch needs.
     """
 
     def __init__(
         self,
-        source: ImageFolder | PixelArray,
+        source: Source,
         preprocessing: Preprocessing,
         *,
         batch_size: int,
@@ -168,14 +198,12 @@ class Loader:
         max_images: int | None = None,
     ) -> None:
         self.source, self.batch_size = source, batch_size
-        self._preprocessing, self._augmentation, self._training = (
-            preprocessing,
-            augmentation,
-            training,
-        )
+        self._preprocessing, self._augmentation = preprocessing, augmentation
+        self._training = training
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
         self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
+        # Seed 0 whatever ``seed`` is: runs of other seeds are then compared on the same images.
         self._pool = (
             np.random.default_rng(0).permutation(len(source))[:max_images]
             if max_images
@@ -189,7 +217,7 @@ class Loader:
             )
 
     def __len__(self) -> int:
-        """Images of an epoch over all ranks."""
+        """Images per epoch, of all ranks."""
         return len(self._pool)
 
     @property
@@ -199,29 +227,25 @@ class Loader:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of a training epoch on each rank."""
+        """Batches per training epoch, on each rank."""
         return len(self) // (self.batch_size * self._device_num)
 
     def _indices(self, epoch: int) -> np.ndarray:
-        """Indices of this rank's images in order; rank r takes every device_num-th from the r-th on."""
+        """Indices of this rank's images in order.
+
+        Rank r takes every ``device_num``-th image from the r-th on, so that a step of all ranks
+        sees the same images as a step of one rank with as many times the batch.
+        """
         if not self._training:
             return self._pool[self._rank :: self._device_num]
         order = np.random.default_rng((self._seed, epoch)).permutation(self._pool)
         used = self.batches_per_epoch * self.batch_size * self._device_num
         return order[:used][self._rank :: self._device_num]
 
-    def epoch(
-        self, epoch: int = 0, skip_batches: int = 0
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield images (N, 3, H, W) of float32 and labels (N,) of int32; the last evaluation batch may be short.
-
-        Args:
-            skip_batches: leave out the first batches, which are still computed so that the random
-                state of those that follow is the same.
-        """
-        indices = self._indices(epoch)
-        if not len(indices):
-            return
+    def _pipeline(self, indices: np.ndarray, epoch: int) -> Iterator[Batch]:
+        """Batches of the images of ``indices``, before cutout, through MindSpore's pipeline."""
+        # Primes, so that no two of the usual seeds, epochs and ranks share a value; the sum is
+        # taken into the range of MindSpore's seeds.
         ds.config.set_seed((self._seed * 1_000_003 + epoch * 8191 + self._rank) % 2**31)
         transforms = (
             evaluation_transforms(self._preprocessing)
@@ -233,15 +257,36 @@ class Loader:
         )
         rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
         rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
-        batches = rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+        # Without copies the arrays share the pipeline's memory.
+        return rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+
+    def epoch(self, epoch: int = 0, skip_batches: int = 0) -> Iterator[Batch]:
+        """Yield images (N, 3, H, W) of float32 and labels (N,) of int32.
+
+        The last batch of an evaluation may be short. Whoever keeps a batch copies it, since the
+        arrays share the pipeline's memory.
+
+        Args:
+            epoch: number of the epoch, which decides order and augmentation.
+            skip_batches: leave out the first batches, which are still computed so that the random
+                state of those that follow is the same.
+
+        Raises:
+            Fault: too many images in a row cannot be decoded.
+        """
+        indices = self._indices(epoch)
+        if not len(indices):
+            return
+        cutout = self._augmentation.cutout if self._augmentation else 0
         try:
-            for number, (images, labels) in enumerate(batches):
-                if number >= skip_batches:
-                    if self._augmentation is not None and self._augmentation.cutout:
-                        random = np.random.default_rng((self._seed, epoch, self._rank, number))
-                        images = cut_out(images, self._augmentation.cutout, random)
-                    whole = labels != _Rows.LEFT_OUT
-                    yield (images, labels) if whole.all() else (images[whole], labels[whole])
+            for number, (images, labels) in enumerate(self._pipeline(indices, epoch)):
+                if number < skip_batches:
+                    continue
+                if cutout:
+                    random = np.random.default_rng((self._seed, epoch, self._rank, number))
+                    images = cut_out(images, cutout, random)
+                whole = labels != _Rows.LEFT_OUT
+                yield (images, labels) if whole.all() else (images[whole], labels[whole])
         except RuntimeError:
             # MindSpore wraps what its Python sources raise into pages of text.
             if self._rows.failure:

@@ -1,39 +1,48 @@
-"""Pictures of runs, searches and networks."""
+"""Pictures of runs, searches and networks, by Matplotlib without a display."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from src.arch.blocks import Block
 from src.arch.cost_table import CostTable
-from src.arch.space import SKIP, SearchSpace
+from src.arch.space import SKIP, SearchSpace, layer_index
+from src.files import whole
 
+# One colour per kernel size in all pictures; choices of one size differ in opacity.
 KERNEL_COLORS = {3: "#4c9be8", 5: "#f2a541", 7: "#d1495b"}
+XCEPTION_COLOR = "#5b9a68"
 SKIP_COLOR = "#e8e8e8"
+LINE_COLOR = "#999999"
+EDGE_COLOR = "#444444"
+
+RGBA: TypeAlias = tuple[float, float, float, float]
+Line: TypeAlias = Mapping[str, Any]  # of a JSON-lines file of a run
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture, in the format of its suffix, whole or not at all."""
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=120, format=path.suffix[1:])
-    scratch.replace(path)
+    """Write a picture in one step, in the format of its suffix."""
+    with whole(path) as scratch:
+        figure.savefig(scratch, dpi=120, format=path.suffix[1:])
 
 
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+def draw_curves(lines: Iterable[Line], path: Path) -> None:
     """Draw training and validation loss, and both accuracies, over epochs."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for kind, label in (("train", "training"), ("val", "validation")):
         chosen = [line for line in lines if line["kind"] == kind]
         epochs = [line["progress"] for line in chosen]
-        style = {"marker": "o", "markersize": 3} if kind == "val" else {"linewidth": 1}
+        style: dict[str, Any] = {"linewidth": 1}
+        if kind == "val":
+            style = {"marker": "o", "markersize": 3}
         left.plot(epochs, [line["loss"] for line in chosen], label=label, **style)
         right.plot(epochs, [line["top1"] for line in chosen], label=label, **style)
     left.set(xlabel="epoch", ylabel="loss")
@@ -44,8 +53,8 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def draw_comparison(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: Path) -> None:
-    """Draw validation top-1 and loss of runs over epochs, a colour for each group of runs."""
+def draw_comparison(groups: Mapping[str, Sequence[Sequence[Line]]], path: Path) -> None:
+    """Draw validation top-1 and loss of runs over epochs, one colour per group of runs."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (group, runs) in enumerate(groups.items()):
@@ -68,37 +77,26 @@ def draw_comparison(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]], pa
 
 
 def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, path: Path) -> None:
-    """Draw a network: layers from left to right, colour by kernel size, height by expansion, gaps where skipped."""
+    """Draw a network: its layers from left to right, with gaps where one is skipped.
+
+    Colour shows the kernel size of a layer, height its expansion ratio.
+    """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    axis, rest, tallest = figure.subplots(), iter(decisions), 1.0
-    for index, layer in enumerate(space.layers):
-        block = layer
-        if not isinstance(layer, Block):
-            choice = next(rest)
-            block = None if choice == SKIP else layer.block(choice)
+    axis, tallest = figure.subplots(), 1.0
+    for index, (layer, block) in enumerate(zip(space.layers, space.blocks(decisions), strict=True)):
         if layer.stride == 2:
-            axis.axvline(index - 0.5, color="#999999", linewidth=0.8, linestyle=":")
+            axis.axvline(index - 0.5, color=LINE_COLOR, linewidth=0.8, linestyle=":")
         if block is None:
-            axis.plot([index - 0.4, index + 0.4], [0, 0], color="#999999", linewidth=2)
+            axis.plot([index - 0.4, index + 0.4], [0, 0], color=LINE_COLOR, linewidth=2)
             continue
-        tallest = max(tallest, block.expansion)
+        ratio = block.mid_channels / block.in_channels
+        tallest = max(tallest, ratio)
+        color = KERNEL_COLORS[block.kernel_size]
         axis.add_patch(
-            Rectangle(
-                (index - 0.4, 0),
-                0.8,
-                block.expansion,
-                facecolor=KERNEL_COLORS[block.kernel_size],
-                edgecolor="#444444",
-            )
+            Rectangle((index - 0.4, 0), 0.8, ratio, facecolor=color, edgecolor=EDGE_COLOR)
         )
-        axis.text(
-            index,
-            block.expansion + 0.1,
-            str(block.out_channels),
-            ha="center",
-            va="bottom",
-            fontsize=7,
-        )
+        channels = str(block.out_channels)
+        axis.text(index, ratio + 0.1, channels, ha="center", va="bottom", fontsize=7)
     axis.set(
         xlim=(-0.7, len(space.layers) - 0.3),
         ylim=(-0.2, tallest + 1),
@@ -109,7 +107,7 @@ def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, pat
     axis.set_xticks(range(len(space.layers)))
     axis.legend(
         handles=[
-            Patch(facecolor=color, edgecolor="#444444", label=f"{size}x{size}")
+            Patch(facecolor=color, edgecolor=EDGE_COLOR, label=f"{size}x{size}")
             for size, color in KERNEL_COLORS.items()
         ],
         loc="upper left",
@@ -121,7 +119,7 @@ def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, pat
 
 
 def draw_search(
-    history: list[dict[str, Any]],
+    history: Sequence[Line],
     space: SearchSpace,
     table: CostTable,
     target: float | None,
@@ -129,67 +127,67 @@ def draw_search(
 ) -> None:
     """Draw cross-entropy, cost against the target, and when each decision changed, over steps."""
     figure = Figure(figsize=(10, 9), layout="constrained")
-    loss, cost, flips = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
+    loss, cost, changes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
     steps = np.arange(1, len(history) + 1)
     loss.plot(steps, [line["cross_entropy"] for line in history], linewidth=0.8)
     loss.set(ylabel="cross-entropy")
     cost.plot(steps, [line["cost"] for line in history], linewidth=1)
     if target is not None:
-        cost.axhline(
-            target, color="#d1495b", linestyle="--", linewidth=1, label=f"target {target:g}"
-        )
+        label = f"target {target:g}"
+        cost.axhline(target, color=KERNEL_COLORS[7], linestyle="--", linewidth=1, label=label)
         cost.legend(frameon=False)
     cost.set(ylabel=table.unit)
-    names = sorted(
-        {name for layer in space.searched.values() for name in layer.names if name != SKIP}
-    ) + [SKIP]
+    for axis in (loss, cost):
+        axis.grid(alpha=0.3)
+    _draw_changes(figure, changes, history, space)
+    save(figure, path)
+
+
+def _draw_changes(figure: Figure, axis: Axes, history: Sequence[Line], space: SearchSpace) -> None:
+    """Draw the choice of each searched layer over steps: one row per layer, one colour each."""
+    choices = _choices(layer.names for layer in space.searched.values())
+    names = [*choices, SKIP]
     rows = np.array([[names.index(choice) for choice in line["decisions"]] for line in history]).T
-    shades = [
-        (*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names))
-        for name in names[:-1]
-    ]
-    picture = flips.imshow(
+    picture = axis.imshow(
         rows,
         aspect="auto",
         interpolation="nearest",
         extent=(0.5, len(history) + 0.5, len(rows), 0),
-        cmap=ListedColormap([*shades, SKIP_COLOR]),
+        cmap=ListedColormap([*(_color(name, choices) for name in choices), to_rgba(SKIP_COLOR)]),
         norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)),
     )
-    flips.set(xlabel="step", ylabel="searched layer")
-    flips.set_yticks(
+    axis.set(xlabel="step", ylabel="searched layer")
+    axis.set_yticks(
         np.arange(len(rows)) + 0.5,
-        [name.replace("layer", "") for name in space.searched],
+        [str(layer_index(name)) for name in space.searched],
         fontsize=7,
     )
-    bar = figure.colorbar(picture, ax=flips, ticks=range(len(names)), location="bottom", shrink=0.6)
+    ticks = range(len(names))
+    bar = figure.colorbar(picture, ax=axis, ticks=ticks, location="bottom", shrink=0.6)
     bar.ax.set_xticklabels(names)
-    for axis in (loss, cost):
-        axis.grid(alpha=0.3)
-    save(figure, path)
 
 
-def draw_path_search(history: list[dict[str, Any]], strategy: str, unit: str, path: Path) -> None:
-    """Draw the top-1 of paths: as a histogram, or over the generations of an evolution, and over their cost."""
+def draw_path_search(history: Sequence[Line], strategy: str, unit: str, path: Path) -> None:
+    """Draw the top-1 of the paths of a one-shot search, and over their cost.
+
+    Args:
+        history: the evaluated paths.
+        strategy: "random" gives a histogram of top-1, any other top-1 over the generations.
+        unit: of the cost.
+        path: the picture to write.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     scores = [line["top1"] for line in history]
+    best: dict[str, Any] = {"color": KERNEL_COLORS[7], "label": f"best {max(scores):.2f} %"}
     if strategy == "random":
-        left.hist(scores, bins=min(40, max(5, len(scores) // 5)), color="#4c9be8")
-        left.axvline(
-            max(scores), color="#d1495b", linestyle="--", label=f"best {max(scores):.2f} %"
-        )
+        left.hist(scores, bins=min(40, max(5, len(scores) // 5)), color=KERNEL_COLORS[3])
+        left.axvline(max(scores), linestyle="--", **best)
         left.set(xlabel="top-1 (%)", ylabel="paths")
     else:
         generations = [line["generation"] for line in history]
         left.scatter(generations, scores, s=8, alpha=0.5)
-        left.step(
-            generations,
-            np.maximum.accumulate(scores),
-            where="post",
-            color="#d1495b",
-            label=f"best {max(scores):.2f} %",
-        )
+        left.step(generations, np.maximum.accumulate(scores), where="post", **best)
         left.set(xlabel="generation", ylabel="top-1 (%)")
         left.xaxis.get_major_locator().set_params(integer=True)
     right.scatter([line["cost"] for line in history], scores, s=8, alpha=0.5)
@@ -200,17 +198,21 @@ def draw_path_search(history: list[dict[str, Any]], strategy: str, unit: str, pa
     save(figure, path)
 
 
-def _rgb(color: str) -> tuple[float, ...]:
-    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def _choices(names: Iterable[Iterable[str]]) -> list[str]:
+    """All choices of the layers of a space in alphabetical order, without SKIP."""
+    return sorted({name for choices in names for name in choices} - {SKIP})
 
 
-def _rank(name: str, names: Sequence[str]) -> float:
-    """Place of a choice among those of its kernel size, from 0 to 1."""
-    same = [other for other in names if other[:2] == name[:2]]
-    return same.index(name) / max(len(same) - 1, 1)
+def _color(name: str, choices: Sequence[str]) -> RGBA:
+    """Colour of a choice such as K5E6: that of its kernel size, stronger for larger expansions."""
+    if name == "X":
+        return to_rgba(XCEPTION_COLOR)
+    same = [other for other in choices if other[:2] == name[:2]]
+    rank = same.index(name) / max(len(same) - 1, 1)
+    return to_rgba(KERNEL_COLORS[int(name[1])], 0.35 + 0.65 * rank)
 
 
-def draw_pareto(rows: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
+def draw_pareto(rows: Sequence[Line], unit: str, path: Path) -> None:
     """Draw validation top-1 over cost for the networks of a sweep."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -229,27 +231,28 @@ def draw_pareto(rows: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
 
 
 def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: Path) -> None:
-    """Draw predicted over measured milliseconds of networks by name; shaded is 5 % to either side."""
+    """Draw predicted over measured milliseconds; shaded is 5 % to either side of equality.
+
+    Args:
+        networks: predicted and measured milliseconds by name; names of random networks start with
+            "random".
+        title: of the picture.
+        path: the picture to write.
+    """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axis = figure.subplots()
-    ends = np.array(
-        [0.9 * min(map(min, networks.values())), 1.1 * max(map(max, networks.values()))]
-    )
-    axis.fill_between(ends, 0.95 * ends, 1.05 * ends, color="#e8e8e8", linewidth=0)
-    axis.plot(ends, ends, color="#999999", linewidth=0.8)
+    values = [value for pair in networks.values() for value in pair]
+    ends = np.array([0.9 * min(values), 1.1 * max(values)])
+    axis.fill_between(ends, 0.95 * ends, 1.05 * ends, color=SKIP_COLOR, linewidth=0)
+    axis.plot(ends, ends, color=LINE_COLOR, linewidth=0.8)
     for label, color, random in (
         ("random", KERNEL_COLORS[3], True),
         ("shipped", KERNEL_COLORS[7], False),
     ):
         chosen = [pair for name, pair in networks.items() if name.startswith("random") is random]
-        axis.scatter(
-            [measured for _, measured in chosen],
-            [predicted for predicted, _ in chosen],
-            s=18,
-            color=color,
-            label=label,
-            zorder=2,
-        )
+        measured = [measured for _, measured in chosen]
+        predicted = [predicted for predicted, _ in chosen]
+        axis.scatter(measured, predicted, s=18, color=color, label=label, zorder=2)
     axis.set(
         xlabel="measured (ms)",
         ylabel="predicted by the table (ms)",
@@ -263,31 +266,26 @@ def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: 
 
 
 def draw_tables(tables: Sequence[CostTable], path: Path) -> None:
-    """Draw the entries of tables of one space: a row a table, a group of bars a layer, a bar a choice."""
+    """Draw the entries of tables of one space.
+
+    One row of the picture per table, one group of bars per layer, one bar per choice.
+    """
     figure = Figure(figsize=(12, 2.6 * len(tables)), layout="constrained")
-    for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables):
-        names = sorted(
-            {name for entries in table.layers.values() for name in entries if name != SKIP}
-        )
-        width, places = 0.8 / len(names), np.arange(len(table.layers))
-        for index, name in enumerate(names):
+    axes = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
+    for axis, table in zip(axes, tables, strict=True):
+        choices = _choices(table.layers.values())
+        width, places = 0.8 / len(choices), np.arange(len(table.layers))
+        for index, name in enumerate(choices):
             costs = [entries.get(name, 0.0) for entries in table.layers.values()]
-            color = (*_rgb(KERNEL_COLORS[int(name[1])]), 0.35 + 0.65 * _rank(name, names))
-            axis.bar(
-                places + (index - (len(names) - 1) / 2) * width,
-                costs,
-                width,
-                label=name,
-                color=color,
-            )
+            offset = (index - (len(choices) - 1) / 2) * width
+            axis.bar(places + offset, costs, width, label=name, color=_color(name, choices))
         axis.set(
             ylabel=table.unit,
-            title=f"{table.name}: {table.device}, {table.runtime}; constant {table.constant:.3g} ms",
+            title=f"{table.name}: {table.device}, {table.runtime}; "
+            f"constant {table.constant:.3g} ms",
         )
-        axis.set_xticks(
-            range(len(table.layers)), [name.replace("layer", "") for name in table.layers]
-        )
+        axis.set_xticks(places, [str(layer_index(name)) for name in table.layers])
         axis.grid(alpha=0.3, axis="y")
-        axis.legend(frameon=False, ncol=len(names), fontsize=8)
-    axis.set(xlabel="searched layer")
+        axis.legend(frameon=False, ncol=len(choices), fontsize=8)
+    axes[-1].set(xlabel="searched layer")
     save(figure, path)

@@ -1,4 +1,7 @@
-"""Errors that users see: one clear line, and the exit code that says whose mistake it was."""
+"""Errors that users see: one clear line, and the exit code that says whose mistake it was.
+
+Imports no framework.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ class Fault(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the closest known word, or nothing."""
+    """End of a message: the known word closest to an unknown one, or nothing.
+
+    For example ", did you mean 'blocks'?".
+    """
+    # 0.5, below difflib's 0.6, as flags and keys are short.
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""

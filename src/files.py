@@ -5,16 +5,16 @@ Validation is pydantic's, for files as for flags (``src.cli``). Imports no frame
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from src.errors import Fault, UserError, nearest
 
@@ -70,10 +70,13 @@ def cut_jsonl(path: Path, progress: tuple[int, int] | None) -> None:
     """Keep the lines up to ``progress``, as later steps are taken again.
 
     Args:
+        path: a JSON-lines file whose lines have ``epoch`` and ``step``.
         progress: epoch and step of the last line to keep; None keeps none.
     """
-    lines = [] if progress is None else read_jsonl(path)
-    write_jsonl(path, [line for line in lines if (line["epoch"], line["step"]) <= progress])
+    kept = []
+    if progress is not None:
+        kept = [line for line in read_jsonl(path) if (line["epoch"], line["step"]) <= progress]
+    write_jsonl(path, kept)
 
 
 def make_folder(path: Path) -> Path:
@@ -124,27 +127,63 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 # Validation.
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument")
 
-def first_problem(error: ValidationError, known: Collection[str] = ()) -> str:
-    """What pydantic found first, in one line.
+
+def _place(problem: ErrorDetails, data: Any) -> str:
+    """Keys that lead to a problem, with dots between them.
+
+    Pydantic also names the member of a union that it tried; that is no key of ``data`` and left
+    out, unless ``data`` is None.
+    """
+    if data is None:
+        return ".".join(map(str, problem["loc"]))
+    keys = []
+    for part in problem["loc"]:
+        if isinstance(data, Mapping):
+            found = part in data
+        else:
+            found = isinstance(data, (list, tuple)) and part in range(len(data))
+        if found:
+            data = data[part]
+            keys.append(part)
+    if problem["type"] in _MISSING:
+        keys.append(problem["loc"][-1])
+    return ".".join(map(str, keys))
+
+
+def first_problem(error: ValidationError, known: Collection[str] = (), data: Any = None) -> str:
+    """The problem that pydantic found first, in one line.
 
     Args:
-        known: the keys that there are, among which the nearest to an unknown one is named.
+        error: what pydantic raised.
+        known: the keys that there are, of which the one nearest to an unknown key is named.
+        data: what pydantic was given, if its keys may hold unions.
     """
-    problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key '{key}'{nearest(str(problem['loc'][-1]), known)}"
-    if problem["type"] in ("missing", "missing_argument"):
-        return f"key '{key}' is missing"
-    message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
-    what = f"{key} is {problem['input']!r}" if key else repr(problem["input"])
-    return f"{what}: {message}"
+    problems = error.errors()
+    # A misspelt key is also a missing one; its name says more.
+    problem = next((each for each in problems if each["type"] in _UNKNOWN), problems[0])
+    place = _place(problem, data)
+    if problem["type"] in _UNKNOWN:
+        return f"unknown key '{place}'{nearest(str(problem['loc'][-1]), known)}"
+    if problem["type"] in _MISSING:
+        return f"key '{place}' is missing"
+    reason = problem.get("ctx", {}).get("error")
+    if isinstance(reason, UserError):  # says itself which value is wrong
+        return f"{place}: {reason}" if place else str(reason)
+    message = str(reason) if reason else problem["msg"]
+    value = f"{place} is {problem['input']!r}" if place else repr(problem["input"])
+    return f"{value}: {message[0].lower()}{message[1:]}"
 
 
-@functools.cache
+_adapters: dict[Any, TypeAdapter[Any]] = {}  # making one takes longer than using it
+
+
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def check_header(data: Any, form: str, version: int, origin: str, error: type[UserError]) -> Any:
@@ -156,29 +195,60 @@ def check_header(data: Any, form: str, version: int, origin: str, error: type[Us
     return {key: value for key, value in data.items() if key not in ("format", "version")}
 
 
-def parse_record(kind: type[T], data: Any, origin: str, error: type[UserError] = UserError) -> T:
+def parse_record(
+    kind: type[T],
+    data: Any,
+    origin: str,
+    error: type[UserError] = UserError,
+    optional: Collection[str] | None = None,
+) -> T:
     """A value from what a JSON file holds, by pydantic's strict rules for JSON.
 
     Args:
-        kind: a pydantic model or a dataclass; ``__pydantic_config__`` of a dataclass says
-            ``extra="forbid"``.
+        kind: a pydantic model or a dataclass, which says ``__pydantic_config__ =
+            ConfigDict(extra="forbid")``; with ``optional`` a dataclass.
+        data: contents of the file.
         origin: names the file in errors.
-        error: its kind. UserErrors that ``kind`` itself raises become that too, with the file.
+        error: kind of the error that is raised.
+        optional: keys that a file may leave out; where omitted, all that have a default.
+
+    Raises:
+        UserError: of the kind ``error``, also for a UserError that ``kind`` itself raises. Where
+            that is a ValueError too, the message names the place in the file.
     """
     try:
         # As text, since strict rules take a list for a tuple only there.
-        return _adapter(kind).validate_json(json.dumps(data), strict=True)
+        value = _adapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as problem:
-        raise error(f"{origin}: {first_problem(problem, field_names(kind))}") from None
+        raise error(f"{origin}: {first_problem(problem, field_names(kind), data)}") from None
     except UserError as problem:
         raise error(f"{origin}: {problem}") from None
+    if optional is not None:
+        for spec in fields(value):
+            if spec.name not in data and spec.name not in optional:
+                raise error(f"{origin}: key '{spec.name}' is missing")
+    return value
 
 
-def field_names(kind: type[Any]) -> list[str]:
-    """Names of the fields of a pydantic model or a dataclass."""
-    if issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return list(getattr(kind, "__dataclass_fields__", ()))
+def dump_record(value: Any, optional: Collection[str] = ()) -> dict[str, Any]:
+    """Inverse of ``parse_record``: what a JSON file holds of a dataclass, fields in their order.
+
+    Args:
+        value: the dataclass.
+        optional: keys that are left out where they have their default.
+    """
+    data = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+    for spec in fields(value):
+        if spec.name in optional and getattr(value, spec.name) == spec.default:
+            del data[spec.name]
+    return data
+
+
+def field_names(kind: Any) -> list[str]:
+    """Keys of a record of ``kind`` and of the records within it, as files name them."""
+    schema = _adapter(kind).json_schema()
+    records = [schema, *schema.get("$defs", {}).values()]
+    return [name for record in records for name in record.get("properties", {})]
 
 
 def different_settings(
@@ -187,6 +257,8 @@ def different_settings(
     """Settings that have changed between a run and its continuation.
 
     Args:
+        before: settings of the run.
+        now: settings of the continuation.
         free: keys whose change alters no result.
 
     Returns:
@@ -194,50 +266,3 @@ def different_settings(
     """
     keys = [key for key in {**before, **now} if key not in free]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
-
-
-# To go: hand-written checks whose callers move to parse_record.
-
-_NONE: Mapping[str, type] = MappingProxyType({})
-
-
-def check_keys(
-    data: Mapping[str, Any],
-    known: Mapping[str, type],
-    origin: str,
-    error: type[UserError],
-    optional: Mapping[str, type] = _NONE,
-) -> None:
-    """Refuse unknown and missing keys and values of the wrong type; keys of ``optional`` may be missing."""
-    for key in data:
-        if key not in known and key not in optional:
-            raise error(f"{origin}: unknown key '{key}'{nearest(str(key), [*known, *optional])}")
-    for key, kind in {**known, **optional}.items():
-        if key not in data:
-            if key in optional:
-                continue
-            raise error(f"{origin}: key '{key}' is missing")
-        value = data[key]
-        fits = isinstance(value, (int, float) if kind is float else kind) and (
-            kind is bool
-        ) == isinstance(value, bool)
-        if not fits:
-            raise error(f"{origin}: '{key}' is {value!r}, should be of type {kind.__name__}")
-
-
-def check_record(
-    data: Any,
-    form: str,
-    version: int,
-    known: Mapping[str, type],
-    origin: str,
-    error: type[UserError],
-    optional: Mapping[str, type] = _NONE,
-) -> dict[str, Any]:
-    """Values of ``known``, and of ``optional`` where they are there, from a record that says its format and version."""
-    if not isinstance(data, Mapping) or data.get("format") != form:
-        raise error(f'{origin}: not of the expected kind (no "format": "{form}")')
-    if data.get("version") != version:
-        raise error(f"{origin}: version {data.get('version')!r}, this program reads {version}")
-    check_keys(data, {"format": str, "version": int, **known}, origin, error, optional)
-    return {key: data[key] for key in (*known, *optional) if key in data}

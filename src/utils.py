@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import traceback
@@ -20,7 +21,8 @@ from src.errors import EXIT_FAULT, Fault, UserError
 
 log = logging.getLogger(__name__)
 
-M_ARENA_MAX = -8  # of glibc's malloc.h
+M_ARENA_MAX = -8  # parameter of mallopt, from glibc's malloc.h
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 # On CPU these releases run the stem and, without the project's operators, all depthwise
 # convolutions in oneDNN's reference kernels: a step takes about six times as long.
@@ -30,8 +32,8 @@ SLOW_CPU_VERSIONS = ("2.9.", "2.10.")
 def _share_heap() -> None:
     """Let all threads share one heap.
 
-    glibc gives many threads heaps of their own. Those of the data pipeline are new in every epoch
-    and leave such heaps half-filled, so that a process grows by some percent in its first epochs.
+    glibc gives threads separate heaps. The threads of the data pipeline are new in every epoch and
+    leave such heaps half-filled, so that a process grows by some percent in its first epochs.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
@@ -45,7 +47,13 @@ def release_memory() -> None:
 
 
 def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
-    """Run a program's ``main`` and exit: errors as one line, their traceback only in a file or on request."""
+    """Run a program's ``main`` and exit with the code that it returns.
+
+    Errors become one line; SPNAS_DEBUG=1 shows the traceback of those that nobody expected.
+
+    Args:
+        main: takes the words of the command line, None for those of this process.
+    """
     _share_heap()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -57,10 +65,11 @@ def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        code = 130
-    except Exception as error:  # pylint: disable=broad-except
+        code = EXIT_INTERRUPTED
+    except Exception as error:  # of any kind: a user sees one line whatever went wrong
         if os.environ.get("SPNAS_DEBUG"):
             traceback.print_exc()
+        # MindSpore's messages are many lines long; the first one that holds text says what it is.
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         print(
             f"{program}: fault: {type(error).__name__}: {first} (SPNAS_DEBUG=1 shows where)",
@@ -72,38 +81,42 @@ def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
 
 
 def setup_device(device_target: str, device_id: int) -> Ranks:
-    """Select the device, in GRAPH mode, and join the other processes if the launcher started several.
+    """Select the device, in GRAPH mode, and join the other processes of the job if there are any.
 
-    Of several processes each gets the device of its number among those of its server.
+    Of several processes on a server each gets the device of its place among them, whatever
+    ``device_id`` is.
+
+    Raises:
+        UserError: the installed MindSpore has no such device.
     """
     import mindspore as ms
     from mindspore import communication
     from mindspore.communication import GlobalComm
 
-    launched = "MS_ROLE" in os.environ
+    launched = "MS_ROLE" in os.environ  # set by msrun
     try:
         ms.set_context(mode=ms.GRAPH_MODE)
         if not GlobalComm.INITED:  # a process that searches several times joins once
             own = {"device_id": device_id} if device_target == "Ascend" and not launched else {}
             ms.set_device(device_target, **own)
     except (ValueError, RuntimeError) as error:
-        if (
-            ms.get_context("device_target") != device_target
-        ):  # otherwise this process computes on it already
+        # Where the targets agree, this process computes on the device already, which is what the
+        # error is about.
+        if ms.get_context("device_target") != device_target:
             raise UserError(
                 f"device_target {device_target}: not available with this installation of MindSpore "
                 f"({str(error).strip().splitlines()[0]}); --device_target CPU runs everywhere"
             ) from None
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
         log.warning(
-            "MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU operators are not "
-            "used",
+            "MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU "
+            "operators are not used",
             ms.__version__,
         )
     if not launched:
         return Ranks()
-    # The scheduler, a process more than there are devices, stays in here to the end of the job, and
-    # exits.
+    # The scheduler, the one process without a device, does not return from this call: it stays in
+    # it until the job ends, and exits.
     communication.init()
     ranks = Ranks(communication.get_rank(), communication.get_group_size())
     if ranks.size > 1:

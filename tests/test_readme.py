@@ -33,7 +33,7 @@ CONFIGS = {
 PARSERS = {
     "scripts/run_spnas.py": run_spnas.parse_arguments,
     "scripts/loss.py": loss.parse_arguments,
-    "scripts/latency_tables.py": latency_tables.create_parser().parse_args,
+    "scripts/latency_tables.py": latency_tables.parse_arguments,
 }
 
 

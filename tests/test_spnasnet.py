@@ -8,6 +8,7 @@ from mindspore import Tensor
 
 from src.arch.architecture import load_architecture
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.restore import build_network, cell_weights
 from src.data.preprocessing import Preprocessing
 from src.kernels import available
 from src.spnasnet import SPNASNet
@@ -23,18 +24,13 @@ def test_folded_network_gives_the_same_logits(tmp_path, name, size):
             parameter.set_data(
                 Tensor((values - parameter.name.endswith("mean")).astype(np.float32))
             )
-    meta = Meta(
-        arch.to_dict(),
-        Preprocessing(size, size, size, (0, 0, 0), (1, 1, 1)).to_dict(),
-        list("0123456789"),
-        {},
-    )
-    write_checkpoint(tmp_path / "net.ckpt", network, meta)
+    meta = Meta(arch, Preprocessing(size, size, size, (0, 0, 0), (1, 1, 1)), tuple("0123456789"))
+    write_checkpoint(tmp_path / "net.ckpt", cell_weights(network), meta)
     checkpoint = read_checkpoint(tmp_path / "net.ckpt")
     images = Tensor(random.standard_normal((2, 3, size, size)).astype(np.float32))
-    expected = checkpoint.network()(images).asnumpy()
+    expected = build_network(checkpoint)(images).asnumpy()
     for kernels in {False, available()}:
-        folded = checkpoint.network(folded=True, kernels=kernels)
+        folded = build_network(checkpoint, folded=True, kernels=kernels)
         got = folded(images).asnumpy()
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
         assert (got.argsort(1) == expected.argsort(1)).all()

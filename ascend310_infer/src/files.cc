@@ -27,7 +27,8 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
   std::vector<std::string> files;
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
-    throw UserError(folder.string() + ": no such folder; expected images or one folder of images a class");
+    throw UserError(folder.string() +
+                    ": no such folder; expected images or one folder of images per class");
   }
   try {
     for (const auto &entry : fs::directory_iterator(folder)) {
@@ -45,23 +46,26 @@ std::vector<std::string> ListFiles(const fs::path &folder) {
       }
     }
   } catch (const fs::filesystem_error &failure) {
-    throw UserError(failure.path1().string() + ": cannot be listed (" + failure.code().message() + ")");
+    throw UserError(failure.path1().string() + ": cannot be listed (" + failure.code().message() +
+                    ")");
   }
   if (files.empty()) {
-    throw UserError(folder.string() + ": holds no files; expected images or one folder of images a class");
+    throw UserError(folder.string() +
+                    ": holds no files; expected images or one folder of images per class");
   }
   std::sort(files.begin(), files.end());
   return files;
 }
 
 std::string ReadFile(const fs::path &path) {
-  // Only regular files: opening a pipe would wait for ever.
+  // Only regular files: opening a pipe would wait for its writer.
   struct stat status;
   if (stat(path.c_str(), &status) != 0) {
     throw std::system_error(errno, std::generic_category());
   }
   if (!S_ISREG(status.st_mode)) {
-    throw std::system_error(std::make_error_code(std::errc::invalid_argument), "not a regular file");
+    throw std::system_error(std::make_error_code(std::errc::invalid_argument),
+                            "not a regular file");
   }
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {
@@ -79,7 +83,7 @@ std::string ReadFile(const fs::path &path) {
   if (got < 0) {
     throw std::system_error(reason, std::generic_category());
   }
-  content.resize(size);  // it may have been cut meanwhile
+  content.resize(size);  // the file may have become shorter meanwhile
   return content;
 }
 

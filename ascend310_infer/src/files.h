@@ -8,8 +8,8 @@
 
 namespace spnas {
 
-// Paths, relative to `folder`, of the files in it and in its subfolders, sorted; hidden ones are left out.
-// Throws UserError where there is no such folder or nothing in it.
+// Paths, relative to `folder`, of the files in it and in its subfolders, sorted; hidden ones are
+// left out. Throws UserError where there is no such folder or nothing in it.
 std::vector<std::string> ListFiles(const std::filesystem::path &folder);
 
 // All bytes of a file; throws std::system_error with the reason.

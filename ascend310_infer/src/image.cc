@@ -40,18 +40,21 @@ cv::Mat DecodeJpeg(const std::string &bytes, int64_t max_pixels) {
   const std::unique_ptr<void, int (*)(tjhandle)> decoder(tjInitDecompress(), tjDestroy);
   const auto *data = reinterpret_cast<const unsigned char *>(bytes.data());
   const auto size = static_cast<unsigned long>(bytes.size());  // NOLINT: the library's type
-  const auto fail = [&decoder] { throw ImageError(std::string("cannot be decoded (") +
-                                                  tjGetErrorStr2(decoder.get()) + ")"); };
+  const auto fail = [&decoder] {
+    throw ImageError(std::string("cannot be decoded (") + tjGetErrorStr2(decoder.get()) + ")");
+  };
   int width = 0, height = 0, subsampling = 0, colorspace = 0;
-  if (tjDecompressHeader3(decoder.get(), data, size, &width, &height, &subsampling, &colorspace) != 0) {
+  if (tjDecompressHeader3(decoder.get(), data, size, &width, &height, &subsampling, &colorspace) !=
+      0) {
     fail();
   }
   CheckSize(width, height, max_pixels);
   const bool cmyk = colorspace == TJCS_CMYK || colorspace == TJCS_YCCK;
   cv::Mat pixels(height, width, cmyk ? CV_8UC4 : CV_8UC3);
   const auto decode = [&](int flags) {
-    return tjDecompress2(decoder.get(), data, size, pixels.data, width, static_cast<int>(pixels.step), height,
-                         cmyk ? TJPF_CMYK : TJPF_RGB, flags | TJFLAG_LIMITSCANS) == 0;
+    return tjDecompress2(decoder.get(), data, size, pixels.data, width,
+                         static_cast<int>(pixels.step), height, cmyk ? TJPF_CMYK : TJPF_RGB,
+                         flags | TJFLAG_LIMITSCANS) == 0;
   };
   // Stray bytes between segments harm nothing, and some ImageNet files have them.
   if (!decode(TJFLAG_STOPONWARNING) &&
@@ -67,7 +70,9 @@ cv::Mat DecodeJpeg(const std::string &bytes, int64_t max_pixels) {
   return rgb;
 }
 
-uint32_t Byte(const std::string &bytes, size_t at) { return static_cast<unsigned char>(bytes.at(at)); }
+uint32_t Byte(const std::string &bytes, size_t at) {
+  return static_cast<unsigned char>(bytes.at(at));
+}
 
 // Width and height that a PNG or BMP claims, before memory is taken for them.
 void CheckClaimedSize(const std::string &bytes, bool png, int64_t max_pixels) {
@@ -75,10 +80,14 @@ void CheckClaimedSize(const std::string &bytes, bool png, int64_t max_pixels) {
     throw ImageError("cut off within its header");
   }
   const auto number = [&](size_t at) {
-    return png ? Byte(bytes, at) << 24 | Byte(bytes, at + 1) << 16 | Byte(bytes, at + 2) << 8 | Byte(bytes, at + 3)
-               : Byte(bytes, at + 3) << 24 | Byte(bytes, at + 2) << 16 | Byte(bytes, at + 1) << 8 | Byte(bytes, at);
+    return png ? Byte(bytes, at) << 24 | Byte(bytes, at + 1) << 16 | Byte(bytes, at + 2) << 8 |
+                     Byte(bytes, at + 3)
+               : Byte(bytes, at + 3) << 24 | Byte(bytes, at + 2) << 16 | Byte(bytes, at + 1) << 8 |
+                     Byte(bytes, at);
   };
-  const auto magnitude = [](uint32_t n) { return std::abs(static_cast<int64_t>(static_cast<int32_t>(n))); };
+  const auto magnitude = [](uint32_t n) {
+    return std::abs(static_cast<int64_t>(static_cast<int32_t>(n)));
+  };
   // A BMP of negative height is stored from top to bottom.
   CheckSize(magnitude(number(png ? 16 : 18)), magnitude(number(png ? 20 : 22)), max_pixels);
 }
@@ -104,7 +113,8 @@ cv::Mat DecodeImage(const std::string &bytes, int64_t max_pixels) {
   cv::Mat image;
   try {
     // The bytes are only read; OpenCV's interface takes no constant ones.
-    const cv::Mat buffer(1, static_cast<int>(bytes.size()), CV_8UC1, const_cast<char *>(bytes.data()));
+    const cv::Mat buffer(1, static_cast<int>(bytes.size()), CV_8UC1,
+                         const_cast<char *>(bytes.data()));
     cv::imdecode(buffer, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION, &image);
   } catch (const cv::Exception &error) {
     throw ImageError("cannot be decoded (" + error.err + ")");

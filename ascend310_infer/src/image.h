@@ -1,4 +1,4 @@
-// Decoding images, so that no file of any content can end the program.
+// Decoding of images; no content of a file can end the program.
 #ifndef SPNAS_IMAGE_H_
 #define SPNAS_IMAGE_H_
 
@@ -14,9 +14,10 @@ struct ImageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Decodes a JPEG, PNG or BMP of any colour space to RGB, (H, W) of three bytes, as src/images.py does: JPEG with
-// libjpeg-turbo itself, because OpenCV takes cut and damaged files for whole ones, the others with OpenCV.
-// Throws ImageError for anything else, cut off, damaged or of more than `max_pixels`.
+// Decodes a JPEG, PNG or BMP of any colour space to RGB, (H, W) of three bytes, as
+// src/data/decoding.py does: JPEG with libjpeg-turbo itself, because OpenCV takes cut and damaged
+// files for whole ones, the others with OpenCV. Throws ImageError for anything else, cut off,
+// damaged or of more than `max_pixels`.
 cv::Mat DecodeImage(const std::string &bytes, int64_t max_pixels);
 
 }  // namespace spnas

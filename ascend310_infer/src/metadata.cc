@@ -17,7 +17,6 @@ namespace {
 constexpr char kFormat[] = "spnas-export";
 constexpr int kVersion = 1;
 constexpr int kMaxSide = 1 << 14;
-constexpr int kMaxBatch = 1 << 16;
 constexpr int64_t kMaxPixels = int64_t{1} << 30;
 
 // Access to the values of a JSON document whose errors name the file and the key.
@@ -40,15 +39,18 @@ class Reader {
   }
 
   int64_t Integer(int64_t least, int64_t most) const {
-    const std::string range = "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
-    Require(value_.is_number_integer() && !(value_.is_number_unsigned() && value_.get<uint64_t>() > INT64_MAX), range);
+    const std::string range =
+        "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+    Require(value_.is_number_integer() &&
+                !(value_.is_number_unsigned() && value_.get<uint64_t>() > INT64_MAX),
+            range);
     const auto number = value_.get<int64_t>();
     Require(number >= least && number <= most, range);
     return number;
   }
 
-  std::array<float, 3> Triple(bool positive) const {
-    std::array<float, 3> numbers{};
+  std::array<float, kColors> Triple(bool positive) const {
+    std::array<float, kColors> numbers{};
     const std::string wanted = positive ? "three positive numbers" : "three numbers";
     Require(value_.is_array() && value_.size() == numbers.size(), wanted);
     for (size_t i = 0; i < numbers.size(); ++i) {
@@ -120,10 +122,11 @@ Metadata ParseMetadata(const std::string &text, const std::string &origin) {
   root["input"]["type"].Expect("float32");
   const std::vector<Reader> shape = root["input"]["shape"].List();
   if (shape.size() != 4) {
-    throw UserError(origin + ": 'input.shape' has " + std::to_string(shape.size()) + " numbers, should have 4");
+    throw UserError(origin + ": 'input.shape' has " + std::to_string(shape.size()) +
+                    " numbers, should have 4");
   }
   metadata.batch_size = static_cast<int>(shape[0].Integer(1, kMaxBatch));
-  shape[1].Integer(3, 3);
+  shape[1].Integer(kColors, kColors);
   shape[2].Integer(values.height, values.height);
   shape[3].Integer(values.width, values.width);
 

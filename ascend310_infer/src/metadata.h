@@ -10,16 +10,20 @@
 
 namespace spnas {
 
-// What happens to an RGB image: bilinear resize of the short side, centre crop, normalisation, channels first.
+constexpr int kColors = 3;          // of an image, and channels of the network's input
+constexpr int kMaxBatch = 1 << 16;  // images per inference
+
+// What happens to an RGB image: bilinear resize of the short side, centre crop, normalisation,
+// channels first.
 struct Preprocessing {
   int height = 0;  // of the crop, pixels
   int width = 0;
-  int resize = 0;  // short side after resizing, pixels
-  std::array<float, 3> mean{};  // per RGB channel, of pixel values 0..255
-  std::array<float, 3> std{};
+  int resize = 0;                     // short side after resizing, pixels
+  std::array<float, kColors> mean{};  // per RGB channel, of pixel values 0..255
+  std::array<float, kColors> std{};
   int64_t max_pixels = 0;  // larger images are refused
 
-  int64_t TensorSize() const { return 3 * static_cast<int64_t>(height) * width; }
+  int64_t TensorSize() const { return kColors * static_cast<int64_t>(height) * width; }
 };
 
 struct Metadata {

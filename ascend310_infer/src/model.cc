@@ -8,12 +8,16 @@
 #include "include/api/context.h"
 #include "include/api/model.h"
 #include "include/api/types.h"
+#include "timing.h"
 
 namespace spnas {
 
 namespace {
 
 constexpr int kNewestMindIr = 1;  // that MindSpore Lite 2.0.0 reads
+
+// The first inferences of a model are slower; as WARM_UP of src/latency/runtimes.py.
+constexpr int kWarmUp = 3;
 
 std::shared_ptr<mindspore::Context> CreateContext(const Device &device) {
   auto context = std::make_shared<mindspore::Context>();
@@ -37,15 +41,16 @@ std::string Numbers(const Shape &shape) {
 }
 
 size_t Elements(const Shape &shape) {
-  return static_cast<size_t>(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>()));
+  return static_cast<size_t>(
+      std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>()));
 }
 
 // The path of a model whose format this runtime reads.
 const std::string &Readable(const std::string &path, const Metadata &metadata) {
   if (metadata.mindir_version > kNewestMindIr) {
     throw UserError(path + ": MindIR of format version " + std::to_string(metadata.mindir_version) +
-                    ", this runtime reads " + std::to_string(kNewestMindIr) + "; export.py --mindir_version " +
-                    std::to_string(kNewestMindIr) + " writes it");
+                    ", this runtime reads " + std::to_string(kNewestMindIr) +
+                    "; export.py --mindir_version " + std::to_string(kNewestMindIr) + " writes it");
   }
   return path;
 }
@@ -57,7 +62,8 @@ Model::Model(const std::string &path, const Device &device, const Shape &input)
   const mindspore::Status built = model_->Build(path, mindspore::kMindIR, CreateContext(device));
   if (!built.IsOk()) {
     throw UserError(device.ascend
-                        ? "device Ascend310 " + std::to_string(device.id) + ": not there, or it cannot load " + path +
+                        ? "device Ascend310 " + std::to_string(device.id) +
+                              ": not there, or it cannot load " + path +
                               "; --device CPU runs everywhere, GLOG_v=2 shows the runtime's reason"
                         : path + ": the runtime cannot load it; GLOG_v=2 shows its reason");
   }
@@ -67,8 +73,9 @@ Model::Model(const std::string &path, const Device &device, const Shape &input)
   }
   const Shape wanted = input.empty() ? inputs[0].Shape() : input;
   if (inputs[0].Shape() != wanted && !model_->Resize(inputs, {wanted}).IsOk()) {
-    throw UserError(path + ": its input is " + Numbers(inputs[0].Shape()) + " and cannot be made " + Numbers(wanted) +
-                    "; export.py --batch_size " + std::to_string(wanted[0]) + " writes such a model");
+    throw UserError(path + ": its input is " + Numbers(inputs[0].Shape()) + " and cannot be made " +
+                    Numbers(wanted) + "; export.py --batch_size " + std::to_string(wanted[0]) +
+                    " writes such a model");
   }
   inputs = model_->GetInputs();
   const std::vector<mindspore::MSTensor> outputs = model_->GetOutputs();
@@ -82,9 +89,10 @@ Model::Model(const std::string &path, const Device &device, const Shape &input)
   output_bytes_ = Elements(output) * sizeof(float);
 }
 
-Model::Model(const std::string &path, const Metadata &metadata, const Device &device, int batch_size)
+Model::Model(const std::string &path, const Metadata &metadata, const Device &device,
+             int batch_size)
     : Model(Readable(path, metadata), device,
-            {batch_size, 3, metadata.preprocessing.height, metadata.preprocessing.width}) {
+            {batch_size, kColors, metadata.preprocessing.height, metadata.preprocessing.width}) {
   const Shape wanted = {batch_size, static_cast<int64_t>(metadata.classes.size())};
   const Shape found = model_->GetOutputs()[0].Shape();
   if (found.size() != wanted.size() || found[1] != wanted[1]) {
@@ -103,7 +111,8 @@ void Model::Predict(const float *input, float *output) {
   }
   std::memcpy(input_memory, input, input_bytes_);
   std::vector<mindspore::MSTensor> outputs = model_->GetOutputs();
-  if (!model_->Predict(inputs, &outputs).IsOk() || outputs.size() != 1 || outputs[0].DataSize() != output_bytes_) {
+  if (!model_->Predict(inputs, &outputs).IsOk() || outputs.size() != 1 ||
+      outputs[0].DataSize() != output_bytes_) {
     throw Fault(path_ + ": inference failed; GLOG_v=2 shows the runtime's reason");
   }
   const std::shared_ptr<const void> answer = outputs[0].Data();
@@ -111,6 +120,20 @@ void Model::Predict(const float *input, float *output) {
     throw Fault(path_ + ": inference gave no result");
   }
   std::memcpy(output, answer.get(), output_bytes_);
+}
+
+double Model::TimedPredict(const float *input, float *output) {
+  const auto start = Clock::now();
+  Predict(input, output);
+  return Milliseconds(start, Clock::now());
+}
+
+std::vector<double> Model::WarmUp(const float *input, float *output) {
+  std::vector<double> milliseconds;
+  for (int i = 0; i < kWarmUp; ++i) {
+    milliseconds.push_back(TimedPredict(input, output));
+  }
+  return milliseconds;
 }
 
 std::string RuntimeVersion() {

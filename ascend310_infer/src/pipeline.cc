@@ -1,33 +1,31 @@
 #include "pipeline.h"
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <thread>
 
+#include "timing.h"
+
 namespace spnas {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Batch = std::vector<Answer>;
 
-constexpr size_t kAhead = 4;  // batches a worker that may wait for delivery
+constexpr size_t kAhead = 4;  // batches per worker that may wait for delivery
 
-double Milliseconds(Clock::time_point start, Clock::time_point end) {
-  return std::chrono::duration<double, std::milli>(end - start).count();
-}
-
-// One worker's way with a batch; its buffers are used again and again.
+// What one worker does with a batch; its buffers are used again and again.
 class BatchWorker {
  public:
   BatchWorker(const PipelineOptions &options, const Prepare &prepare, const Infer &infer)
-      : options_(options), prepare_(prepare), infer_(infer), images_(options.batch_size * options.tensor_size),
+      : options_(options), prepare_(prepare), infer_(infer),
+        images_(options.batch_size * options.tensor_size),
         logits_(options.batch_size * options.classes), starts_(options.batch_size) {}
 
-  // Answers files first..last-1. Places of failed images, and those beyond the last one, are computed in vain.
+  // Answers files first..last-1. The model always computes a whole batch; places of failed images,
+  // and those beyond the last one, hold old values whose results are dropped.
   Batch operator()(size_t first, size_t last) {
     Batch batch(last - first);
     for (size_t i = 0; i < batch.size(); ++i) {
@@ -39,7 +37,8 @@ class BatchWorker {
         batch[i].error = *failure.what() == '\0' ? "unknown error" : failure.what();
       }
     }
-    const auto good = std::find_if(batch.begin(), batch.end(), [](const Answer &a) { return a.error.empty(); });
+    const auto good =
+        std::find_if(batch.begin(), batch.end(), [](const Answer &a) { return a.error.empty(); });
     if (good == batch.end()) {
       return batch;
     }
@@ -66,11 +65,14 @@ class BatchWorker {
   std::vector<Clock::time_point> starts_;
 };
 
-// Batches pass from the workers to the caller, in order, through a ring: a batch's place is free once it is delivered.
+// Batches pass from the workers to the caller, in order, through a ring: a batch's place is free
+// once it is delivered.
 class Run {
  public:
-  Run(size_t count, const PipelineOptions &options, const Prepare &prepare, const std::vector<Infer> &infer)
-      : count_(count), options_(options), batches_((count + options.batch_size - 1) / options.batch_size),
+  Run(size_t count, const PipelineOptions &options, const Prepare &prepare,
+      const std::vector<Infer> &infer)
+      : count_(count), options_(options),
+        batches_((count + options.batch_size - 1) / options.batch_size),
         ring_(kAhead * infer.size()) {
     for (const Infer &function : infer) {
       threads_.emplace_back([this, &prepare, &function] { Work(prepare, function); });
@@ -115,7 +117,9 @@ class Run {
       BatchWorker worker(options_, prepare, infer);
       lock.lock();
       while (true) {
-        changed_.wait(lock, [this] { return stopped_ || taken_ == batches_ || taken_ < delivered_ + ring_.size(); });
+        changed_.wait(lock, [this] {
+          return stopped_ || taken_ == batches_ || taken_ < delivered_ + ring_.size();
+        });
         if (stopped_ || taken_ == batches_) {
           return;
         }
@@ -140,7 +144,8 @@ class Run {
   const size_t count_;
   const PipelineOptions &options_;
   const size_t batches_;
-  std::vector<Batch> ring_;  // under mutex_, as everything below; a place is empty or holds a finished batch
+  // Under mutex_, as everything below. A place is empty or holds a finished batch.
+  std::vector<Batch> ring_;
   size_t taken_ = 0;
   size_t delivered_ = 0;
   bool stopped_ = false;
@@ -152,8 +157,8 @@ class Run {
 
 }  // namespace
 
-void RunPipeline(size_t count, const PipelineOptions &options, const Prepare &prepare, const std::vector<Infer> &infer,
-                 const Deliver &deliver) {
+void RunPipeline(size_t count, const PipelineOptions &options, const Prepare &prepare,
+                 const std::vector<Infer> &infer, const Deliver &deliver) {
   Run(count, options, prepare, infer).DeliverAll(deliver);
 }
 

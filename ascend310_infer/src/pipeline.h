@@ -1,4 +1,5 @@
-// Many images at once: every worker reads, prepares and classifies batches of its own, results come in order.
+// Many images at once: every worker reads, prepares and classifies batches of its own; results come
+// in order.
 #ifndef SPNAS_PIPELINE_H_
 #define SPNAS_PIPELINE_H_
 
@@ -13,13 +14,14 @@ struct Answer {
   size_t index = 0;  // of the file
   std::vector<float> logits;
   std::string error;
-  double latency_ms = 0;    // from the start of reading the file until its batch is answered
-  double inference_ms = 0;  // of its batch; on the first image of a batch that was inferred, otherwise 0
+  double latency_ms = 0;  // from the start of reading the file until its batch is answered
+  // Of its batch; on the first image of a batch that was inferred, otherwise 0.
+  double inference_ms = 0;
 };
 
 struct PipelineOptions {
   size_t batch_size = 1;
-  size_t tensor_size = 0;  // floats an image
+  size_t tensor_size = 0;  // floats per image
   size_t classes = 0;
 };
 
@@ -29,11 +31,12 @@ using Prepare = std::function<void(size_t index, float *tensor)>;
 using Infer = std::function<void(const float *images, float *logits)>;
 using Deliver = std::function<void(const Answer &answer)>;
 
-// Answers files 0..count-1, in order, with as many workers as there are functions in `infer`. `prepare` is called from
-// all of them, each `infer` from one alone, `deliver` from the caller's thread. Memory is bounded, whatever the count.
-// What `infer` and `deliver` throw ends the run and is thrown again.
-void RunPipeline(size_t count, const PipelineOptions &options, const Prepare &prepare, const std::vector<Infer> &infer,
-                 const Deliver &deliver);
+// Answers files 0..count-1, in order, with as many workers as there are functions in `infer`.
+// `prepare` is called from all of them, each `infer` from one only, `deliver` from the caller's
+// thread. Memory is bounded, whatever the count. What `infer` and `deliver` throw ends the run and
+// is thrown again.
+void RunPipeline(size_t count, const PipelineOptions &options, const Prepare &prepare,
+                 const std::vector<Infer> &infer, const Deliver &deliver);
 
 }  // namespace spnas
 

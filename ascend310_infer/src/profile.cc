@@ -1,7 +1,6 @@
 // Measures how long models take, on Ascend 310 or CPU: every sample as a line of JSON.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -18,8 +17,6 @@ namespace spnas {
 
 namespace {
 
-constexpr int kWarmUp = 3;  // inferences of each model before the first round
-
 struct Flags {
   std::vector<std::string> models;
   Device device;
@@ -29,20 +26,18 @@ struct Flags {
 };
 
 void Define(CLI::App *app, Flags *flags) {
-  app->add_option("models", flags->models, "MindIR models with one input and one output of float32")->required();
+  app->add_option("models", flags->models, "MindIR models with one input and one output of float32")
+      ->required();
   DefineDevice(app, &flags->device);
-  app->add_option("--rounds", flags->rounds, "how often each model is measured; without end where omitted")
+  app->add_option("--rounds", flags->rounds,
+                  "how often each model is measured; without end where omitted")
       ->check(CLI::Range(1, 1 << 20));
-  app->add_option("--repeats", flags->repeats, "samples of a model in each round, after one that does not count")
+  app->add_option("--repeats", flags->repeats,
+                  "samples of a model in each round, after one that does not count")
       ->check(CLI::Range(1, 1 << 20));
-  app->add_option("--seed", flags->seed, "of the order of the models, which is another one in every round");
+  app->add_option("--seed", flags->seed,
+                  "of the order of the models, which is another one in every round");
   app->set_version_flag("--version", RuntimeVersion(), "print the version of the runtime");
-}
-
-double Milliseconds(Model *model, const std::vector<float> &input, std::vector<float> *output) {
-  const auto start = std::chrono::steady_clock::now();
-  model->Predict(input.data(), output->data());
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 int Run(const Flags &flags) {
@@ -58,9 +53,7 @@ int Run(const Flags &flags) {
   std::normal_distribution<float> normal;
   std::generate(input.begin(), input.end(), [&] { return normal(random); });
   for (const auto &model : models) {
-    for (int i = 0; i < kWarmUp; ++i) {
-      model->Predict(input.data(), output.data());
-    }
+    model->WarmUp(input.data(), output.data());
   }
   std::vector<size_t> order(models.size());
   std::iota(order.begin(), order.end(), 0);
@@ -69,9 +62,10 @@ int Run(const Flags &flags) {
     std::shuffle(order.begin(), order.end(), random);
     samples.clear();
     for (const size_t index : order) {
-      models[index]->Predict(input.data(), output.data());  // brings its weights back into the caches
+      // One that does not count brings the model's weights back into the caches.
+      models[index]->Predict(input.data(), output.data());
       for (int i = 0; i < flags.repeats; ++i) {
-        samples.push_back(Milliseconds(models[index].get(), input, &output));
+        samples.push_back(models[index]->TimedPredict(input.data(), output.data()));
       }
     }
     for (size_t i = 0; i < samples.size(); ++i) {
@@ -88,8 +82,10 @@ int Run(const Flags &flags) {
 
 int main(int argc, char **argv) {
   spnas::Flags flags;
-  CLI::App app("Measures how long models take, every sample as a line of JSON: model (its place among the flags), "
-               "round, ms.", "profile");
+  CLI::App app(
+      "Measures how long models take, every sample as a line of JSON: model (its place among the "
+      "flags), round, ms.",
+      "profile");
   spnas::Define(&app, &flags);
   return spnas::RunProgram(&app, argc, argv, [&] { return spnas::Run(flags); });
 }

@@ -13,7 +13,8 @@ namespace spnas {
 
 namespace {
 
-// MindSpore Lite repeats errors at length in a log of its own, whose level it reads while it is loaded.
+// MindSpore Lite repeats errors at length in a log of its own, whose level it reads while it is
+// loaded.
 void QuietRuntime(char **argv) {
   if (std::getenv("GLOG_v") == nullptr) {
     setenv("GLOG_v", "4", 1);
@@ -28,9 +29,11 @@ void DefineDevice(CLI::App *app, Device *device) {
   device->ascend = true;
   app->add_option_function<std::string>("--device", choose, "Ascend310 (where omitted) or CPU")
       ->check(CLI::IsMember({"Ascend310", "CPU"}));
-  app->add_option("--device_id", device->id, "number of the Ascend device")->check(CLI::Range(0, 1023));
-  app->add_option("--runtime_threads", device->threads,
-                  "threads of each model on CPU; more than 1 lowers the latency of a single inference")
+  app->add_option("--device_id", device->id, "number of the Ascend device")
+      ->check(CLI::Range(0, 1023));
+  app->add_option(
+         "--runtime_threads", device->threads,
+         "threads of each model on CPU; more than 1 lowers the latency of a single inference")
       ->check(CLI::Range(1, 1024));
 }
 
@@ -42,7 +45,8 @@ int RunProgram(CLI::App *app, int argc, char **argv, const std::function<int()> 
   } catch (const CLI::Success &success) {
     return app->exit(success);
   } catch (const CLI::ParseError &error) {
-    std::cerr << name << ": error: " << error.what() << " (" << name << " --help lists the flags)\n";
+    std::cerr << name << ": error: " << error.what() << " (" << name
+              << " --help lists the flags)\n";
     return kUserMistake;
   }
   try {

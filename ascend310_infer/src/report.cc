@@ -27,13 +27,15 @@ void MakeFolder(const fs::path &folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) {
-    throw UserError(folder.string() + ": cannot be made (" + error.message() + "); run where files can be written");
+    throw UserError(folder.string() + ": cannot be made (" + error.message() +
+                    "); run where files can be written");
   }
 }
 
 std::string Percentiles(const Latency &latency) {
   char text[128];
-  std::snprintf(text, sizeof(text), "p50 %.3f ms, p90 %.3f ms, p99 %.3f ms", latency.p50, latency.p90, latency.p99);
+  std::snprintf(text, sizeof(text), "p50 %.3f ms, p90 %.3f ms, p99 %.3f ms", latency.p50,
+                latency.p90, latency.p99);
   return text;
 }
 
@@ -76,8 +78,10 @@ std::vector<size_t> Largest(const std::vector<float> &values, size_t count) {
   std::vector<size_t> indices(values.size());
   std::iota(indices.begin(), indices.end(), 0);
   const size_t kept = std::min(count, indices.size());
-  std::partial_sort(indices.begin(), indices.begin() + static_cast<std::ptrdiff_t>(kept), indices.end(),
-                    [&](size_t a, size_t b) { return values[a] > values[b] || (values[a] == values[b] && a < b); });
+  std::partial_sort(indices.begin(), indices.begin() + static_cast<std::ptrdiff_t>(kept),
+                    indices.end(), [&](size_t a, size_t b) {
+                      return values[a] > values[b] || (values[a] == values[b] && a < b);
+                    });
   indices.resize(kept);
   return indices;
 }
@@ -112,14 +116,16 @@ void Report::Add(const std::string &file, const Answer &answer) {
                                 answer.logits.size() * sizeof(float)));
     const std::vector<double> probabilities = Probabilities(answer.logits);
     for (const size_t index : Largest(answer.logits, kTop)) {
-      line["top5"].push_back({{"index", index}, {"class", classes_[index]}, {"probability", probabilities[index]}});
+      line["top5"].push_back(
+          {{"index", index}, {"class", classes_[index]}, {"probability", probabilities[index]}});
     }
   }
   lines_ += line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 
 std::string Report::Performance(double seconds, const std::vector<double> &warm_up_ms) const {
-  const Latency inference = Summarise(inference_ms_), answer = Summarise(latency_ms_), warm_up = Summarise(warm_up_ms);
+  const Latency inference = Summarise(inference_ms_), answer = Summarise(latency_ms_),
+                warm_up = Summarise(warm_up_ms);
   char text[1024];
   std::snprintf(text, sizeof(text),
                 "NN inference cost average time: %.4f ms of infer_count %zu\n"
@@ -129,7 +135,8 @@ std::string Report::Performance(double seconds, const std::vector<double> &warm_
                 "throughput: %.1f images/s, %zu images in %.3f s\n",
                 inference.mean, inference.count, Percentiles(inference).c_str(), answer.mean,
                 Percentiles(answer).c_str(), warm_up.mean, warm_up.count,
-                seconds > 0 ? static_cast<double>(answer.count) / seconds : 0.0, answer.count, seconds);
+                seconds > 0 ? static_cast<double>(answer.count) / seconds : 0.0, answer.count,
+                seconds);
   return text;
 }
 

@@ -23,7 +23,7 @@ Latency Summarise(std::vector<double> milliseconds);
 std::vector<size_t> Largest(const std::vector<float> &values, size_t count);
 
 // Writes, below a folder: result_Files/<file>_0.bin, the logits of each image as float32;
-// result_Files/top5.jsonl, one line an image in order, there only when all are answered; and
+// result_Files/top5.jsonl, one line per image in order, there only when all are answered; and
 // time_Result/test_perform_static.txt.
 class Report {
  public:
@@ -32,7 +32,8 @@ class Report {
   Report &operator=(const Report &) = delete;
 
   void Add(const std::string &file, const Answer &answer);
-  // Writes what stands at the end; `seconds` is the time of all images, `warm_up_ms` of inferences that do not count.
+  // Writes what stands at the end; `seconds` is the time of all images, `warm_up_ms` of inferences
+  // that do not count.
   void Finish(double seconds, const std::vector<double> &warm_up_ms);
 
   // The lines of test_perform_static.txt.

@@ -1,5 +1,6 @@
-// Decodes and prepares mutated images, and parses mutated descriptions: to be built with sanitizers, which stop it.
-// Usage: fuzz RUNS SEED IMAGE_OR_JSON...; whatever is not refused must be usable.
+// Decodes and prepares mutated images, and parses mutated descriptions: to be built with
+// sanitizers, which stop it. Usage: fuzz RUNS SEED IMAGE_OR_JSON...; whatever is not refused must
+// be usable.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -21,11 +22,14 @@ constexpr int64_t kMaxPixels = 1 << 20;
 // Flips, overwrites, cuts, doubles and crosses over; small changes most of the time.
 std::string Mutated(std::string bytes, const std::string &other, std::mt19937 *random) {
   const auto below = [random](size_t bound) { return bound == 0 ? 0 : (*random)() % bound; };
-  static constexpr unsigned char kTelling[] = {0, 1, 0x7f, 0x80, 0xff, 0xd8, 0xd9, 0xda, 0xc0, 0xc2, 0xc4, 0xdb, 0xdd,
-                                               '"', '{', '[', '-', '9', 'e'};
-  for (size_t change = 0, changes = 1 + below(1 + below(8)); change < changes && !bytes.empty(); ++change) {
+  static constexpr unsigned char kTelling[] = {0,    1,    0x7f, 0x80, 0xff, 0xd8, 0xd9,
+                                               0xda, 0xc0, 0xc2, 0xc4, 0xdb, 0xdd, '"',
+                                               '{',  '[',  '-',  '9',  'e'};
+  for (size_t change = 0, changes = 1 + below(1 + below(8)); change < changes && !bytes.empty();
+       ++change) {
     // Headers matter more than pixels.
-    const size_t at = below(2) == 0 ? below(bytes.size()) : below(std::min<size_t>(bytes.size(), 700));
+    const size_t at =
+        below(2) == 0 ? below(bytes.size()) : below(std::min<size_t>(bytes.size(), 700));
     switch (below(7)) {
       case 0:
         bytes[at] = static_cast<char>(bytes[at] ^ (1 << below(8)));
@@ -91,7 +95,8 @@ int main(int argc, char **argv) {
   std::vector<std::pair<std::string, bool>> seeds;
   for (int i = 3; i < argc; ++i) {
     const std::string path = argv[i];
-    seeds.emplace_back(spnas::ReadFile(path), path.size() > 5 && path.substr(path.size() - 5) == ".json");
+    seeds.emplace_back(spnas::ReadFile(path),
+                       path.size() > 5 && path.substr(path.size() - 5) == ".json");
     if (!Try(seeds.back().first, seeds.back().second)) {
       std::fprintf(stderr, "%s: refused before any change\n", argv[i]);
       return 2;
@@ -102,8 +107,10 @@ int main(int argc, char **argv) {
   long accepted = 0;
   for (long run = 0; run < runs; ++run) {
     const auto &[bytes, description] = seeds[random() % seeds.size()];
-    accepted += Try(Mutated(bytes, seeds[random() % seeds.size()].first, &random), description) ? 1 : 0;
+    accepted +=
+        Try(Mutated(bytes, seeds[random() % seeds.size()].first, &random), description) ? 1 : 0;
   }
-  std::printf("%ld mutated files: %ld accepted, %ld refused, none crashed\n", runs, accepted, runs - accepted);
+  std::printf("%ld mutated files: %ld accepted, %ld refused, none crashed\n", runs, accepted,
+              runs - accepted);
   return 0;
 }

@@ -1,4 +1,5 @@
-// Unit tests of all that needs no model; what is compared with Python is in tests/deployment/test_export.py.
+// Unit tests of all that needs no model; what is compared with Python is in
+// tests/deployment/test_export.py.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -94,15 +95,18 @@ TEST(Metadata, ErrorsNameFileKeyAndWhatIsRight) {
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"version\": 1", "\"version\": 2")),
             "net.json: 'version' is 2, should be a whole number from 1 to 1");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"height\": 4", "\"height\": 18446744073709551615")),
-            "net.json: 'preprocessing.height' is 18446744073709551615, should be a whole number from 1 to 16384");
+            "net.json: 'preprocessing.height' is 18446744073709551615, should be a whole number "
+            "from 1 to 16384");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "[1, 2, 4]", "[1, 0, 4]")),
             "net.json: 'preprocessing.std' is [1,0,4], should be three positive numbers");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "[2, 3, 4, 6]", "[2, 3, 6, 4]")),
             "net.json: 'input.shape[2]' is 6, should be a whole number from 4 to 4");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"MINDIR\"", "\"ONNX\"")),
             "net.json: 'model.format' is \"ONNX\", should be \"MINDIR\"");
-  EXPECT_EQ(ErrorOf(Replaced(kDescription, "[\"cat\", \"dog\"]", "[]")), "net.json: 'classes' is empty");
-  EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"dog\"", "7")), "net.json: 'classes[1]' is 7, should be a text");
+  EXPECT_EQ(ErrorOf(Replaced(kDescription, "[\"cat\", \"dog\"]", "[]")),
+            "net.json: 'classes' is empty");
+  EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"dog\"", "7")),
+            "net.json: 'classes[1]' is 7, should be a text");
 }
 
 TEST_F(TemporaryFolder, MetadataBelongsToItsModel) {
@@ -110,13 +114,15 @@ TEST_F(TemporaryFolder, MetadataBelongsToItsModel) {
   WriteFile(folder_ / "net.json", kDescription);
   EXPECT_THROW(ReadMetadata(folder_ / "net.mindir"), UserError);
   WriteFile(folder_ / "net.json",  // of "abc", FIPS 180-4
-            Replaced(kDescription, "\"00\"", "\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\""));
+            Replaced(kDescription, "\"00\"",
+                     "\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\""));
   EXPECT_EQ(ReadMetadata(folder_ / "net.mindir").classes.size(), 2U);
 }
 
 TEST_F(TemporaryFolder, FilesAreListedInOrderWithoutHiddenOnes) {
   fs::create_directories(folder_ / "b" / "deeper");
-  for (const char *name : {"b/2.jpg", "b/10.jpg", "a.png", ".hidden", "b/.hidden", "b/deeper/no.jpg"}) {
+  for (const char *name :
+       {"b/2.jpg", "b/10.jpg", "a.png", ".hidden", "b/.hidden", "b/deeper/no.jpg"}) {
     WriteFile(folder_ / name, "x");
   }
   EXPECT_EQ(ListFiles(folder_), (std::vector<std::string>{"a.png", "b/10.jpg", "b/2.jpg"}));
@@ -142,12 +148,14 @@ TEST(Image, WhatIsNoImageIsNamed) {
   EXPECT_EQ(ImageErrorOf([] { DecodeImage("GIF89a", 1000); }), "neither JPEG, PNG nor BMP");
   for (const char *suffix : {".jpg", ".png", ".bmp"}) {
     const std::string whole = Encoded(Gradient(40, 30), suffix);
-    EXPECT_EQ(ImageErrorOf([&] { DecodeImage(whole, 1199); }), "30x40 pixels, more than 1199") << suffix;
+    EXPECT_EQ(ImageErrorOf([&] { DecodeImage(whole, 1199); }), "30x40 pixels, more than 1199")
+        << suffix;
     EXPECT_EQ(ImageErrorOf([&] { DecodeImage(whole, 1200); }), "") << suffix;
     EXPECT_NE(ImageErrorOf([&] { DecodeImage(whole.substr(0, 20), 1200); }), "") << suffix;
   }
   const std::string jpeg = Encoded(Gradient(40, 30), ".jpg");
-  for (size_t size = 2; size + 2 < jpeg.size(); ++size) {  // nowhere may a cut pass for a whole image
+  for (size_t size = 2; size + 2 < jpeg.size();
+       ++size) {  // nowhere may a cut pass for a whole image
     EXPECT_NE(ImageErrorOf([&] { DecodeImage(jpeg.substr(0, size), 1200); }), "") << size;
   }
 }
@@ -187,7 +195,8 @@ TEST(Preprocess, RefusesWhatWouldBeHugeAfterResizing) {
   const Preprocessor preprocess(Values(4, 4, 64));
   EXPECT_NE(ImageErrorOf([&] { preprocess(cv::Mat::zeros(1, 5000, CV_8UC3), tensor.data()); }), "");
   EXPECT_NE(ImageErrorOf([&] { preprocess(cv::Mat::zeros(5000, 1, CV_8UC3), tensor.data()); }), "");
-  EXPECT_EQ(ImageErrorOf([&] { preprocess(cv::Mat::zeros(100, 200, CV_8UC3), tensor.data()); }), "");
+  EXPECT_EQ(ImageErrorOf([&] { preprocess(cv::Mat::zeros(100, 200, CV_8UC3), tensor.data()); }),
+            "");
 }
 
 // Runs a pipeline whose logits are (index, -index); every seventh file fails.
@@ -226,7 +235,8 @@ TEST(Pipeline, AnswersEveryFileOnceAndInOrder) {
             ASSERT_EQ(answers[i].error, "seventh");
             ASSERT_TRUE(answers[i].logits.empty());
           } else {
-            ASSERT_EQ(answers[i].logits, (std::vector<float>{static_cast<float>(i), -static_cast<float>(i)}));
+            ASSERT_EQ(answers[i].logits,
+                      (std::vector<float>{static_cast<float>(i), -static_cast<float>(i)}));
           }
         }
       }
@@ -241,7 +251,9 @@ TEST(Pipeline, FaultsOfModelAndDeliveryEndIt) {
   const Infer good = [](const float *, float *) {};
   const Infer bad = [](const float *, float *) { throw Fault("model"); };
   EXPECT_THROW(RunPipeline(100, options, prepare, {good, bad}, [](const Answer &) {}), Fault);
-  EXPECT_THROW(RunPipeline(100, options, prepare, {good, good}, [](const Answer &) { throw Fault("disk"); }), Fault);
+  EXPECT_THROW(
+      RunPipeline(100, options, prepare, {good, good}, [](const Answer &) { throw Fault("disk"); }),
+      Fault);
 }
 
 TEST(Report, PercentilesAndTop) {
@@ -276,14 +288,21 @@ TEST_F(TemporaryFolder, ReportWritesLogitsAnswersAndTimes) {
   report.Add("pets/c.jpg", answer);
   EXPECT_FALSE(fs::exists(folder_ / "result_Files/top5.jsonl"));
   report.Finish(0.5, {7, 9});
-  EXPECT_EQ(ReadFile(folder_ / "result_Files/pets/\"odd\" \xff.jpg_0.bin"), std::string("\0\0\0\0\0\0\x80\x3f", 8));
+  EXPECT_EQ(ReadFile(folder_ / "result_Files/pets/\"odd\" \xff.jpg_0.bin"),
+            std::string("\0\0\0\0\0\0\x80\x3f", 8));
   const std::string lines = ReadFile(folder_ / "result_Files/top5.jsonl");
-  EXPECT_NE(lines.find(R"("top5":[{"index":1,"class":"dog","probability":0.73105)"), std::string::npos) << lines;
-  EXPECT_NE(lines.find("\n{\"file\":\"pets/b.jpg\",\"error\":\"broken\"}\n"), std::string::npos) << lines;
+  EXPECT_NE(lines.find(R"("top5":[{"index":1,"class":"dog","probability":0.73105)"),
+            std::string::npos)
+      << lines;
+  EXPECT_NE(lines.find("\n{\"file\":\"pets/b.jpg\",\"error\":\"broken\"}\n"), std::string::npos)
+      << lines;
   EXPECT_EQ(report.failed().size(), 2U);
   const std::string times = ReadFile(folder_ / "time_Result/test_perform_static.txt");
-  EXPECT_EQ(times.find("NN inference cost average time: 2.0000 ms of infer_count 1\n"), 0U) << times;
-  EXPECT_NE(times.find("warm-up, not counted above: average 8.0000 ms of infer_count 2"), std::string::npos) << times;
+  EXPECT_EQ(times.find("NN inference cost average time: 2.0000 ms of infer_count 1\n"), 0U)
+      << times;
+  EXPECT_NE(times.find("warm-up, not counted above: average 8.0000 ms of infer_count 2"),
+            std::string::npos)
+      << times;
 }
 
 }  // namespace

@@ -1,0 +1,1 @@
+"""Architectures, search spaces and their costs as values and files. Imports no framework."""

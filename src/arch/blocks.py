@@ -1,4 +1,4 @@
-"""Blocks of networks as values, and the strings that files hold them as.
+"""Blocks of networks as values, and the strings by which files name them.
 
 Block strings are MnasNet's, for example::
 
@@ -15,26 +15,40 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Union
+from typing import Annotated, NamedTuple, TypeAlias
+
+from pydantic import PlainSerializer, PlainValidator
 
 from src.errors import UserError
 
 KERNEL_SIZES = (3, 5, 7)
 
 
-class ArchitectureError(UserError):
-    """A block string, an architecture file or a combination of blocks that describes no network."""
+class ArchitectureError(UserError, ValueError):
+    """A block string, an architecture file or a combination of blocks that describes no network.
+
+    It is a ValueError too, so that pydantic adds the place in the file (``src.files``).
+    """
+
+
+def _check_kernel_and_stride(kernel_size: int, stride: int) -> None:
+    if kernel_size not in KERNEL_SIZES:
+        raise ArchitectureError(f"kernel size {kernel_size} is none of {KERNEL_SIZES}")
+    if stride not in (1, 2):
+        raise ArchitectureError(f"stride {stride} is neither 1 nor 2")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One MBConv block: 1x1 expansion, depthwise convolution, 1x1 projection (MnasNet, arXiv 1807.11626).
+    """One MBConv block: 1x1 expansion, depthwise convolution, 1x1 projection.
+
+    MnasNet, Tan et al., arXiv 1807.11626, figure 7.
 
     Attributes:
         expansion: ratio of expanded to input channels; with 1 the block has no expansion
             convolution.
-        skip: whether a residual connection is added where stride and channels allow one.
         se_ratio: squeeze-and-excitation channels as a fraction of the input channels; 0 for none.
+        skip: whether a residual connection is added where stride and channels allow one.
     """
 
     kernel_size: int
@@ -46,14 +60,12 @@ class Block:
     skip: bool = True
 
     def __post_init__(self) -> None:
-        if self.kernel_size not in KERNEL_SIZES:
-            raise ArchitectureError(f"kernel size {self.kernel_size} is none of {KERNEL_SIZES}")
-        if self.stride not in (1, 2):
-            raise ArchitectureError(f"stride {self.stride} is neither 1 nor 2")
+        _check_kernel_and_stride(self.kernel_size, self.stride)
         if self.in_channels < 1 or self.out_channels < 1:
             raise ArchitectureError(
                 f"channels {self.in_channels} -> {self.out_channels} are not positive"
             )
+        # 1e-6: ratios such as 1.1 have no exact binary form, so their products are not exact.
         if self.expansion < 1 or abs(self.in_channels * self.expansion - self.mid_channels) > 1e-6:
             raise ArchitectureError(
                 f"expansion {self.expansion:g} of {self.in_channels} channels is not "
@@ -76,11 +88,15 @@ class Block:
 
     @property
     def residual(self) -> bool:
+        """Whether the block's input is added to its output."""
         return self.skip and self.stride == 1 and self.in_channels == self.out_channels
 
 
 class ConvLayer(NamedTuple):
-    """A convolution without bias, padded by half its kernel, batch normalisation and, if ``relu``, ReLU."""
+    """A convolution without bias, followed by batch normalisation and, if ``relu``, by ReLU.
+
+    It is padded by half its kernel on each side.
+    """
 
     kernel_size: int
     stride: int
@@ -93,7 +109,7 @@ class ConvLayer(NamedTuple):
 def _separable(
     kernel_size: int, stride: int, in_channels: int, out_channels: int
 ) -> tuple[ConvLayer, ConvLayer]:
-    """A depthwise convolution, which no ReLU follows, and a 1x1 convolution."""
+    """A depthwise convolution, without ReLU, and a 1x1 convolution with one."""
     return (
         ConvLayer(kernel_size, stride, in_channels, in_channels, groups=in_channels, relu=False),
         ConvLayer(1, 1, in_channels, out_channels),
@@ -102,11 +118,13 @@ def _separable(
 
 @dataclass(frozen=True)
 class ShuffleBlock:
-    """A ShuffleNetV2 block (Ma et al., arXiv 1807.11164) as in single-path one-shot networks (arXiv 1904.00420).
+    """A ShuffleNetV2 block (Ma et al., arXiv 1807.11164), as in one-shot networks.
+
+    Single-path one-shot networks (Guo et al., arXiv 1904.00420) choose among four such blocks.
 
     With stride 1 the channels of odd number go through ``branch`` and those of even number are
     kept. With stride 2 all channels go through ``branch``, and through ``projection`` too, which
-    keeps their number. What is kept comes first in the output.
+    keeps their number. The output starts with the kept channels.
     """
 
     kernel_size: int
@@ -115,10 +133,7 @@ class ShuffleBlock:
     out_channels: int
 
     def __post_init__(self) -> None:
-        if self.kernel_size not in KERNEL_SIZES:
-            raise ArchitectureError(f"kernel size {self.kernel_size} is none of {KERNEL_SIZES}")
-        if self.stride not in (1, 2):
-            raise ArchitectureError(f"stride {self.stride} is neither 1 nor 2")
+        _check_kernel_and_stride(self.kernel_size, self.stride)
         if self.in_channels < 2 or self.in_channels % 2 or self.out_channels % 2:
             raise ArchitectureError(
                 f"channels {self.in_channels} -> {self.out_channels} are not positive and even"
@@ -131,7 +146,10 @@ class ShuffleBlock:
 
     @property
     def kept_channels(self) -> int:
-        """Channels that do not go through the branch, or that the projection gives; the branch takes as many."""
+        """Channels that do not go through the branch; with stride 2 those of the projection.
+
+        The branch takes the same number of channels.
+        """
         return self.in_channels if self.stride == 2 else self.in_channels // 2
 
     @property
@@ -162,7 +180,10 @@ class ShuffleBlock:
 
 @dataclass(frozen=True)
 class XceptionBlock(ShuffleBlock):
-    """A shuffle block whose branch is three depthwise separable convolutions (choice x of arXiv 1904.00420)."""
+    """A shuffle block whose branch is three depthwise separable convolutions.
+
+    Choice x of arXiv 1904.00420.
+    """
 
     def __post_init__(self) -> None:
         if self.kernel_size != 3:
@@ -171,6 +192,7 @@ class XceptionBlock(ShuffleBlock):
 
     @property
     def branch(self) -> tuple[ConvLayer, ...]:
+        """Layers that give the new channels."""
         mid = self.mid_channels
         return (
             *_separable(3, self.stride, self.kept_channels, mid),
@@ -179,7 +201,10 @@ class XceptionBlock(ShuffleBlock):
         )
 
 
-AnyBlock = Union[Block, ShuffleBlock]
+AnyBlock: TypeAlias = Block | ShuffleBlock
+
+
+# Block strings.
 
 
 @dataclass(frozen=True)
@@ -196,75 +221,88 @@ _MBCONV = _Form(
     "r1_k5_s22_e6_i16_o24[_se0.25][_noskip]", ("r", "k", "s", "e", "i", "o"), ("se", "noskip")
 )
 _SHUFFLE = _Form("shuffle_k5_s22_i16_o64 or xception_k3_s22_i16_o64", ("k", "s", "i", "o"))
-# MBConv blocks, the first kind, have no word in front.
+# First words of strings. MBConv blocks have none, as in MnasNet.
 _KINDS: dict[str, type[ShuffleBlock]] = {"shuffle": ShuffleBlock, "xception": XceptionBlock}
 
 
+def _read_tokens(text: str, form: _Form) -> dict[str, str]:
+    """Values of the tokens of a string by their letters, in the order of ``form``."""
+    order, values = form.required + form.optional, {}
+    for token in text.split("_"):
+        match = _TOKEN.fullmatch(token)
+        # Only noskip has no value.
+        if not match or match[1] not in order or (match[1] == "noskip") != (match[2] == ""):
+            raise ArchitectureError(f"unknown token '{token}'")
+        if match[1] in values:
+            raise ArchitectureError(f"token '{match[1]}' is repeated")
+        values[match[1]] = match[2]
+    for key in form.required:
+        if key not in values:
+            raise ArchitectureError(f"token '{key}' is missing")
+    if list(values) != [key for key in order if key in values]:
+        raise ArchitectureError("tokens are out of order")
+    for key in ("r", "k", "s", "i", "o"):
+        if key in values and not values[key].isdigit():
+            raise ArchitectureError(f"token '{key}{values[key]}' is not a whole number")
+    if values.get("r", "1") != "1":
+        raise ArchitectureError("repeats are written out, one string per block")
+    # MnasNet's strides are those of both axes.
+    if len(values["s"]) != 2 or values["s"][0] != values["s"][1]:
+        raise ArchitectureError(f"stride 's{values['s']}' is neither s11 nor s22")
+    return values
+
+
 def decode_block(text: str) -> AnyBlock:
-    """Read one block string; raises ArchitectureError that quotes the string and the token at fault."""
+    """Read one block string.
+
+    Raises:
+        ArchitectureError: quotes the string and the token at fault.
+    """
     word, _, rest = text.partition("_")
     kind = _KINDS.get(word)
     form = _SHUFFLE if kind else _MBCONV
-
-    def fail(reason: str) -> ArchitectureError:
-        return ArchitectureError(f"block '{text}': {reason}; expected the form {form.example}")
-
-    order, values = form.required + form.optional, {}
-    for token in (rest if kind else text).split("_"):
-        match = _TOKEN.fullmatch(token)
-        if not match or match[1] not in order or (match[1] == "noskip") != (match[2] == ""):
-            raise fail(f"unknown token '{token}'")
-        if match[1] in values:
-            raise fail(f"token '{match[1]}' is repeated")
-        values[match[1]] = match[2]
-    missing = [key for key in form.required if key not in values]
-    if missing:
-        raise fail(f"token '{missing[0]}' is missing")
-    if list(values) != [key for key in order if key in values]:
-        raise fail("tokens are out of order")
-    for key in ("r", "k", "s", "i", "o"):
-        if key in values and not values[key].isdigit():
-            raise fail(f"token '{key}{values[key]}' is not a whole number")
-    if values.get("r", "1") != "1":
-        raise fail("repeats are written out, one string a block")
-    if len(values["s"]) != 2 or values["s"][0] != values["s"][1]:
-        raise fail(f"stride 's{values['s']}' is neither s11 nor s22")
-    sizes = {
-        "kernel_size": int(values["k"]),
-        "stride": int(values["s"][0]),
-        "in_channels": int(values["i"]),
-        "out_channels": int(values["o"]),
-    }
     try:
-        block = (
-            kind(**sizes)
-            if kind
-            else Block(
-                **sizes,
-                expansion=float(values["e"]),
+        values = _read_tokens(rest if kind else text, form)
+        kernel_size, stride = int(values["k"]), int(values["s"][0])
+        channels = int(values["i"]), int(values["o"])
+        block: AnyBlock
+        if kind:
+            block = kind(kernel_size, stride, *channels)
+        else:
+            block = Block(
+                kernel_size,
+                stride,
+                float(values["e"]),
+                *channels,
                 se_ratio=float(values.get("se", 0)),
                 skip="noskip" not in values,
             )
-        )
+        # One block has one string, so that blocks can be compared and counted by their strings.
+        if encode_block(block) != text:
+            raise ArchitectureError(f"not in its shortest form, which is '{encode_block(block)}'")
     except ArchitectureError as error:
-        raise fail(str(error)) from None
-    if encode_block(block) != text:
-        raise fail(f"not in its shortest form, which is '{encode_block(block)}'")
+        raise ArchitectureError(
+            f"block '{text}': {error}; expected the form {form.example}"
+        ) from None
     return block
 
 
 def encode_block(block: AnyBlock) -> str:
     """The block's string; ``decode_block(encode_block(block)) == block``."""
-    for word, kind in _KINDS.items():
-        if type(block) is kind:
-            return (
-                f"{word}_k{block.kernel_size}_s{block.stride}{block.stride}"
-                f"_i{block.in_channels}_o{block.out_channels}"
-            )
-    text = (
-        f"r1_k{block.kernel_size}_s{block.stride}{block.stride}_e{block.expansion:g}"
-        f"_i{block.in_channels}_o{block.out_channels}"
-    )
+    stride = f"s{block.stride}{block.stride}"
+    channels = f"i{block.in_channels}_o{block.out_channels}"
+    if isinstance(block, ShuffleBlock):
+        word = next(word for word, kind in _KINDS.items() if type(block) is kind)
+        return f"{word}_k{block.kernel_size}_{stride}_{channels}"
+    text = f"r1_k{block.kernel_size}_{stride}_e{block.expansion:g}_{channels}"
     if block.se_ratio:
         text += f"_se{block.se_ratio:g}"
     return text if block.skip else text + "_noskip"
+
+
+# A block as a field of what becomes a file: its string there, itself in memory.
+BlockField: TypeAlias = Annotated[
+    AnyBlock,
+    PlainValidator(lambda text: decode_block(str(text))),
+    PlainSerializer(encode_block, return_type=str),
+]

@@ -6,10 +6,18 @@ multiply-adds of convolutions and classifier. Imports no framework.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, TypeAlias
 
 from src.arch.architecture import Architecture
 from src.arch.blocks import AnyBlock, ConvLayer, ShuffleBlock
+
+# What a search may trade for accuracy: latency by a table, or what is counted here.
+ArithmeticCost = Literal["macs", "params"]
+CostName = Literal["latency", "macs", "params"]
+
+Size: TypeAlias = tuple[int, int]  # height and width, in pixels
 
 
 class Cost(NamedTuple):
@@ -18,7 +26,7 @@ class Cost(NamedTuple):
     params: int
     macs: int
 
-    def __add__(self, other: Cost) -> Cost:  # type: ignore[override]
+    def __add__(self, other: Cost) -> Cost:  # type: ignore[override]  # a tuple's + would append
         return Cost(self.params + other.params, self.macs + other.macs)
 
 
@@ -27,21 +35,39 @@ def conv_out(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
+def input_sizes(strides: Iterable[int], image_size: Size) -> list[Size]:
+    """Size of the input of each layer, and last that of the output of all.
+
+    Args:
+        strides: of the layers, one after the other.
+        image_size: input of the first layer.
+    """
+    sizes = [image_size]
+    for stride in strides:
+        height, width = sizes[-1]
+        sizes.append((conv_out(height, stride), conv_out(width, stride)))
+    return sizes
+
+
 def conv_bn_cost(
     kernel_size: int, in_channels: int, out_channels: int, pixels: int, groups: int = 1
 ) -> Cost:
-    """A convolution without bias over ``pixels`` output positions, followed by batch normalisation."""
+    """A convolution without bias, followed by batch normalisation, for ``pixels`` outputs."""
     weights = kernel_size**2 * in_channels * out_channels // groups
     return Cost(weights + 2 * out_channels, weights * pixels)
 
 
-def _chain_cost(layers: tuple[ConvLayer, ...], height: int, width: int) -> Cost:
-    """Layers one after the other."""
+def _chain_cost(layers: tuple[ConvLayer, ...], size: Size) -> Cost:
+    """Layers one after the other, on an input of ``size``."""
     cost = Cost(0, 0)
-    for layer in layers:
-        height, width = conv_out(height, layer.stride), conv_out(width, layer.stride)
+    outputs = input_sizes((layer.stride for layer in layers), size)[1:]
+    for layer, output in zip(layers, outputs, strict=True):
         cost += conv_bn_cost(
-            layer.kernel_size, layer.in_channels, layer.out_channels, height * width, layer.groups
+            layer.kernel_size,
+            layer.in_channels,
+            layer.out_channels,
+            math.prod(output),
+            layer.groups,
         )
     return cost
 
@@ -49,9 +75,8 @@ def _chain_cost(layers: tuple[ConvLayer, ...], height: int, width: int) -> Cost:
 def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
     """A block on an input of ``height`` x ``width``."""
     if isinstance(block, ShuffleBlock):
-        return _chain_cost(block.branch, height, width) + _chain_cost(
-            block.projection, height, width
-        )
+        size = height, width
+        return _chain_cost(block.branch, size) + _chain_cost(block.projection, size)
     pixels_in = height * width
     pixels_out = conv_out(height, block.stride) * conv_out(width, block.stride)
     mid = block.mid_channels
@@ -60,34 +85,36 @@ def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
     if block.expansion != 1:
         cost += conv_bn_cost(1, block.in_channels, mid, pixels_in)
     if block.se_channels:
+        # Two 1x1 convolutions with biases, on one pixel.
         weights = 2 * mid * block.se_channels
         cost += Cost(weights + mid + block.se_channels, weights)
     return cost
 
 
 def layer_costs(
-    arch: Architecture, num_classes: int = 1000, image_size: tuple[int, int] | None = None
+    arch: Architecture, num_classes: int = 1000, image_size: Size | None = None
 ) -> list[tuple[str, Cost]]:
-    """Cost of each layer, in order, under the name it has in the network.
+    """Cost of each layer, in order, under the name that it has in the network.
 
     Args:
+        arch: the network.
+        num_classes: outputs of the classifier.
         image_size: height and width in pixels; the architecture's own where omitted.
     """
-    height, width = image_size or (arch.image_size, arch.image_size)
-    height, width = conv_out(height, arch.stem_stride), conv_out(width, arch.stem_stride)
-    layers = [("stem", conv_bn_cost(3, 3, arch.stem_channels, height * width))]
-    for index, block in enumerate(arch.blocks):
-        layers.append((f"blocks.{index}", block_cost(block, height, width)))
-        height, width = conv_out(height, block.stride), conv_out(width, block.stride)
+    _, *inputs, last = input_sizes(arch.strides, image_size or (arch.image_size, arch.image_size))
+    after_stem = inputs[0]
+    layers = [("stem", conv_bn_cost(3, 3, arch.stem_channels, math.prod(after_stem)))]
+    for index, (block, size) in enumerate(zip(arch.blocks, inputs, strict=True)):
+        layers.append((f"blocks.{index}", block_cost(block, *size)))
     channels = arch.blocks[-1].out_channels
-    layers.append(("head", conv_bn_cost(1, channels, arch.head_channels, height * width)))
+    layers.append(("head", conv_bn_cost(1, channels, arch.head_channels, math.prod(last))))
     weights = arch.head_channels * num_classes
     layers.append(("classifier", Cost(weights + num_classes * arch.classifier_bias, weights)))
     return layers
 
 
 def network_cost(
-    arch: Architecture, num_classes: int = 1000, image_size: tuple[int, int] | None = None
+    arch: Architecture, num_classes: int = 1000, image_size: Size | None = None
 ) -> Cost:
-    """Cost of the whole network for one image."""
+    """Cost of the whole network for one image; arguments as those of ``layer_costs``."""
     return sum((cost for _, cost in layer_costs(arch, num_classes, image_size)), Cost(0, 0))

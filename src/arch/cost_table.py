@@ -1,9 +1,9 @@
-"""Latency tables: what each choice of each layer of a space costs on a device.
+"""Cost tables: what each choice of each layer of a space costs on a device.
 
-A table is a JSON file with one entry a searched layer and choice, by name, and a constant for the
-rest of the network. The latency of a network is the sum of its entries and the constant (Stamoulis
-et al., arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same form. This
-module imports no framework.
+A latency table is a JSON file with one entry per searched layer and choice, by name, and a constant
+for the rest of the network. The latency of a network is the sum of its entries and the constant
+(Stamoulis et al., arXiv 1904.02877, section 3.2). Multiply-adds and parameters come in the same
+form. This module imports no framework.
 """
 
 from __future__ import annotations
@@ -12,39 +12,44 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
-from src.arch.architecture import Architecture
-from src.arch.cost import layer_costs, network_cost
+from src.arch.cost import ArithmeticCost, Size, block_cost, network_cost
 from src.arch.space import SKIP, SearchedLayer, SearchSpace
 from src.errors import UserError
-from src.files import check_record, find_file, read_json, write_text
+from src.files import check_header, dump_record, find_file, parse_record, read_json, write_text
 
 SHIPPED = Path(__file__).parent / "latency_tables"
 FORMAT = "spnas-latency"
 VERSION = 1
-COSTS = ("latency", "macs", "params")
 UNIT = "ms"
 
 
 class CostTableError(UserError):
-    """A latency table that is damaged or does not fit its space, or a target that no network has."""
+    """A table that is damaged or does not fit its space, or a target that no network has."""
+
+
+_Cost: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs of the choices of a space.
+    """Costs of the choices of a space; fields stand in the order of the file.
 
     Attributes:
         space: name of the space.
-        unit: "ms", or for the stand-ins "million multiply-adds" and "million parameters".
+        unit: "ms", or for arithmetic costs "million multiply-adds" or "million parameters".
         constant: cost of the stem, the fixed blocks, the head and whatever else every network pays.
         layers: cost by layer and choice.
+        provenance: how the table came about, and under which conditions it was measured.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     space: str
@@ -52,20 +57,16 @@ class CostTable:
     runtime: str
     batch_size: int
     unit: str
-    constant: float
-    layers: Mapping[str, Mapping[str, float]]
+    constant: _Cost
+    layers: Mapping[str, Mapping[str, _Cost]]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def check(self, space: SearchSpace, origin: str = "") -> None:
-        """Raise CostTableError unless there is a finite cost, not below 0, for each choice of ``space``."""
+        """Raise CostTableError unless there is a cost for each choice of ``space``."""
         origin = origin or f"latency table '{self.name}'"
         if self.space != space.name:
             raise CostTableError(
                 f"{origin}: made for space '{self.space}', the space searched is '{space.name}'"
-            )
-        if not _is_cost(self.constant):
-            raise CostTableError(
-                f"{origin}: constant is {self.constant!r}, should be a number not below 0"
             )
         searched = space.searched
         for name in (*searched, *self.layers):
@@ -78,29 +79,24 @@ class CostTable:
                 raise CostTableError(
                     f"{origin}: layer '{name}' is not a searched layer of space '{space.name}'"
                 )
-            entries, wanted = self.layers[name], searched[name].names
-            if not isinstance(entries, Mapping) or set(entries) != set(wanted):
-                found = sorted(entries) if isinstance(entries, Mapping) else entries
+            entries, choices = self.layers[name], searched[name].names
+            if set(entries) != set(choices):
                 raise CostTableError(
-                    f"{origin}: {name} has entries {found}, should have {sorted(wanted)}"
+                    f"{origin}: {name} has entries {sorted(entries)}, should have {sorted(choices)}"
                 )
-            for choice, cost in entries.items():
-                if not _is_cost(cost):
-                    raise CostTableError(
-                        f"{origin}: {name}, {choice} is {cost!r}, should be a number not below 0"
-                    )
 
     def total(self, decisions: Sequence[str]) -> float:
         """Cost of the network of some decisions."""
         return self.constant + math.fsum(
-            entries[choice] for entries, choice in zip(self.layers.values(), decisions)
+            entries[choice] for entries, choice in zip(self.layers.values(), decisions, strict=True)
         )
 
     def range(self) -> tuple[float, float]:
         """Smallest and largest cost of any network."""
-        return tuple(
-            self.constant + math.fsum(pick(entries.values()) for entries in self.layers.values())
-            for pick in (min, max)
+        entries = [layer.values() for layer in self.layers.values()]
+        return (
+            self.constant + math.fsum(map(min, entries)),
+            self.constant + math.fsum(map(max, entries)),
         )
 
     def check_target(self, target: float) -> None:
@@ -108,12 +104,16 @@ class CostTable:
         low, high = self.range()
         if not low <= target <= high:
             raise CostTableError(
-                f"target of {target:g} {self.unit}: networks of space '{self.space}' cost {low:.4g} to "
-                f"{high:.4g} {self.unit} by table '{self.name}'"
+                f"target of {target:g} {self.unit}: networks of space '{self.space}' cost "
+                f"{low:.4g} to {high:.4g} {self.unit} by table '{self.name}'"
             )
 
     def matrix(self, name: str, layer: SearchedLayer) -> np.ndarray:
-        """Costs of a layer's choices, (kernel sizes, expansions) of float64, smaller choices first."""
+        """Costs of a layer's choices but SKIP, of float64, smaller choices first.
+
+        Returns:
+            Array (kernel sizes, expansions).
+        """
         costs = [self.layers[name][choice] for choice in layer.choices]
         return np.array(costs, np.float64).reshape(len(layer.kernel_sizes), len(layer.expansions))
 
@@ -122,118 +122,85 @@ class CostTable:
         return float(self.layers[name].get(SKIP, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.name,
-            "space": self.space,
-            "device": self.device,
-            "runtime": self.runtime,
-            "batch_size": self.batch_size,
-            "unit": self.unit,
-            "constant": self.constant,
-            "layers": {name: dict(entries) for name, entries in self.layers.items()},
-            "provenance": dict(self.provenance),
-        }
+        """What the table's file holds."""
+        return {"format": FORMAT, "version": VERSION, **dump_record(self)}
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = "latency table") -> CostTable:
-        """Inverse of ``to_dict``; ``origin`` names the file in errors."""
-        fields = check_record(
-            data,
-            FORMAT,
-            VERSION,
-            {
-                "name": str,
-                "space": str,
-                "device": str,
-                "runtime": str,
-                "batch_size": int,
-                "unit": str,
-                "constant": float,
-                "layers": dict,
-                "provenance": dict,
-            },
-            origin,
-            CostTableError,
-        )
-        if fields["unit"] != UNIT:
-            raise CostTableError(f"{origin}: unit is '{fields['unit']}', should be '{UNIT}'")
-        return cls(**fields)
+        """Inverse of ``to_dict`` for latencies; ``origin`` names the file in errors."""
+        record = check_header(data, FORMAT, VERSION, origin, CostTableError)
+        table = parse_record(cls, record, origin, CostTableError, optional=())
+        if table.unit != UNIT:
+            raise CostTableError(f"{origin}: unit is '{table.unit}', should be '{UNIT}'")
+        return table
 
 
-def _is_cost(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+def _read_table(name_or_file: str | Path) -> tuple[CostTable, str]:
+    """A shipped table or that of a file, and its path."""
+    path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
+    return CostTable.from_dict(read_json(path, CostTableError), str(path)), str(path)
 
 
 def space_of(name_or_file: str | Path) -> str:
     """Name of the space that a table says it is of."""
-    path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
-    return CostTable.from_dict(read_json(path, CostTableError), str(path)).space
+    return _read_table(name_or_file)[0].space
 
 
 def load_table(name_or_file: str | Path, space: SearchSpace) -> CostTable:
     """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
-    path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
-    table = CostTable.from_dict(read_json(path, CostTableError), str(path))
-    table.check(space, str(path))
-    # In the space's order, whatever that of the file.
-    return CostTable(
-        **{**vars(table), "layers": {name: table.layers[name] for name in space.searched}}
-    )
+    table, path = _read_table(name_or_file)
+    table.check(space, path)
+    # ``total`` pairs entries and decisions by their order, which is the space's and not the file's.
+    return replace(table, layers={name: table.layers[name] for name in space.searched})
 
 
 def write_table(path: Path, table: CostTable) -> None:
-    """Write a table whole or not at all, the entries of a layer on one line."""
+    """Write a table in one step, the entries of a layer on one line."""
     text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False)
+    # Objects and lists that hold no others: their line breaks and indents become single spaces.
     innermost = re.compile(r"([{\[])\s*([^{}\[\]]*?)\s*([}\]])")
-    write_text(
-        path,
-        innermost.sub(lambda match: match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3], text)
-        + "\n",
-    )
+    text = innermost.sub(lambda found: found[1] + re.sub(r"\n\s*", " ", found[2]) + found[3], text)
+    write_text(path, text + "\n")
+
+
+_ARITHMETIC_UNITS: Mapping[ArithmeticCost, str] = {
+    "macs": "million multiply-adds",
+    "params": "million parameters",
+}
 
 
 def arithmetic_table(
     space: SearchSpace,
-    cost: str,
+    cost: ArithmeticCost,
     num_classes: int = 1000,
-    image_size: tuple[int, int] | None = None,
+    image_size: Size | None = None,
 ) -> CostTable:
-    """Multiply-adds ("macs") or parameters ("params") of a space in millions, as a table."""
-    names, largest = space.searched, space.largest()
-    layers = {}
-    for index, name in enumerate(f"layer{i}" for i in range(len(space.layers))):
-        if name not in names:
-            continue
+    """Multiply-adds or parameters of a space in millions, as a table.
+
+    Args:
+        space: the search space.
+        cost: what is counted.
+        num_classes: outputs of the classifier.
+        image_size: height and width in pixels; the space's own where omitted.
+    """
+    layers: dict[str, dict[str, float]] = {}
+    for name, layer, size in space.searched_inputs(image_size):
         layers[name] = {
-            choice: _block_cost(largest, index, names[name], choice, cost, image_size)
-            for choice in names[name].choices
+            choice: getattr(block_cost(layer.block(choice), *size), cost) / 1e6
+            for choice in layer.choices
         }
-        if names[name].skippable:
+        if layer.skippable:
             layers[name][SKIP] = 0.0
-    whole = getattr(network_cost(largest, num_classes, image_size), cost) / 1e6
-    constant = whole - math.fsum(layers[name][layer.largest] for name, layer in names.items())
-    unit = {"macs": "million multiply-adds", "params": "million parameters"}[cost]
-    return CostTable(cost, space.name, "any", "arithmetic", 1, unit, constant, layers)
-
-
-def _block_cost(
-    arch: Architecture,
-    index: int,
-    layer: SearchedLayer,
-    choice: str,
-    cost: str,
-    image_size: tuple[int, int] | None,
-) -> float:
-    """Cost in millions of block ``index`` of ``arch`` with another choice in its place."""
-    blocks = (*arch.blocks[:index], layer.block(choice), *arch.blocks[index + 1 :])
-    changed = Architecture(
-        arch.name, arch.image_size, blocks, arch.stem_channels, arch.stem_stride, arch.head_channels
+    # The largest network has every layer, so what its layers do not explain is the constant.
+    whole = getattr(network_cost(space.largest(), num_classes, image_size), cost) / 1e6
+    largest = [layers[name][layer.largest] for name, layer in space.searched.items()]
+    return CostTable(
+        name=cost,
+        space=space.name,
+        device="any",
+        runtime="arithmetic",
+        batch_size=1,
+        unit=_ARITHMETIC_UNITS[cost],
+        constant=whole - math.fsum(largest),
+        layers=layers,
     )
-    return getattr(dict(layer_costs(changed, 1, image_size))[f"blocks.{index}"], cost) / 1e6

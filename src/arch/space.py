@@ -3,31 +3,41 @@
 A space is a JSON file: stem and head as in an architecture, and a list of layers, each either a
 fixed block string or the choices of a searched layer. Choices have names: ``K3E6`` is a 3x3 kernel
 with expansion 6, ``SKIP`` an absent layer. Layers of one-shot spaces choose among whole blocks:
-``K5`` is a 5x5 shuffle block, ``X`` the Xception-like one. ``decisions`` are one name a searched
+``K5`` is a 5x5 shuffle block, ``X`` the Xception-like one. ``decisions`` are one name per searched
 layer. This module imports no framework.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from src.arch.architecture import OPTIONAL_KEYS, Architecture, optional_values
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from src.arch.architecture import OPTIONAL_KEYS, Activation, Architecture
 from src.arch.blocks import (
     KERNEL_SIZES,
     AnyBlock,
-    ArchitectureError,
     Block,
+    BlockField,
     ShuffleBlock,
     XceptionBlock,
-    decode_block,
     encode_block,
 )
+from src.arch.cost import Size, input_sizes
 from src.errors import UserError
-from src.files import check_keys, check_record, find_file, read_json
+from src.files import check_header, dump_record, find_file, parse_record, read_json
 
 SHIPPED = Path(__file__).parent / "spaces"
 FORMAT = "spnas-space"
@@ -35,8 +45,11 @@ VERSION = 1
 SKIP = "SKIP"
 
 
-class SpaceError(UserError):
-    """A search space, or decisions within one, that describe no network."""
+class SpaceError(UserError, ValueError):
+    """A search space, or decisions within one, that describe no network.
+
+    It is a ValueError too, so that pydantic adds the place in the file (``src.files``).
+    """
 
 
 def choice_name(kernel_size: int, expansion: float) -> str:
@@ -44,20 +57,44 @@ def choice_name(kernel_size: int, expansion: float) -> str:
     return f"K{kernel_size}E{expansion:g}"
 
 
+def layer_name(index: int) -> str:
+    """Name of a searched layer, by its number among all layers of the supernet."""
+    return f"layer{index}"
+
+
+def layer_index(name: str) -> int:
+    """Inverse of ``layer_name``."""
+    return int(name.removeprefix("layer"))
+
+
+def _as_written(value: Any, check: ValidatorFunctionWrapHandler) -> float:
+    check(value)
+    return value
+
+
+# Checked as a float, but 6 stays 6: files write the numbers of spaces as they were read.
+_Expansion: TypeAlias = Annotated[
+    float, WrapValidator(_as_written), PlainSerializer(lambda value: value)
+]
+
+
 @dataclass(frozen=True)
 class SearchedLayer:
-    """A layer whose kernel size, expansion ratio and presence are searched.
+    """A superkernel layer: its kernel size, expansion ratio and presence are searched.
 
     Attributes:
-        kernel_sizes, expansions: ascending, so that each choice is nested in the next.
+        kernel_sizes: ascending, so that each is nested in the next.
+        expansions: ascending, for the same reason.
         skippable: whether the layer may be absent.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stride: int
     in_channels: int
     out_channels: int
     kernel_sizes: tuple[int, ...]
-    expansions: tuple[float, ...]
+    expansions: tuple[_Expansion, ...]
     skippable: bool
 
     def __post_init__(self) -> None:
@@ -66,17 +103,18 @@ class SearchedLayer:
                 f"kernel sizes {list(self.kernel_sizes)} are not some of {list(KERNEL_SIZES)}"
             )
         for what, values in (("kernel sizes", self.kernel_sizes), ("expansions", self.expansions)):
-            if not values or any(a >= b for a, b in zip(values, values[1:])):
+            if list(values) != sorted(set(values)) or not values:
                 raise SpaceError(f"{what} {list(values)} are not nested: they must ascend")
         if self.expansions[0] <= 1:
             raise SpaceError(f"expansions {list(self.expansions)} must be above 1")
         if self.skippable and (self.stride != 1 or self.in_channels != self.out_channels):
             raise SpaceError(
-                f"a layer of stride {self.stride} from {self.in_channels} to {self.out_channels} channels "
-                "cannot be skipped: without it the next layer, and with it its stage, would not fit"
+                f"a layer of stride {self.stride} from {self.in_channels} to {self.out_channels} "
+                "channels cannot be skipped: without it the next layer, and with it its stage, "
+                "would not fit"
             )
-        for expansion in self.expansions:
-            self.block(choice_name(self.kernel_sizes[-1], expansion))  # whole numbers of channels
+        for choice in self.choices:
+            self.block(choice)  # raises unless the numbers of channels are whole
 
     @property
     def choices(self) -> dict[str, tuple[int, float]]:
@@ -94,6 +132,7 @@ class SearchedLayer:
 
     @property
     def largest(self) -> str:
+        """Name of the choice in which all others are nested."""
         return choice_name(self.kernel_sizes[-1], self.expansions[-1])
 
     def block(self, name: str) -> Block:
@@ -101,19 +140,9 @@ class SearchedLayer:
         kernel_size, expansion = self.choices[name]
         return Block(kernel_size, self.stride, expansion, self.in_channels, self.out_channels)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "stride": self.stride,
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "kernel_sizes": list(self.kernel_sizes),
-            "expansions": list(self.expansions),
-            "skippable": self.skippable,
-        }
-
 
 # In the order of their numbers in arXiv 1904.00420: 0, 1, 2 and 3.
-BLOCK_CHOICES = {
+BLOCK_CHOICES: Mapping[str, tuple[type[ShuffleBlock], int]] = {
     "K3": (ShuffleBlock, 3),
     "K5": (ShuffleBlock, 5),
     "K7": (ShuffleBlock, 7),
@@ -126,24 +155,25 @@ class BlockLayer:
     """A layer that is one of several blocks, each with weights of its own.
 
     Attributes:
-        names: of the blocks, from BLOCK_CHOICES and in that order.
+        names: of the blocks, from BLOCK_CHOICES and in that order; ``blocks`` in files.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    skippable: ClassVar[bool] = False
 
     stride: int
     in_channels: int
     out_channels: int
-    names: tuple[str, ...]
-
-    skippable = False
+    names: Annotated[tuple[str, ...], Field(alias="blocks")]
 
     def __post_init__(self) -> None:
-        if not self.names or [name for name in BLOCK_CHOICES if name in self.names] != list(
-            self.names
-        ):
+        ordered = tuple(name for name in BLOCK_CHOICES if name in self.names)
+        if not self.names or self.names != ordered:
             raise SpaceError(
                 f"blocks {list(self.names)} are not some of {list(BLOCK_CHOICES)}, in this order"
             )
-        self.block(self.names[0])  # channels that fit
+        for name in self.names:
+            self.block(name)  # raises unless the channels fit
 
     @property
     def choices(self) -> dict[str, tuple[type[ShuffleBlock], int]]:
@@ -152,6 +182,7 @@ class BlockLayer:
 
     @property
     def largest(self) -> str:
+        """Name of the last choice, which stands for the largest where a network needs one."""
         return self.names[-1]
 
     def block(self, name: str) -> ShuffleBlock:
@@ -159,52 +190,117 @@ class BlockLayer:
         kind, kernel_size = BLOCK_CHOICES[name]
         return kind(kernel_size, self.stride, self.in_channels, self.out_channels)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "stride": self.stride,
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "blocks": list(self.names),
-        }
+
+AnySearchedLayer: TypeAlias = SearchedLayer | BlockLayer
+Layer: TypeAlias = AnyBlock | AnySearchedLayer
 
 
-Layer = Union[AnyBlock, SearchedLayer, BlockLayer]
-_SEARCHED = (SearchedLayer, BlockLayer)
+def _kind_of_layer(layer: Any) -> str | None:
+    """Which member of ``_LayerField`` a layer is, in memory or as a file holds it; None if none."""
+    if isinstance(layer, (str, Block, ShuffleBlock)):
+        return "fixed"
+    if isinstance(layer, BlockLayer) or (isinstance(layer, Mapping) and "blocks" in layer):
+        return "one_shot"
+    return "superkernel" if isinstance(layer, (SearchedLayer, Mapping)) else None
+
+
+# A layer as a field of what becomes a file. The tags are no keys of layers, so that
+# ``src.files.first_problem`` can tell them from keys.
+_LayerField: TypeAlias = Annotated[
+    Annotated[BlockField, Tag("fixed")]
+    | Annotated[SearchedLayer, Tag("superkernel")]
+    | Annotated[BlockLayer, Tag("one_shot")],
+    Discriminator(
+        _kind_of_layer,
+        custom_error_type="layer",
+        custom_error_message="neither a block string nor the choices of a searched layer",
+    ),
+]
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """Stem, layers and head of a supernet; attributes as in ``Architecture``."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     image_size: int
-    layers: tuple[Layer, ...]
-    stem_channels: int = 32
-    stem_stride: int = 2
-    head_channels: int = 1280
-    bn_epsilon: float = 1e-5
-    activation: str = "relu"
-    classifier_bias: bool = True
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    stem_channels: int = field(default=32, kw_only=True)
+    stem_stride: int = field(default=2, kw_only=True)
+    layers: tuple[_LayerField, ...]
+    head_channels: int = field(default=1280, kw_only=True)
+    bn_epsilon: float = field(default=1e-5, kw_only=True)
+    activation: Activation = field(default="relu", kw_only=True)
+    classifier_bias: bool = field(default=True, kw_only=True)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.searched:
             raise SpaceError(f"space '{self.name}' has no searched layer")
-        self.largest()  # checks that the channels fit
+        self.largest()  # raises unless the channels fit
 
     @property
-    def searched(self) -> dict[str, SearchedLayer | BlockLayer]:
-        """Searched layers by name, which is ``layer`` and the number of their block in the supernet."""
+    def searched(self) -> dict[str, AnySearchedLayer]:
+        """Searched layers by name, in order."""
         return {
-            f"layer{index}": layer
+            layer_name(index): layer
             for index, layer in enumerate(self.layers)
-            if isinstance(layer, _SEARCHED)
+            if isinstance(layer, AnySearchedLayer)
         }
 
     @property
+    def superkernels(self) -> dict[str, SearchedLayer]:
+        """``searched`` of a space whose searched layers are all superkernels.
+
+        Raises:
+            SpaceError: a layer chooses among whole blocks.
+        """
+        layers = self.searched
+        found = {name: layer for name, layer in layers.items() if isinstance(layer, SearchedLayer)}
+        if len(found) < len(layers):
+            raise SpaceError(
+                f"space '{self.name}' is that of a one-shot supernet: its layers choose among "
+                "whole blocks, not among the parts of one"
+            )
+        return found
+
+    @property
+    def block_layers(self) -> tuple[BlockLayer, ...]:
+        """``layers`` of the space of a one-shot supernet.
+
+        Raises:
+            SpaceError: a layer is fixed or a superkernel.
+        """
+        found = tuple(layer for layer in self.layers if isinstance(layer, BlockLayer))
+        if len(found) < len(self.layers):
+            raise SpaceError(
+                f"space '{self.name}' is none of a one-shot supernet, whose layers all choose "
+                "among blocks"
+            )
+        return found
+
+    @property
     def one_shot(self) -> bool:
-        """Whether layers choose among whole blocks, with weights of their own, and not among nested parts of one."""
+        """Whether layers choose among whole blocks, with weights of their own.
+
+        The layers of other spaces choose among the nested parts of one block.
+        """
         return any(isinstance(layer, BlockLayer) for layer in self.layers)
+
+    def searched_inputs(
+        self, image_size: Size | None = None
+    ) -> Iterator[tuple[str, AnySearchedLayer, Size]]:
+        """Name of each searched layer, the layer, and the size of its input.
+
+        Args:
+            image_size: height and width in pixels; the space's own where omitted.
+        """
+        strides = (self.stem_stride, *(layer.stride for layer in self.layers))
+        _, *inputs, _ = input_sizes(strides, image_size or (self.image_size, self.image_size))
+        for index, (layer, size) in enumerate(zip(self.layers, inputs, strict=True)):
+            if isinstance(layer, AnySearchedLayer):
+                yield layer_name(index), layer, size
 
     def size(self) -> int:
         """Number of networks."""
@@ -215,9 +311,10 @@ class SearchSpace:
         layers = self.searched
         if len(decisions) != len(layers):
             raise SpaceError(
-                f"{len(decisions)} decisions for the {len(layers)} searched layers of space '{self.name}'"
+                f"{len(decisions)} decisions for the {len(layers)} searched layers of space "
+                f"'{self.name}'"
             )
-        for (name, layer), choice in zip(layers.items(), decisions):
+        for (name, layer), choice in zip(layers.items(), decisions, strict=True):
             if choice == SKIP and not layer.skippable:
                 raise SpaceError(
                     f"{name} of space '{self.name}' cannot be skipped: its stage would be lost"
@@ -227,31 +324,34 @@ class SearchSpace:
                     f"{name} of space '{self.name}': '{choice}' is none of {', '.join(layer.names)}"
                 )
 
+    def blocks(self, decisions: Sequence[str]) -> list[AnyBlock | None]:
+        """The block of each layer, fixed ones included; None for a skipped one."""
+        self.check(decisions)
+        rest = iter(decisions)
+        blocks: list[AnyBlock | None] = []
+        for layer in self.layers:
+            if isinstance(layer, AnySearchedLayer):
+                choice = next(rest)
+                blocks.append(None if choice == SKIP else layer.block(choice))
+            else:
+                blocks.append(layer)
+        return blocks
+
     def derive(
         self, decisions: Sequence[str], name: str, provenance: Mapping[str, Any] | None = None
     ) -> Architecture:
         """The network of some decisions; a skipped layer is absent from it."""
-        self.check(decisions)
-        rest = iter(decisions)
-        blocks = []
-        for layer in self.layers:
-            if not isinstance(layer, _SEARCHED):
-                blocks.append(layer)
-                continue
-            choice = next(rest)
-            if choice != SKIP:
-                blocks.append(layer.block(choice))
         return Architecture(
             name,
             self.image_size,
-            tuple(blocks),
-            self.stem_channels,
-            self.stem_stride,
-            self.head_channels,
-            self.bn_epsilon,
-            self.activation,
-            self.classifier_bias,
-            {**(provenance or {}), "space": self.name, "decisions": list(decisions)},
+            tuple(block for block in self.blocks(decisions) if block is not None),
+            stem_channels=self.stem_channels,
+            stem_stride=self.stem_stride,
+            head_channels=self.head_channels,
+            bn_epsilon=self.bn_epsilon,
+            activation=self.activation,
+            classifier_bias=self.classifier_bias,
+            provenance={**(provenance or {}), "space": self.name, "decisions": list(decisions)},
         )
 
     def largest(self) -> Architecture:
@@ -261,115 +361,47 @@ class SearchSpace:
         )
 
     def decisions_of(self, arch: Architecture) -> list[str]:
-        """Decisions from which ``arch`` derives; of equal blocks in a row the last ones count as skipped.
+        """Decisions from which ``arch`` derives; of equal blocks in a row the last are skipped.
 
         Raises:
             SpaceError: it is not a network of this space.
         """
+        foreign = f"architecture '{arch.name}' is not of space '{self.name}'"
         blocks, decisions = list(arch.blocks), []
         for layer in self.layers:
-            searched = isinstance(layer, _SEARCHED)
-            options = (
-                {layer.block(name): name for name in layer.choices} if searched else {layer: None}
-            )
+            options = _options(layer)
             if blocks and blocks[0] in options:
                 choice = options[blocks.pop(0)]
-            elif searched and layer.skippable:
+            elif isinstance(layer, AnySearchedLayer) and layer.skippable:
                 choice = SKIP
             else:
                 found = f"block '{encode_block(blocks[0])}'" if blocks else "no block"
                 raise SpaceError(
-                    f"architecture '{arch.name}' is not of space '{self.name}': {found} stands where one "
-                    f"of {', '.join(encode_block(block) for block in options)} should"
+                    f"{foreign}: {found} stands where one of "
+                    f"{', '.join(encode_block(block) for block in options)} should"
                 )
-            if searched:
+            if choice is not None:
                 decisions.append(choice)
         if self.derive(decisions, arch.name) != arch:
-            raise SpaceError(
-                f"architecture '{arch.name}' is not of space '{self.name}': stem, head, image size or the "
-                "number of blocks differ"
-            )
+            raise SpaceError(f"{foreign}: stem, head, image size or the number of blocks differ")
         return decisions
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": self.name,
-            "image_size": self.image_size,
-            "stem_channels": self.stem_channels,
-            "stem_stride": self.stem_stride,
-            "layers": [
-                layer.to_dict() if isinstance(layer, _SEARCHED) else encode_block(layer)
-                for layer in self.layers
-            ],
-            "head_channels": self.head_channels,
-            "bn_epsilon": self.bn_epsilon,
-            **optional_values(self),
-            "provenance": dict(self.provenance),
-        }
+        """What the space's file holds."""
+        return {"format": FORMAT, "version": VERSION, **dump_record(self, OPTIONAL_KEYS)}
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = "space") -> SearchSpace:
         """Inverse of ``to_dict``; ``origin`` names the file in errors."""
-        fields = check_record(
-            data,
-            FORMAT,
-            VERSION,
-            {
-                "name": str,
-                "image_size": int,
-                "stem_channels": int,
-                "stem_stride": int,
-                "layers": list,
-                "head_channels": int,
-                "bn_epsilon": float,
-                "provenance": dict,
-            },
-            origin,
-            SpaceError,
-            OPTIONAL_KEYS,
-        )
-        layers = [
-            _decode_layer(layer, f"{origin}: layer {index}")
-            for index, layer in enumerate(fields["layers"])
-        ]
-        try:
-            return cls(**{**fields, "layers": tuple(layers)})
-        except (SpaceError, ArchitectureError) as error:
-            raise SpaceError(f"{origin}: {error}") from None
+        record = check_header(data, FORMAT, VERSION, origin, SpaceError)
+        return parse_record(cls, record, origin, SpaceError, OPTIONAL_KEYS)
 
 
-def _decode_layer(data: Any, origin: str) -> Layer:
-    try:
-        if isinstance(data, str):
-            return decode_block(data)
-        if not isinstance(data, Mapping):
-            raise SpaceError(
-                f"{data!r} is neither a block string nor the choices of a searched layer"
-            )
-        if "blocks" in data:
-            known = {"stride": int, "in_channels": int, "out_channels": int, "blocks": list}
-            check_keys(data, known, "choices", SpaceError)
-            return BlockLayer(
-                data["stride"], data["in_channels"], data["out_channels"], tuple(data["blocks"])
-            )
-        known = {
-            "stride": int,
-            "in_channels": int,
-            "out_channels": int,
-            "kernel_sizes": list,
-            "expansions": list,
-            "skippable": bool,
-        }
-        check_keys(data, known, "choices", SpaceError)
-        return SearchedLayer(
-            **{key: tuple(data[key]) if known[key] is list else data[key] for key in known}
-        )
-    except (SpaceError, ArchitectureError) as error:
-        raise SpaceError(f"{origin}: {error}") from None
-    except TypeError:
-        raise SpaceError(f"{origin}: kernel sizes and expansions must be numbers") from None
+def _options(layer: Layer) -> dict[AnyBlock, str | None]:
+    """Blocks that a layer may be, with the names of the choices; None for that of a fixed layer."""
+    if isinstance(layer, AnySearchedLayer):
+        return {layer.block(name): name for name in layer.choices}
+    return {layer: None}
 
 
 def load_space(name_or_file: str | Path) -> SearchSpace:

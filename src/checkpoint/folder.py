@@ -1,28 +1,52 @@
-"""The folder of a run: which checkpoints are kept, which one is the newest and which one the best."""
+"""The folder of a run: which checkpoints are kept, which is the newest and which the best."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from mindspore import nn
+from typing import Literal
 
 from src.checkpoint.format import (
     Checkpoint,
     Meta,
-    _remove_scratch,
-    log,
+    Weights,
     read_checkpoint,
+    remove_scratch,
     write_checkpoint,
 )
 from src.errors import UserError
-from src.files import write_text
+from src.files import parse_record, read_json, whole, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint in the index of its folder.
+
+    Attributes:
+        file: name within the folder.
+        epoch: epochs completed.
+        step: batches trained of the epoch that follows.
+        metrics: validation results, empty where it was not validated.
+    """
+
+    file: str
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+    @property
+    def top1(self) -> float:
+        """Validation top-1 in percent; -1 where it was not validated."""
+        return self.metrics.get("top1", -1.0)
 
 
 class CheckpointFolder:
-    """The checkpoints of a run, ``<name>-<epoch>_<step>.ckpt`` and ``best.ckpt``, with an index of their progress.
+    """The checkpoints of a run, ``<name>-<epoch>_<step>.ckpt`` and ``best.ckpt``, and their index.
 
     Args:
         keep: how many to keep; the newest always stays.
@@ -33,77 +57,87 @@ class CheckpointFolder:
     INDEX = "checkpoints.json"
 
     def __init__(
-        self, path: Path, name: str = "spnas", keep: int = 40, policy: str = "latest_k"
+        self,
+        path: Path,
+        name: str = "spnas",
+        keep: int = 40,
+        policy: Literal["latest_k", "top_k"] = "latest_k",
     ) -> None:
-        self.path, self._name, self._keep, self._policy = path, name, keep, policy
+        self.path = path
+        self._name = name
+        self._keep = keep
+        self._policy = policy
 
-    def entries(self) -> list[dict[str, Any]]:
-        """File, epoch, step and metrics of each checkpoint, oldest first; damaged files are left out, with a warning."""
-        try:
-            index = {
-                entry["file"]: entry for entry in json.loads((self.path / self.INDEX).read_text())
-            }
-        except (OSError, ValueError, KeyError, TypeError):
-            index = {}
+    def entries(self) -> list[Entry]:
+        """The checkpoints, oldest first; damaged files are left out, with a warning."""
+        index = self._read_index()
         found = []
         for file in sorted(self.path.glob("*.ckpt")):
             if file.name == self.BEST or file.name.startswith("."):
                 continue
             if file.name not in index:  # written just before a crash, or copied here
                 try:
-                    index[file.name] = self._entry(file.name, read_checkpoint(file).meta)
+                    index[file.name] = _entry(file.name, read_checkpoint(file).meta)
                 except UserError as error:
                     log.warning("%s", error)
                     continue
             found.append(index[file.name])
-        return sorted(found, key=lambda entry: (entry["epoch"], entry["step"]))
+        return sorted(found, key=lambda entry: (entry.epoch, entry.step))
 
-    @staticmethod
-    def _entry(file: str, meta: Meta) -> dict[str, Any]:
-        return {"file": file, "epoch": meta.epoch, "step": meta.step, "metrics": meta.metrics}
+    def _read_index(self) -> dict[str, Entry]:
+        """Entries by file; none where the index is missing or damaged: the files tell the same."""
+        try:
+            data = read_json(self.path / self.INDEX)
+            entries = parse_record(list[Entry], data, str(self.path / self.INDEX))
+        except UserError:
+            return {}
+        return {entry.file: entry for entry in entries}
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read."""
         for entry in reversed(self.entries()):
             try:
-                return read_checkpoint(self.path / entry["file"])
+                return read_checkpoint(self.path / entry.file)
             except UserError as error:
                 log.warning("%s; trying the one before", error)
         return None
 
     def best_top1(self) -> float:
         """Validation top-1 of ``best.ckpt``, in percent; -1 without one."""
-        scores = [entry["metrics"].get("top1", -1.0) for entry in self.entries()]
-        return max(scores, default=-1.0)
+        return max((entry.top1 for entry in self.entries()), default=-1.0)
 
-    def save(self, cell: nn.Cell, meta: Meta, batches_per_epoch: int) -> Path:
-        """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep."""
+    def save(self, weights: Weights, meta: Meta, batches_per_epoch: int) -> Path:
+        """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep.
+
+        Args:
+            batches_per_epoch: stands in the file's name at the end of an epoch.
+        """
         epoch, step = (meta.epoch + 1, meta.step) if meta.step else (meta.epoch, batches_per_epoch)
         path = self.path / f"{self._name}-{epoch}_{step}.ckpt"
-        best = self.best_top1()
-        write_checkpoint(path, cell, meta)
-        if meta.metrics.get("top1", -1.0) > best:
-            self._link_best(path)
-        entries = [entry for entry in self.entries() if entry["file"] != path.name]
-        entries.append(self._entry(path.name, meta))
+        best, new = self.best_top1(), _entry(path.name, meta)
+        write_checkpoint(path, weights, meta)
+        if new.top1 > best:
+            with whole(self.path / self.BEST) as scratch:
+                scratch.unlink(missing_ok=True)  # of a killed run with the same process number
+                os.link(path, scratch)
+        entries = [entry for entry in self.entries() if entry.file != path.name] + [new]
         for entry in self._surplus(entries):
-            (self.path / entry["file"]).unlink(missing_ok=True)
+            (self.path / entry.file).unlink(missing_ok=True)
             entries.remove(entry)
-        write_text(self.path / self.INDEX, json.dumps(entries, indent=1))
+        write_json(self.path / self.INDEX, [asdict(entry) for entry in entries])
         return path
 
-    def _surplus(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _surplus(self, entries: list[Entry]) -> list[Entry]:
+        """Those of ``entries`` that the policy does not keep; the last one, the newest, stays."""
         older = entries[:-1]
         if self._policy == "top_k":
-            older = sorted(older, key=lambda entry: entry["metrics"].get("top1", -1.0))
+            older = sorted(older, key=lambda entry: entry.top1)
         return older[: max(0, len(entries) - self._keep)]
-
-    def _link_best(self, path: Path) -> None:
-        scratch = self.path / f".best.{os.getpid()}.ckpt"
-        scratch.unlink(missing_ok=True)
-        os.link(path, scratch)
-        os.replace(scratch, self.path / self.BEST)
 
     def remove_scratch(self) -> None:
         """Delete what a killed run left half-written."""
-        _remove_scratch(self.path, ".*")
+        remove_scratch(self.path, ".*")
+
+
+def _entry(file: str, meta: Meta) -> Entry:
+    return Entry(file, meta.epoch, meta.step, meta.metrics)

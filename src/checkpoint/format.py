@@ -4,7 +4,7 @@ A checkpoint is a MindSpore ``.ckpt`` with every parameter of the training step 
 plain names, optimizer, weight average under ``ema.``, loss scale) and one string entry ``meta``:
 JSON of the architecture, preprocessing, classes, configuration and progress. It is written under
 another name and then renamed, so a crash leaves the previous file whole, and read with its
-checksum.
+checksum. In memory its weights are NumPy arrays; ``src.checkpoint.restore`` makes networks of them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,40 @@ import errno
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor
 from mindspore.train import checkpoint_pb2
+from pydantic import BaseModel, ConfigDict
 
 from src.arch.architecture import Architecture
+from src.arch.space import SearchSpace
 from src.data.preprocessing import Preprocessing
 from src.data.safe_pickle import damage_reported
-from src.data.sources import ImageFolder, PixelArray, open_sources
 from src.errors import Fault, UserError
-from src.spnasnet import SPNASNet, fold_batch_norm
+from src.files import parse_record, whole
 from src.utils import release_memory
-
-log = logging.getLogger(__name__)
 
 META = "meta"
 EMA_PREFIX = "ema."
 VERSION = 1
+
+# A file with a checksum ends in these many bytes: "crc_num", then the CRC-32 as a big-endian number
+# (mindspore.train.serialization, crc_check=True).
+_CHECKSUM_TAG, _CHECKSUM_BYTES = b"crc_num", 17
+
+# Names of a network's parameters, beside which a checkpoint holds those of the optimizer.
+NETWORK_NAME = re.compile(r"(stem|blocks\.\d+|head|classifier)\..+")
+
+Weights: TypeAlias = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Meta:
     """What a checkpoint says about itself.
 
     Attributes:
+        config: the configuration of the run; empty where there was none.
         epoch: epochs completed.
         step: batches trained of the epoch that follows; 0 at the end of an epoch.
         parameters: number of parameters in the file; fewer when read means a damaged file.
@@ -54,6 +64,67 @@ class Meta:
         device_num: number of devices that trained, each with batches of its own.
     """
 
+    arch: Architecture
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    parameters: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    space: SearchSpace | None = None
+    device_num: int = 1
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Epochs completed, and batches of the epoch that follows."""
+        return self.epoch, self.step
+
+    def to_json(self) -> str:
+        """The text of the entry ``meta``."""
+        record = _MetaRecord(
+            arch=self.arch.to_dict(),
+            preprocessing=self.preprocessing.to_dict(),
+            classes=list(self.classes),
+            config=dict(self.config),
+            epoch=self.epoch,
+            step=self.step,
+            parameters=self.parameters,
+            metrics=dict(self.metrics),
+            space=None if self.space is None else self.space.to_dict(),
+            device_num=self.device_num,
+        )
+        return json.dumps(record.model_dump())
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> Meta:
+        """Inverse of ``to_json``; ``origin`` names the file in errors."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{origin}: its description cannot be read ({error})") from None
+        record = parse_record(_MetaRecord, data, f"{origin}: description")
+        if record.version != VERSION:
+            raise UserError(f"{origin}: version {record.version}, this program reads {VERSION}")
+        return cls(
+            arch=Architecture.from_dict(record.arch, origin),
+            preprocessing=Preprocessing.from_dict(record.preprocessing),
+            classes=tuple(record.classes),
+            config=record.config,
+            epoch=record.epoch,
+            step=record.step,
+            parameters=record.parameters,
+            metrics=record.metrics,
+            space=None if record.space is None else SearchSpace.from_dict(record.space, origin),
+            device_num=record.device_num,
+        )
+
+
+class _MetaRecord(BaseModel):
+    """``Meta`` as it stands in a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
     arch: dict[str, Any]
     preprocessing: dict[str, Any]
     classes: list[str]
@@ -61,7 +132,7 @@ class Meta:
     epoch: int = 0
     step: int = 0
     parameters: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = {}
     space: dict[str, Any] | None = None
     device_num: int = 1
     version: int = VERSION
@@ -69,71 +140,33 @@ class Meta:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory."""
+    """A checkpoint in memory.
+
+    Attributes:
+        weights: all arrays of the file, by name: network, optimizer, weight average, loss scale.
+    """
 
     path: Path
     meta: Meta
-    parameters: dict[str, Parameter]
+    weights: Weights
 
-    @property
-    def arch(self) -> Architecture:
-        return Architecture.from_dict(self.meta.arch, str(self.path))
+    def network_weights(self) -> dict[str, np.ndarray]:
+        """Weights of the network to evaluate and export: averaged ones where there are any."""
+        return network_weights(self.weights)
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_dict(self.meta.preprocessing)
 
-    def network_parameters(self) -> dict[str, Parameter]:
-        """The network to evaluate and export: the weight average where there is one."""
-        average = {
-            name[len(EMA_PREFIX) :]: value
-            for name, value in self.parameters.items()
-            if name.startswith(EMA_PREFIX)
-        }
-        return average or self.parameters
-
-    def source(self, config: Any, split: str) -> ImageFolder | PixelArray:
-        """A split of the data that ``config`` names, or of that of the training where it names none.
-
-        Args:
-            config: has dataset_name, data_path and val_data_path.
-
-        Raises:
-            UserError: it cannot be opened, or its classes are others than those of the training.
-        """
-        trained = self.meta.config
-        data_path = config.data_path or trained["data_path"]
-        val_data_path = config.val_data_path or (
-            None if config.data_path else trained["val_data_path"]
-        )
-        source = open_sources(
-            config.dataset_name or trained["dataset_name"], data_path, val_data_path, (split,)
-        )[split]
-        if list(source.classes) != self.meta.classes:
-            others = " others" if len(source.classes) == len(self.meta.classes) else ""
-            raise UserError(
-                f"{source.path}: holds {len(source.classes)} classes, {self.path} was trained on "
-                f"{len(self.meta.classes)}{others}"
-            )
-        return source
-
-    def network(self, *, kernels: bool = False, folded: bool = False) -> SPNASNet:
-        """The network in evaluation mode, with the CPU operators if ``kernels``, without BN if ``folded``."""
-        if self.meta.space is not None:
-            raise UserError(
-                f"{self.path}: holds a supernet in search, not a network; the network that a search found is "
-                "in inherited.ckpt of its run folder; search.py --method one_shot searches a one-shot supernet"
-            )
-        network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels and not folded)
-        load_parameters(network, self.network_parameters(), self.path)
-        if folded:
-            arrays = fold_batch_norm(
-                {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()},
-                self.arch.bn_epsilon,
-            )
-            network = SPNASNet(self.arch, len(self.meta.classes), kernels=kernels, folded=True)
-            load_parameters(network, to_parameters(arrays), self.path)
-        return network.set_train(False)
+def network_weights(weights: Weights) -> dict[str, np.ndarray]:
+    """The network's own among the arrays of a training step, averaged ones in place of others."""
+    averaged = {
+        name[len(EMA_PREFIX) :]: value
+        for name, value in weights.items()
+        if name.startswith(EMA_PREFIX)
+    }
+    return {
+        name: value
+        for name, value in {**weights, **averaged}.items()
+        if NETWORK_NAME.fullmatch(name)
+    }
 
 
 @contextmanager
@@ -146,74 +179,39 @@ def _framework_silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def to_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, Parameter]:
-    """Arrays as parameters of their names."""
-    return {name: Parameter(Tensor(value), name=name) for name, value in arrays.items()}
-
-
-def load_parameters(cell: nn.Cell, parameters: dict[str, Parameter], path: Path) -> None:
-    """Put parameters into a cell; every parameter of the cell must be there, in its shape."""
-    for parameter in cell.get_parameters():
-        stored = parameters.get(parameter.name)
-        if stored is None:
-            raise UserError(
-                f"{path}: holds no '{parameter.name}'; it does not match the architecture or configuration"
-            )
-        if stored.shape != parameter.shape:
-            raise UserError(
-                f"{path}: '{parameter.name}' has shape {stored.shape}, should be {parameter.shape}"
-            )
-        parameter.set_data(stored.value())
-
-
-def overwrite(parameter: Parameter, value: Tensor) -> None:
-    """Give a parameter other values in the memory that it has.
-
-    A compiled graph with branches that has run once goes on reading that memory: what ``set_data``
-    puts in its place is silently not seen by the branches.
-    """
-    ops.assign(parameter, value)
-
-
-def _remove_scratch(folder: Path, stem: str) -> None:
-    """Delete half-written files: ours, and MindSpore's own beside them."""
+def remove_scratch(folder: Path, stem: str) -> None:
+    """Delete half-written files: this module's, and MindSpore's own beside them."""
     for suffix in (".ckpt", ".tmp"):
         for file in folder.glob(stem + suffix):
             file.unlink(missing_ok=True)
 
 
-def write_checkpoint(path: Path, cell: nn.Cell, meta: Meta) -> None:
-    """Save all parameters of ``cell``; raises Fault when the disk is full or not writable."""
-    meta = Meta(**{**asdict(meta), "parameters": len(list(cell.get_parameters()))})
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.ckpt")
+def write_checkpoint(path: Path, weights: Weights, meta: Meta) -> None:
+    """Save arrays under their names.
+
+    Raises:
+        Fault: the disk is full or cannot be written; the file is as it was.
+    """
+    meta = replace(meta, parameters=len(weights))
+    entries = [{"name": name, "data": Tensor(value)} for name, value in weights.items()]
     try:
-        with _framework_silent():
-            ms.save_checkpoint(
-                cell, str(scratch), append_dict={META: json.dumps(asdict(meta))}, crc_check=True
-            )
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        _remove_scratch(path.parent, scratch.stem)
-        reason = (
-            os.strerror(errno.ENOSPC)
-            if "space" in str(error).lower()
-            else str(error).strip().splitlines()[0]
-        )
+        with whole(path) as scratch:
+            with _framework_silent():
+                ms.save_checkpoint(
+                    entries, str(scratch), append_dict={META: meta.to_json()}, crc_check=True
+                )
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(scratch, 0o644)  # MindSpore makes files that only their owner may read
+    except (Fault, RuntimeError, ValueError) as error:
+        remove_scratch(path.parent, f".{path.stem}.{os.getpid()}")
+        text = str(error).strip().splitlines()[0]
+        reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else text
         raise Fault(
             f"{path}: cannot be saved ({reason}); the checkpoints before it are whole"
         ) from None
+    del entries
     release_memory()  # save_checkpoint leaves copies of all parameters that refer to each other
-
-
-def write_inherited(folder: Path, weights: Mapping[str, np.ndarray], meta: Meta) -> None:
-    """Save weights that a network has from its supernet; ``meta`` is the network's own."""
-    path = folder / "inherited.ckpt"
-    network = SPNASNet(Architecture.from_dict(meta.arch), len(meta.classes))
-    load_parameters(network, to_parameters(weights), path)
-    write_checkpoint(path, network, meta)
 
 
 def read_entries(path: Path) -> dict[str, np.ndarray | str]:
@@ -226,13 +224,8 @@ def read_entries(path: Path) -> dict[str, np.ndarray | str]:
     """
     entries: dict[str, np.ndarray | str] = {}
     with damage_reported(path, "MindSpore checkpoint"):
-        data = path.read_bytes()
-        if data[-17:-10] == b"crc_num":
-            data, checksum = data[:-17], int.from_bytes(data[-10:], "big")
-            if zlib.crc32(data) != checksum:
-                raise ValueError("its checksum differs")
         content = checkpoint_pb2.Checkpoint()
-        content.ParseFromString(data)
+        content.ParseFromString(_verified(path.read_bytes()))
         slices: dict[str, list[bytes]] = {}  # large arrays come in several
         for entry in content.value:
             slices.setdefault(entry.tag, []).append(entry.tensor.tensor_content)
@@ -241,15 +234,34 @@ def read_entries(path: Path) -> dict[str, np.ndarray | str]:
             if kind == "str":
                 entries[entry.tag] = value.decode("utf-32-le").rstrip("\0")
             else:
-                shape = () if list(entry.tensor.dims) == [0] else tuple(entry.tensor.dims)
-                entries[entry.tag] = np.frombuffer(value, np.dtype(kind.lower())).reshape(shape)
+                # A scalar is written with the dimensions [0].
+                dims = tuple(entry.tensor.dims)
+                shape = () if dims == (0,) else dims
+                array = np.frombuffer(value, np.dtype(kind.lower()))
+                entries[entry.tag] = array.reshape(shape)
         if not entries:
             raise ValueError("it holds nothing")
     return entries
 
 
+def _verified(data: bytes) -> bytes:
+    """The content of a file, without the checksum that it may end in."""
+    tag = data[-_CHECKSUM_BYTES:][: len(_CHECKSUM_TAG)]
+    if tag != _CHECKSUM_TAG:
+        return data
+    content = data[:-_CHECKSUM_BYTES]
+    checksum = int.from_bytes(data[-_CHECKSUM_BYTES + len(_CHECKSUM_TAG) :], "big")
+    if zlib.crc32(content) != checksum:
+        raise ValueError("its checksum differs")
+    return content
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and verify a checkpoint; raises UserError for a missing, damaged or foreign file."""
+    """Read and verify a checkpoint.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -257,17 +269,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     text = entries.pop(META, None)
     if not isinstance(text, str):
         raise UserError(
-            f"{path}: not a checkpoint of this project (it does not describe itself); "
-            "weights of other projects are read by train.py --pre_trained"
+            f"{path}: not a checkpoint of this project (it does not describe itself); weights of "
+            "other projects are read by train.py --pre_trained"
         )
-    try:
-        meta = Meta(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: its description cannot be read ({error})") from None
-    if meta.version != VERSION:
-        raise UserError(f"{path}: version {meta.version}, this program reads {VERSION}")
+    meta = Meta.from_json(text, str(path))
     if len(entries) != meta.parameters:
         raise UserError(
             f"{path}: holds {len(entries)} of {meta.parameters} parameters; it is damaged"
         )
-    return Checkpoint(path, meta, to_parameters(entries))
+    arrays = {name: value for name, value in entries.items() if isinstance(value, np.ndarray)}
+    return Checkpoint(path, meta, arrays)

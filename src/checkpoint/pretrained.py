@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
-from src.checkpoint.format import EMA_PREFIX, META, read_entries
+from src.checkpoint.format import META, NETWORK_NAME, network_weights, read_entries
 from src.data.safe_pickle import damage_reported, load_torch
 from src.errors import UserError
 
@@ -26,7 +26,6 @@ _STEMS = {
     "model zoo": "features.0.conv1.conv.weight",
     "timm": "conv_stem.weight",
 }
-_PROJECT_NAME = re.compile(r"(stem|blocks\.\d+|head|classifier)\..+")
 _ZOO_BLOCK = re.compile(r"features\.(0\.conv2|[1-4]\.\d+|5\.conv1)(?=\.)")
 _TIMM_BLOCK = re.compile(r"blocks\.\d+\.\d+(?=\.)")
 _TIMM_BN = {
@@ -92,7 +91,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         return _read_checkpoint(path)
     if path.suffix == ".safetensors":
         try:
-            from safetensors.numpy import load_file  # only who has such a file needs the library
+            # Only who has such a file needs the library.
+            from safetensors.numpy import load_file
         except ImportError:
             raise UserError(
                 f"{path}: reading it needs a library: pip install safetensors"
@@ -100,9 +100,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         with damage_reported(path, "safetensors file"):
             return load_file(path)
     entries = load_torch(path)
-    if (
-        isinstance(entries, Mapping) and "state_dict" in entries
-    ):  # a training's, beside epoch and optimizer
+    # The file of a training holds the weights beside epoch and optimizer.
+    if isinstance(entries, Mapping) and "state_dict" in entries:
         entries = entries["state_dict"]
     if not isinstance(entries, Mapping):
         raise UserError(f"{path}: holds {type(entries).__name__}, should hold a state dict")
@@ -112,18 +111,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     entries = read_entries(path)
     weights = {name: value for name, value in entries.items() if isinstance(value, np.ndarray)}
-    if not isinstance(entries.get(META), str):
-        return weights
-    averaged = {
-        name[len(EMA_PREFIX) :]: value
-        for name, value in weights.items()
-        if name.startswith(EMA_PREFIX)
-    }
-    return {
-        name: value
-        for name, value in {**weights, **averaged}.items()
-        if _PROJECT_NAME.fullmatch(name)
-    }
+    return network_weights(weights) if isinstance(entries.get(META), str) else weights
 
 
 def to_project_names(names: Collection[str], origin: str | Path) -> tuple[str, dict[str, str]]:
@@ -144,12 +132,11 @@ def to_project_names(names: Collection[str], origin: str | Path) -> tuple[str, d
             f"{origin}: holds no weights of such a network; expected one of the names "
             f"{', '.join(_STEMS.values())}, found {_some(sorted(names)) or 'none'}"
         )
-    prefix = min(
-        prefixes[source], key=len
-    )  # the state of an optimizer has longer ones (moments.huawei...)
+    # The state of an optimizer has longer prefixes (moments.huawei...).
+    prefix = min(prefixes[source], key=len)
     bare = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
     if source == "project":
-        return source, {name: rest for rest, name in bare.items() if _PROJECT_NAME.fullmatch(rest)}
+        return source, {name: rest for rest, name in bare.items() if NETWORK_NAME.fullmatch(rest)}
     layers = dict(_zoo_layers(bare) if source == "model zoo" else _timm_layers(bare))
     renamed = {}
     for rest, name in bare.items():
@@ -165,7 +152,7 @@ def _zoo_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
     yield "output", "classifier"
     units = {"features.0.conv1": "stem", "features.5.conv2": "head"}
     for theirs, ours in _numbered(_ZOO_BLOCK, names):
-        for unit, part in zip(("exp_conv", "conv1", "conv2"), _PARTS):
+        for unit, part in zip(("exp_conv", "conv1", "conv2"), _PARTS, strict=True):
             units[f"{theirs}.{unit}"] = f"{ours}.{part}"
     for theirs, ours in units.items():
         yield f"{theirs}.conv", f"{ours}.conv"
@@ -183,15 +170,15 @@ def _timm_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
     }.items()
     for theirs, ours in _numbered(_TIMM_BLOCK, names):
         if f"{theirs}.conv_pwl.weight" in names:
-            layers = zip(("conv_pw", "conv_dw", "conv_pwl"), _PARTS)
+            layers = zip(("conv_pw", "conv_dw", "conv_pwl"), _PARTS, strict=True)
         else:  # without expansion: depthwise-separable
-            layers = zip(("conv_dw", "conv_pw"), _PARTS[1:])
+            layers = zip(("conv_dw", "conv_pw"), _PARTS[1:], strict=True)
         for index, (conv, part) in enumerate(layers, start=1):
             yield f"{theirs}.{conv}", f"{ours}.{part}.conv"
             yield f"{theirs}.bn{index}", f"{ours}.{part}.bn"
 
 
-def _numbered(block: re.Pattern, names: Collection[str]) -> list[tuple[str, str]]:
+def _numbered(block: re.Pattern[str], names: Collection[str]) -> list[tuple[str, str]]:
     """The blocks among the names in the order of their numbers, with the names they have here."""
     found = {match[0] for match in map(block.match, names) if match}
     ordered = sorted(
@@ -207,32 +194,17 @@ def load_pretrained(network: nn.Cell, path: str | Path) -> LoadReport:
 
     Raises:
         UserError: the file cannot be read, holds nothing for this network, or a shape differs
-        elsewhere.
+            elsewhere.
     """
     path = Path(path)
     weights = read_weights(path)
     source, renamed = to_project_names(weights, path)
     parameters = dict(network.parameters_and_names())
-    usable, notes = {}, []
-    for theirs, ours in renamed.items():
-        if ours not in parameters:
-            continue
-        shape, wanted = weights[theirs].shape, tuple(parameters[ours].shape)
-        if shape == wanted:
-            usable[ours] = weights[theirs]
-        elif ours.startswith("classifier.") and shape and shape[1:] == wanted[1:]:
-            if ours == "classifier.weight":
-                notes.append(
-                    f"the classifier starts anew: {shape[0]} classes in the file, {wanted[0]} in the network"
-                )
-        else:
-            raise UserError(
-                f"{path}: '{theirs}' has shape {shape}, the network's '{ours}' has {wanted}; "
-                "choose the architecture that these weights were trained for"
-            )
-    if source != "project" and abs(network.stem.bn.eps - FOREIGN_EPSILON) > 1e-9:
+    usable, notes = _match(weights, renamed, parameters, path)
+    epsilon = network.stem.bn.eps
+    if source != "project" and abs(epsilon - FOREIGN_EPSILON) > 1e-9:
         notes.append(
-            f"batch normalisation here adds {network.stem.bn.eps:g} to the variance, these weights were "
+            f"batch normalisation here adds {epsilon:g} to the variance, these weights were "
             f"trained with {FOREIGN_EPSILON:g}: set bn_epsilon in the architecture to that"
         )
     for name, value in usable.items():
@@ -242,10 +214,40 @@ def load_pretrained(network: nn.Cell, path: str | Path) -> LoadReport:
         source=source,
         loaded=tuple(usable),
         fresh=tuple(name for name in parameters if name not in usable),
+        # PyTorch counts batches in each normalisation, which has no effect here.
         unused=tuple(
             name
             for name in weights
             if renamed.get(name) not in parameters and not name.endswith("num_batches_tracked")
-        ),  # PyTorch's counter, of no effect here
+        ),
         notes=tuple(notes),
     )
+
+
+def _match(
+    weights: Mapping[str, np.ndarray],
+    renamed: Mapping[str, str],
+    parameters: Mapping[str, Parameter],
+    path: Path,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Weights for the parameters of a network, by their names there, and notes for the user."""
+    usable: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    for theirs, ours in renamed.items():
+        if ours not in parameters:
+            continue
+        shape, needed = weights[theirs].shape, tuple(parameters[ours].shape)
+        if shape == needed:
+            usable[ours] = weights[theirs]
+        elif ours.startswith("classifier.") and shape and shape[1:] == needed[1:]:
+            if ours == "classifier.weight":
+                notes.append(
+                    f"the classifier starts anew: {shape[0]} classes in the file, {needed[0]} in "
+                    "the network"
+                )
+        else:
+            raise UserError(
+                f"{path}: '{theirs}' has shape {shape}, the network's '{ours}' has {needed}; "
+                "choose the architecture that these weights were trained for"
+            )
+    return usable, notes

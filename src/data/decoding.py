@@ -1,9 +1,9 @@
 """Decoding images, so that no file of any content can end a run.
 
-MindSpore's own JPEG decoder stops the whole process (SIGFPE, SIGSEGV) on many files with a damaged
+MindSpore's own JPEG decoder ends the whole process (SIGFPE, SIGSEGV) on many files with a damaged
 header, which no error mode catches. libjpeg-turbo, through simplejpeg, reports the same files as
-errors, is at least as fast, and leaves Python's lock while it works; resizing and augmentation stay
-in MindSpore's pipeline.
+errors, is at least as fast, and releases Python's lock while it works; resizing and augmentation
+stay in MindSpore's pipeline. Imports no framework.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ def decode_image(data: bytes) -> np.ndarray:
     """Decode a JPEG, PNG or BMP of any colour space to RGB, (H, W, 3) of uint8.
 
     Raises:
-        ImageError: with the reason, for anything else, cut off, damaged or too large.
+        ImageError: the bytes are anything else, cut off, damaged or too large an image.
     """
     if not data:
         raise ImageError("empty")
     try:
-        if data[:2] == b"\xff\xd8":
+        if data[:2] == b"\xff\xd8":  # the marker with which every JPEG starts
             return _decode_jpeg(data)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the size is checked here
+            # Pillow warns of large images; their size is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP")) as image:
                 _check_size(*image.size)
                 return np.asarray(image.convert("RGB"))
@@ -47,10 +46,9 @@ def decode_image(data: bytes) -> np.ndarray:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError("neither JPEG, PNG nor BMP") from None
-    except Exception as error:  # pylint: disable=broad-except  # decoders raise many kinds for damaged bytes
-        raise ImageError(
-            f"cannot be decoded ({str(error).strip() or type(error).__name__})"
-        ) from None
+    except Exception as error:  # decoders raise many kinds of errors for damaged bytes
+        reason = str(error).strip() or type(error).__name__
+        raise ImageError(f"cannot be decoded ({reason})") from None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -61,13 +59,13 @@ def _check_size(width: int, height: int) -> None:
 def _decode_jpeg(data: bytes) -> np.ndarray:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     _check_size(width, height)
-    if colorspace in ("CMYK", "YCCK"):
+    if colorspace in ("CMYK", "YCCK"):  # which libjpeg-turbo does not turn into RGB
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return np.asarray(image.convert("RGB"))
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
-        # Stray bytes between segments harm nothing, and some ImageNet files have them.
+        # Stray bytes between segments do no harm, and some ImageNet files have them.
         if "extraneous bytes" not in str(error):
             raise
         return simplejpeg.decode_jpeg(data, "RGB", strict=False)

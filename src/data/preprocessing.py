@@ -1,20 +1,24 @@
-"""What happens to an image before the network sees it: the one place of mean, std, resize and crop.
+"""What happens to an image before the network: the one place of mean, std, resize and crop.
 
-Evaluation preprocessing is a value that travels in every checkpoint and, from there, into the
+Evaluation preprocessing is a value that is stored in every checkpoint and, from there, in the
 metadata of exported models. This module imports no framework.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-Triple = tuple[float, float, float]
-POLICIES = ("imagenet", "cifar10")
+from pydantic import ConfigDict
 
-# Mean and standard deviation per RGB channel, of 255. ImageNet: the model zoo; CIFAR-10: of its
-# training set.
+from src.files import parse_record
+
+Triple: TypeAlias = tuple[float, float, float]
+# Of AutoAugment (Cubuk et al., arXiv 1805.09501), by the data set that they were found for.
+PolicyName = Literal["imagenet", "cifar10"]
+
+# Mean and standard deviation per RGB channel, of pixel values 0..255. ImageNet: the model zoo's;
+# CIFAR-10: those of its training set.
 IMAGENET_MEAN: Triple = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD: Triple = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 CIFAR10_MEAN: Triple = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
@@ -26,10 +30,14 @@ class Preprocessing:
     """Evaluation: bilinear resize of the short side, centre crop, normalisation, channels first.
 
     Attributes:
-        height, width: of the crop, in pixels.
+        height: of the crop, in pixels.
+        width: of the crop, in pixels.
         resize: length of the short side after resizing, in pixels.
-        mean, std: per RGB channel, of pixel values 0..255.
+        mean: per RGB channel, of pixel values 0..255.
+        std: standard deviation, likewise.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     height: int
     width: int
@@ -38,17 +46,13 @@ class Preprocessing:
     std: Triple
 
     def to_dict(self) -> dict[str, Any]:
+        """What checkpoints and exported models say of it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
-        return cls(
-            height=data["height"],
-            width=data["width"],
-            resize=data["resize"],
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-        )
+    def from_dict(cls, data: Any, origin: str = "preprocessing") -> Preprocessing:
+        """Inverse of ``to_dict``; ``origin`` names the file in errors."""
+        return parse_record(cls, data, origin)
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,9 @@ class Augmentation:
         crop_scale: smallest area fraction of a random resized crop; None for no such crop.
         crop_padding: zero padding of a random crop at full size, in pixels; used without
             ``crop_scale``.
-        flip: horizontal flip of every other image.
+        flip: horizontal flip with probability 1/2.
         color_jitter: brightness, contrast, saturation, hue; None for no jitter.
-        auto_augment: policy of AutoAugment (Cubuk et al., arXiv 1805.09501), one of POLICIES; None
-            for none.
+        auto_augment: policy of AutoAugment; None for none.
         cutout: side of a square that is zeroed after normalisation (DeVries and Taylor, arXiv
             1708.04552), in pixels, of which a part may lie outside the image; 0 for none.
     """
@@ -71,5 +74,5 @@ class Augmentation:
     crop_padding: int = 0
     flip: bool = False
     color_jitter: tuple[float, float, float, float] | None = None
-    auto_augment: str | None = None
+    auto_augment: PolicyName | None = None
     cutout: int = 0

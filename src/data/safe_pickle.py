@@ -1,9 +1,9 @@
-"""Pickled arrays without the danger of pickles: a file names objects, this module decides what they are.
+"""Pickled arrays without the danger of pickles: a file names objects, this module chooses them.
 
-A pickle may call whatever it names. Here a name resolves only through a table of harmless
-stand-ins, so nothing that a file brings or names is ever executed. Classes of NumPy and PyTorch are
-not in the tables either: their pickled state reaches raw memory, so types, shapes and offsets are
-checked before it does. Imports neither MindSpore nor PyTorch.
+A pickle may call whatever it names. Here a name is looked up only in a table of harmless
+replacements, so nothing that a file contains or names is ever executed. Classes of NumPy and
+PyTorch are not in the tables either: their pickled state reaches raw memory, so types, shapes and
+offsets are checked before it does. Imports neither MindSpore nor PyTorch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from src.errors import UserError
 
 @contextmanager
 def damage_reported(origin: str | Path, kind: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes its reader raise, which may be nearly anything, into one UserError."""
+    """Turn whatever a damaged file makes its reader raise, nearly anything, into a UserError."""
     try:
         yield
     except UserError:
@@ -34,12 +34,13 @@ def damage_reported(origin: str | Path, kind: str) -> Iterator[None]:
         raise UserError(f"{origin}: damaged or no {kind} ({reason})") from error
 
 
-class _Unpickler(
-    pickle._Unpickler
-):  # the one in Python: that in C fills gigabytes for one damaged memo index
+# The unpickler written in Python: that in C allocates gigabytes for one damaged memo index.
+class _Unpickler(pickle._Unpickler):
+    """Resolves names by a table; ``load`` has the arguments."""
+
     def __init__(
         self,
-        file: BinaryIO,
+        file: IO[bytes],
         origin: str,
         allowed: Mapping[str, Any],
         resolve: Callable[[Any], Any] | None,
@@ -51,22 +52,24 @@ class _Unpickler(
         self._resolve = resolve
 
     def find_class(self, module: str, name: str) -> Any:
+        """The object for a name in the file."""
         try:
             return self._allowed[f"{module}.{name}"]
         except KeyError:
             raise UserError(
-                f"{self._origin}: asks for '{module}.{name}', which is refused, and nothing in the file "
-                "was executed; save its arrays or tensors alone"
+                f"{self._origin}: asks for '{module}.{name}', which is refused, and nothing in the "
+                "file was executed; save its arrays or tensors and nothing else"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
+        """The object that the file stores outside its pickle under ``pid``."""
         if self._resolve is None:
             raise pickle.UnpicklingError("refers to something outside itself")
         return self._resolve(pid)
 
 
 def load(
-    file: BinaryIO,
+    file: IO[bytes],
     origin: str,
     allowed: Mapping[str, Any],
     *,
@@ -76,8 +79,9 @@ def load(
     """Unpickle a file that names nothing but what is in ``allowed``.
 
     Args:
+        file: the pickle.
         origin: names the file in errors.
-        allowed: ``module.name`` as the file says it, and the object it gets for that.
+        allowed: ``module.name`` as the file says it, and the object that stands for it.
         resolve: gives the objects that the file stores outside its pickle (persistent ids).
         encoding: of Python 2 strings, see ``pickle.load``.
 
@@ -89,7 +93,7 @@ def load(
 
 
 class _DType:
-    """Stands in for ``numpy.dtype``: plain numbers; records and references to objects are refused."""
+    """In place of ``numpy.dtype``: plain numbers; no records, no references to objects."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         code = code.decode() if isinstance(code, bytes) else code
@@ -98,15 +102,17 @@ class _DType:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
+        # A dtype's state is (version, byte order, ...); NumPy refuses other orders itself.
         order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = self.dtype.newbyteorder(cast(Literal["<", ">", "|", "="], order))
 
 
 class _Array(np.ndarray):
-    """Stands in for ``numpy.ndarray``: gets its contents from a pickle only under a plain number type."""
+    """In place of ``numpy.ndarray``: takes contents from a pickle only with a type of numbers."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, fortran_order, data = state
+        # 1 is the version of the state.
         super().__setstate__((1, shape, kind.dtype, fortran_order, data))
 
 
@@ -115,7 +121,7 @@ def _reconstruct(*_: Any) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for ``_codecs.encode``, as which Python 3 writes bytes in protocol 2."""
+    """In place of ``_codecs.encode``, a call of which Python 3 writes for bytes in protocol 2."""
     if encoding != "latin1":
         raise ValueError(f"text encoded as {encoding!r}")
     return text.encode("latin1")
@@ -130,29 +136,32 @@ _NUMPY = {
 }
 
 
-def load_arrays(file: BinaryIO, origin: str) -> Any:
-    """Unpickle dicts, lists, numbers, text and numeric arrays; text of Python 2 arrives as bytes."""
+def load_arrays(file: IO[bytes], origin: str) -> Any:
+    """Unpickle dicts, lists, numbers, text and numeric arrays; text of Python 2 becomes bytes."""
     return load(file, origin, _NUMPY, encoding="bytes")
 
 
 class _StateDict(dict):
-    """Stands in for ``collections.OrderedDict``; PyTorch hangs layer versions on it, which are not needed."""
+    """In place of ``collections.OrderedDict``, without PyTorch's attribute for layer versions."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
-    """Stands in for ``torch._utils._rebuild_tensor_v2``; offset and stride count elements of the storage."""
+    """In place of ``torch._utils._rebuild_tensor_v2``.
+
+    Offset and stride count elements of the storage. A view outside of it is refused.
+    """
     count = math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    # Lengths that differ are refused below.
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=False))
     if (
         storage.ndim != 1
         or len(size) != len(stride)
         or min((offset, *size, *stride)) < 0
         or count > storage.size
-        or count
-        and last >= storage.size
+        or (count and last >= storage.size)
     ):
         raise ValueError(
             f"tensor of size {size}, stride {stride}, offset {offset} in {storage.size} numbers"
@@ -182,9 +191,8 @@ _TORCH = {
     "torch._utils._rebuild_parameter": _parameter,
     **{f"torch.{name}Storage": code for name, code in _STORAGES.items()},
 }
-_LEGACY_MAGIC = (
-    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # opens torch.save files of before PyTorch 1.6
-)
+# First bytes of torch.save files of before PyTorch 1.6: its magic number as a pickle.
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_torch(path: Path) -> Any:
@@ -192,34 +200,33 @@ def load_torch(path: Path) -> Any:
 
     Raises:
         UserError: the file is damaged, of before PyTorch 1.6, or holds more than tensors, dicts,
-        lists and text.
+            lists and text.
     """
     with open(path, "rb") as file, damage_reported(path, "PyTorch file"):
         if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
             raise UserError(
-                f"{path}: in the format of before PyTorch 1.6; load and save it with a newer PyTorch, "
-                "or take the weights as .safetensors"
+                f"{path}: in the format of before PyTorch 1.6; load and save it with a newer "
+                "PyTorch, or take the weights as .safetensors"
             )
         with zipfile.ZipFile(file) as archive:
             return _load_torch_zip(archive, str(path))
 
 
 def _load_torch_zip(archive: zipfile.ZipFile, origin: str) -> Any:
+    """Read the pickle ``data.pkl`` of an archive, and the numbers of each tensor beside it."""
     names = archive.namelist()
     root = next((name[: -len("data.pkl")] for name in names if name.endswith("/data.pkl")), "")
-    order = (
-        ">" if f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big" else "<"
-    )
+    big = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
+    order = ">" if big else "<"  # older files lack the entry and are little-endian
     storages: dict[str, np.ndarray] = {}
 
     def storage(pid: tuple) -> np.ndarray:
-        _, code, key, _, count = pid
+        _, code, key, _, count = pid  # "storage", type, name, device, number of elements
         if key not in storages:
             dtype, entry = np.dtype(order + code), archive.getinfo(f"{root}data/{key}")
-            if entry.file_size != count * dtype.itemsize:
-                raise ValueError(
-                    f"storage {key} has {entry.file_size} bytes, should have {count * dtype.itemsize}"
-                )
+            size = count * dtype.itemsize
+            if entry.file_size != size:
+                raise ValueError(f"storage {key} has {entry.file_size} bytes, should have {size}")
             storages[key] = np.frombuffer(archive.read(entry), dtype)
         return storages[key]
 

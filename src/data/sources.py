@@ -1,7 +1,7 @@
-"""Labelled images on disk: class folders, CIFAR-10 in its published forms, the embedded digits.
+"""Labelled images on disk: class folders, CIFAR-10 in its published forms, scikit-learn's digits.
 
 A source is a sequence of images (H, W, 3) with labels. It checks at construction, in seconds, what
-would otherwise fail in the middle of a run. No framework is imported.
+would otherwise fail in the middle of a run. Imports no framework.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, TypeAlias, cast
 
 import numpy as np
 
@@ -22,42 +25,35 @@ from src.errors import UserError
 log = logging.getLogger(__name__)
 
 
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
 class ImageFolder:
-    """A folder with one subfolder of images a class; labels follow the sorted folder names."""
+    """A folder with one subfolder of images per class.
+
+    Labels are the places of the subfolders' names in sorted order. Files that are no images are
+    left out with a warning; hidden subfolders are left out.
+
+    Raises:
+        UserError: there is no such folder, it has no subfolders, or one of them holds no image.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise UserError(
-                f"{self.path}: no such folder; expected one folder of images a class in it"
-            )
-        folders = sorted(
-            entry.name
-            for entry in os.scandir(self.path)
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-        if not folders:
-            raise UserError(
-                f"{self.path}: holds no class folders; expected one folder of images a class"
-            )
-        self.classes = tuple(folders)
+        self.classes = self._class_folders()
         self._files: list[str] = []
         labels: list[int] = []
         foreign: list[str] = []
-        for label, folder in enumerate(folders):
-            names = sorted(
-                entry.name for entry in os.scandir(self.path / folder) if entry.is_file()
-            )
-            images = [name for name in names if name.lower().endswith(EXTENSIONS)]
+        for label, folder in enumerate(self.classes):
+            entries = os.scandir(self.path / folder)
+            names = sorted(entry.name for entry in entries if entry.is_file())
+            images = [name for name in names if _is_image(name)]
             if not images:
                 raise UserError(
                     f"{self.path / folder}: class folder without images; fill it or remove it"
                 )
-            foreign += [
-                os.path.join(folder, name)
-                for name in names
-                if not name.lower().endswith(EXTENSIONS)
-            ]
+            foreign += [os.path.join(folder, name) for name in names if not _is_image(name)]
             self._files += [os.path.join(folder, name) for name in images]
             labels += [label] * len(images)
         self.labels = np.array(labels, np.int32)
@@ -71,14 +67,32 @@ class ImageFolder:
                 more,
             )
 
+    def _class_folders(self) -> tuple[str, ...]:
+        expected = "expected one folder of images per class"
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such folder; {expected} in it")
+        folders = sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if not folders:
+            raise UserError(f"{self.path}: holds no class folders; {expected}")
+        return tuple(folders)
+
     def __len__(self) -> int:
         return len(self._files)
 
     def name(self, index: int) -> str:
+        """The image's file, for messages."""
         return str(self.path / self._files[index])
 
     def read(self, index: int) -> np.ndarray:
-        """Pixels (H, W, 3) of uint8; raises ImageError with the reason for a file that is none."""
+        """Pixels (H, W, 3) of uint8.
+
+        Raises:
+            ImageError: the file cannot be read or is no image.
+        """
         try:
             with open(self.path / self._files[index], "rb") as file:
                 return decode_image(file.read())
@@ -92,21 +106,22 @@ class PixelArray:
     def __init__(
         self, path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
     ) -> None:
-        self.path, self.images, self.labels, self.classes = (
-            path,
-            images,
-            labels.astype(np.int32),
-            classes,
-        )
+        self.path, self.images, self.classes = path, images, classes
+        self.labels = labels.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
+        """File and number of the image, for messages."""
         return f"{self.path}, image {index}"
 
     def read(self, index: int) -> np.ndarray:
+        """Pixels (H, W, 3) of uint8."""
         return self.images[index]
+
+
+Source: TypeAlias = ImageFolder | PixelArray
 
 
 CIFAR10_CLASSES = (
@@ -123,15 +138,20 @@ CIFAR10_CLASSES = (
 )
 _CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
 _CIFAR_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
+# The binary version has one record per image: its label, then the rows of red, green and blue.
+_CIFAR_PIXELS = 3 * 32 * 32
+_CIFAR_RECORD = 1 + _CIFAR_PIXELS
 
 
-def _cifar_file(file, name: str, origin: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) and rows of pixels (N, 3072) of one batch file, by the form its name tells."""
+def _cifar_batch(file: IO[bytes], name: str, origin: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and rows of pixels (N, 3072) of one batch file, of the form its name tells."""
     if name.endswith(".bin"):
         records = np.frombuffer(file.read(), np.uint8)
-        if not records.size or records.size % 3073:
-            raise UserError(f"{origin}: {records.size} bytes, should be records of 3073 bytes")
-        records = records.reshape(-1, 3073)
+        if not records.size or records.size % _CIFAR_RECORD:
+            raise UserError(
+                f"{origin}: {records.size} bytes, should be records of {_CIFAR_RECORD} bytes"
+            )
+        records = records.reshape(-1, _CIFAR_RECORD)
         labels, pixels = records[:, 0], records[:, 1:]
     else:
         batch = load_arrays(file, origin)
@@ -139,79 +159,91 @@ def _cifar_file(file, name: str, origin: str) -> tuple[np.ndarray, np.ndarray]:
             labels, pixels = np.asarray(batch[b"labels"]), np.asarray(batch[b"data"])
         except (KeyError, TypeError):
             raise UserError(f"{origin}: no CIFAR-10 batch (it lacks 'labels' or 'data')") from None
-    if pixels.ndim != 2 or pixels.shape != (len(labels), 3072) or pixels.dtype != np.uint8:
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+        raise UserError(f"{origin}: no CIFAR-10 batch (its labels are no list of whole numbers)")
+    if pixels.shape != (len(labels), _CIFAR_PIXELS) or pixels.dtype != np.uint8:
         raise UserError(
-            f"{origin}: pixels of shape {pixels.shape}, should be ({len(labels)}, 3072) of uint8"
+            f"{origin}: pixels of shape {pixels.shape}, should be ({len(labels)}, {_CIFAR_PIXELS}) "
+            "of uint8"
         )
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise UserError(f"{origin}: labels from {labels.min()} to {labels.max()}, should be 0 to 9")
     return labels, pixels
 
 
+def _batches_of_archive(path: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Labels and rows of pixels of each batch in the published archive."""
+    try:
+        with tarfile.open(path) as archive:
+            members = {
+                Path(member.name).name: member for member in archive.getmembers() if member.isfile()
+            }
+            for stem in _CIFAR_FILES[split]:
+                name = stem if stem in members else f"{stem}.bin"
+                if name not in members:
+                    raise UserError(
+                        f"{path}: holds no '{stem}' or '{stem}.bin'; expected the published archive"
+                    )
+                # Only members that are no files have no contents.
+                file = cast(IO[bytes], archive.extractfile(members[name]))
+                yield _cifar_batch(file, name, f"{path}, {name}")
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path}: not readable as a tar archive ({error})") from None
+
+
+def _batches_of_folder(path: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Labels and rows of pixels of each batch file in a folder, or in one folder below it."""
+
+    def find(folder: Path, stem: str) -> Path | None:
+        return next((p for p in (folder / stem, folder / f"{stem}.bin") if p.is_file()), None)
+
+    stems = _CIFAR_FILES[split]
+    places = [path, *(path / name for name in _CIFAR_FOLDERS), *sorted(path.glob("*/"))]
+    folder = next((place for place in places if find(place, stems[0])), None)
+    if folder is None:
+        raise UserError(
+            f"{path}: holds no '{stems[0]}' or '{stems[0]}.bin', neither directly nor one folder "
+            f"below; expected {' or '.join(_CIFAR_FOLDERS)}"
+        )
+    for stem in stems:
+        file_path = find(folder, stem)
+        if file_path is None:
+            raise UserError(f"{folder / stem}: missing; expected all of {', '.join(stems)}")
+        with open(file_path, "rb") as file:
+            yield _cifar_batch(file, file_path.name, str(file_path))
+
+
 def cifar10(path: str | Path, split: str) -> PixelArray:
-    """CIFAR-10 from its python or binary version, as folder (or its parent) or ``.tar.gz``.
+    """CIFAR-10 in its python or binary version.
 
     Args:
+        path: the published ``.tar.gz``, the folder that it unpacks to, or the folder around that.
         split: "train" or "val", the published test images.
+
+    Raises:
+        UserError: there is no CIFAR-10, or one of its files is missing or damaged.
     """
     path = Path(path)
-    batches = []
     if path.is_file():
-        try:
-            with tarfile.open(path) as archive:
-                members = {
-                    Path(member.name).name: member
-                    for member in archive.getmembers()
-                    if member.isfile()
-                }
-                for stem in _CIFAR_FILES[split]:
-                    name = stem if stem in members else f"{stem}.bin"
-                    if name not in members:
-                        raise UserError(
-                            f"{path}: holds no '{stem}' or '{stem}.bin'; expected the published archive"
-                        )
-                    batches.append(
-                        _cifar_file(archive.extractfile(members[name]), name, f"{path}, {name}")
-                    )
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"{path}: not readable as a tar archive ({error})") from None
+        batches = list(_batches_of_archive(path, split))
     elif path.is_dir():
-        first = _CIFAR_FILES[split][0]
-        places = [path, *(path / name for name in _CIFAR_FOLDERS), *sorted(path.glob("*/"))]
-        folder = next(
-            (p for p in places if (p / first).is_file() or (p / f"{first}.bin").is_file()), None
-        )
-        if folder is None:
-            raise UserError(
-                f"{path}: holds no '{first}' or '{first}.bin', neither directly nor one folder below; "
-                f"expected {' or '.join(_CIFAR_FOLDERS)}"
-            )
-        for stem in _CIFAR_FILES[split]:
-            file_path = next(
-                (p for p in (folder / stem, folder / f"{stem}.bin") if p.is_file()), None
-            )
-            if file_path is None:
-                raise UserError(
-                    f"{folder / stem}: missing; expected all of {', '.join(_CIFAR_FILES[split])}"
-                )
-            with open(file_path, "rb") as file:
-                batches.append(_cifar_file(file, file_path.name, str(file_path)))
+        batches = list(_batches_of_folder(path, split))
     else:
         raise UserError(
             f"{path}: no such file or folder; expected CIFAR-10 in its python or binary version"
         )
-    labels = np.concatenate([batch[0] for batch in batches])
-    pixels = (
-        np.concatenate([batch[1] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    )
+    labels = np.concatenate([labels for labels, _ in batches])
+    rows = np.concatenate([pixels for _, pixels in batches])
+    pixels = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # channels last
     return PixelArray(path, np.ascontiguousarray(pixels), labels, CIFAR10_CLASSES)
 
 
 def prepare_digits(path: str | Path) -> None:
-    """Write scikit-learn's 1,797 handwritten digits as 32x32 RGB JPEG class folders, unless they are there.
+    """Write scikit-learn's 1,797 handwritten digits as class folders, unless they are there.
 
-    The split is fixed and stratified: 1,437 images in ``train/``, 360 in ``val/``. From Alpaydin
-    and Kaynak's "Optical Recognition of Handwritten Digits" (UCI), 8x8 with 17 grey levels.
+    The images are RGB JPEG of 32x32. The split is fixed and stratified: 1,437 images in
+    ``train/``, 360 in ``val/``. From Alpaydin and Kaynak's "Optical Recognition of Handwritten
+    Digits" (UCI), 8x8 with 17 grey levels.
     """
     path = Path(path)
 
@@ -224,26 +256,12 @@ def prepare_digits(path: str | Path) -> None:
         raise UserError(
             f"{path}: exists but holds no digits (train/ and val/); give another --data_path"
         )
-    from PIL import Image
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    indices = np.arange(len(digits.target))
-    train, val = train_test_split(indices, test_size=0.2, stratify=digits.target, random_state=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed, so that a folder under the final name is always
-    # complete.
+    # Written beside its place and renamed, so that a folder of that name is always complete.
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        for split, members in (("train", train), ("val", val)):
-            for index in members:
-                folder = scratch / split / str(digits.target[index])
-                folder.mkdir(parents=True, exist_ok=True)
-                pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-                image = Image.fromarray(pixels).resize((32, 32), Image.BICUBIC).convert("RGB")
-                image.save(folder / f"{index:04d}.jpg", quality=95)
-        scratch.chmod(0o755)
+        _write_digits(scratch)
+        scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
         try:
             scratch.replace(path)  # also in place of an empty folder
         except OSError:
@@ -253,36 +271,64 @@ def prepare_digits(path: str | Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _write_digits(folder: Path) -> None:
+    # Both take seconds to import, and most runs need neither.
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    indices = np.arange(len(digits.target))
+    train, val = train_test_split(indices, test_size=0.2, stratify=digits.target, random_state=0)
+    for split, members in (("train", train), ("val", val)):
+        for index in members:
+            place = folder / split / str(digits.target[index])
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+            image = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+            image.convert("RGB").save(place / f"{index:04d}.jpg", quality=95)
+
+
+def _split_folder(split: str, data_path: str, val_data_path: str | None) -> Path:
+    """The folder of class folders of a split."""
+    root = Path(data_path)
+    if split == "val" and val_data_path:
+        return Path(val_data_path)
+    if (root / split).is_dir() or not root.is_dir():
+        return root / split
+    if split == "val":
+        # A training folder given by itself has its validation images beside it.
+        return root.parent / "val" if root.name == "train" else root / "val"
+    return root
+
+
 def open_sources(
     dataset_name: str,
     data_path: str,
     val_data_path: str | None = None,
     splits: tuple[str, ...] = ("train", "val"),
-) -> dict[str, ImageFolder | PixelArray]:
+) -> dict[str, Source]:
     """The sources of a data set by split, checked against each other.
 
-    ``data_path`` holds ``train/`` and ``val/``, or is the training folder itself as in the model
-    zoo; ``val_data_path`` names the validation images where they lie elsewhere.
+    Args:
+        dataset_name: "digits", "cifar10", or any other for class folders.
+        data_path: holds ``train/`` and ``val/``, or is the training folder itself as in the model
+            zoo; or CIFAR-10.
+        val_data_path: the validation images, where they are elsewhere.
+        splits: the splits to open.
+
+    Raises:
+        UserError: a source cannot be opened, or their classes differ.
     """
     if dataset_name == "digits":
         prepare_digits(data_path)
-    sources = {}
+    sources: dict[str, Source] = {}
     for split in splits:
         if dataset_name == "cifar10":
-            place = val_data_path if split == "val" and val_data_path else data_path
-            sources[split] = cifar10(place, split)
-            continue
-        root = Path(data_path)
-        if split == "val" and val_data_path:
-            folder = Path(val_data_path)
-        elif (root / split).is_dir() or not root.is_dir():
-            folder = root / split
-        elif split == "val":
-            # A training folder given by itself has its validation images beside it.
-            folder = root.parent / "val" if root.name == "train" else root / "val"
+            elsewhere = val_data_path if split == "val" else None
+            sources[split] = cifar10(elsewhere or data_path, split)
         else:
-            folder = root
-        sources[split] = ImageFolder(folder)
+            sources[split] = ImageFolder(_split_folder(split, data_path, val_data_path))
     if len(sources) == 2 and sources["train"].classes != sources["val"].classes:
         train, val = sources["train"], sources["val"]
         odd = sorted(set(train.classes) ^ set(val.classes))

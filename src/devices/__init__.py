@@ -1,0 +1,1 @@
+"""Several devices: rank tables, one process per device, what the processes tell each other."""

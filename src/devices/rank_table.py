@@ -1,19 +1,25 @@
-"""HCCL rank tables: which devices of which servers take part in a job, and in which order. Imports no framework.
+"""HCCL rank tables: which devices of which servers take part in a job, and in which order.
 
 Two forms are known. The present one (version 1.0, and 1.2 with more keys) lists servers with their
 devices and ranks:
 
-    {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [{"server_id":
-    "10.0.0.1",
-     "device": [{"device_id": "0", "device_ip": "192.168.1.6", "rank_id": "0"}, ...]}]}
+    {"version": "1.0", "server_count": "1", "status": "completed",
+     "server_list": [{"server_id": "10.0.0.1",
+                      "device": [{"device_id": "0", "device_ip": "192.168.1.6", "rank_id": "0"},
+                                 ...]}]}
 
 The one before it, without a version, lists groups of instances. There a rank is given for each
 instance, or follows from their order:
 
-    {"status": "completed", "group_count": "1", "group_list": [{"instance_count": "2",
-    "device_count": "2",
-     "instance_list": [{"server_id": "10.0.0.1", "devices": [{"device_id": "0", "device_ip":
-     "192.168.1.6"}]}, ...]}]}
+    {"status": "completed", "group_count": "1",
+     "group_list": [{"instance_count": "2", "device_count": "2",
+                     "instance_list": [{"server_id": "10.0.0.1",
+                                        "devices": [{"device_id": "0",
+                                                     "device_ip": "192.168.1.6"}]},
+                                       ...]}]}
+
+Other programs write these files, so keys that are not known are passed over, and numbers are read
+whether they are written as text or as numbers. Imports no framework.
 """
 
 from __future__ import annotations
@@ -22,17 +28,17 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from src.errors import UserError
-from src.files import read_json
-
-VERSIONS = ("1.0", "1.2")
-ADDRESS_KEYS = ("host_ip", "server_ip")  # of servers whose id is a name
+from src.files import parse_record, read_json
 
 
 class RankTableError(UserError):
-    """A rank table that cannot be used; the message names the file, the value and what would be right."""
+    """A rank table that cannot be used; the message has the file, the value and what is right."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,13 @@ class Server:
 
 @dataclass(frozen=True)
 class RankTable:
-    """The servers of a job in the order of their ranks; all have as many devices."""
+    """The servers of a job in the order of their ranks; all have the same number of devices."""
 
     servers: tuple[Server, ...]
 
     @property
     def device_num(self) -> int:
+        """Devices of all servers together."""
         return sum(len(server.devices) for server in self.servers)
 
     @property
@@ -98,7 +105,11 @@ class RankTable:
         Args:
             own: addresses and names of this machine.
             origin: the table's file, for errors.
+
+        Raises:
+            RankTableError: none or several of the servers are this machine.
         """
+        # server_id may be a name that no interface has; then host_ip or server_ip has the address.
         found = [
             number
             for number, server in enumerate(self.servers)
@@ -124,7 +135,11 @@ class RankTable:
 
 
 def load_rank_table(path: str | Path) -> RankTable:
-    """Read and check a rank table of either form."""
+    """Read and check a rank table of either form.
+
+    Raises:
+        RankTableError: the file is missing, is no rank table, or contradicts itself.
+    """
     path = Path(path)
     if not path.is_file():
         raise RankTableError(f"{path}: no such rank table; scripts/hccl_table.py writes one")
@@ -132,27 +147,43 @@ def load_rank_table(path: str | Path) -> RankTable:
 
 
 def parse_rank_table(data: Any, origin: str) -> RankTable:
-    """Check the contents of a rank table of either form; ``origin`` names its file in errors."""
-    status = _get(data, "status", str, origin)
-    if status != "completed":
+    """Check the contents of a rank table of either form.
+
+    Args:
+        data: what its JSON file holds.
+        origin: names the file in errors.
+
+    Raises:
+        RankTableError: it is no rank table, or contradicts itself.
+    """
+    if not isinstance(data, Mapping):
         raise RankTableError(
-            f"{origin}: status is '{status}', should be 'completed'; the table is not ready"
+            f"{origin}: holds {type(data).__name__} where keys and values should be"
         )
+    # The key says which form it is, as the older one has no version.
+    record: _ServerTable | _GroupTable
     if "server_list" in data:
-        servers = _servers(data, origin)
+        record = parse_record(_ServerTable, data, origin, RankTableError)
     elif "group_list" in data:
-        servers = _instances(data, origin)
+        record = parse_record(_GroupTable, data, origin, RankTableError)
     else:
         raise RankTableError(
             f"{origin}: holds neither 'server_list' nor 'group_list'; it is no rank table"
         )
-    return _checked(servers, origin)
+    record.check_counts(origin)
+    return _checked(record.servers(), origin)
 
 
 def build_rank_table(
     server: str, device_ids: Sequence[int], device_ips: Mapping[int, str]
 ) -> RankTable:
-    """The table of one server, whose ranks follow the order of its devices."""
+    """The table of one server, whose ranks follow the order of its devices.
+
+    Args:
+        server: its address.
+        device_ids: numbers of the devices that take part.
+        device_ips: addresses of devices, by number; those of others are left empty.
+    """
     devices = tuple(
         Device(number, device_ips.get(number, ""), rank) for rank, number in enumerate(device_ids)
     )
@@ -161,6 +192,7 @@ def build_rank_table(
 
 def merge_rank_tables(tables: Iterable[RankTable]) -> RankTable:
     """One table of the servers of several, whose ranks follow the order of the tables."""
+    # Each table counts its ranks from 0; here every server goes on behind those before it.
     servers, first = [], 0
     for table in tables:
         for server in table.servers:
@@ -173,97 +205,153 @@ def merge_rank_tables(tables: Iterable[RankTable]) -> RankTable:
     return _checked(servers, "merged rank table")
 
 
-def _get(data: Any, key: str, kind: type, origin: str) -> Any:
-    """A value; numbers are written as text in these files, and taken both ways."""
-    if not isinstance(data, Mapping):
-        raise RankTableError(
-            f"{origin}: holds {type(data).__name__} where keys and values should be"
-        )
-    if key not in data:
-        raise RankTableError(f"{origin}: key '{key}' is missing")
-    value = data[key]
-    if kind is int and not isinstance(value, bool) and str(value).isdecimal():
-        return int(value)
-    if kind is int or not isinstance(value, kind):
-        raise RankTableError(f"{origin}: '{key}' is {value!r}, should be of type {kind.__name__}")
+# The two forms of the file.
+
+
+def _number(value: Any) -> Any:
+    """A number that is written as text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _completed(value: str) -> str:
+    if value != "completed":
+        raise PydanticCustomError("status", "should be 'completed'; the table is not ready")
     return value
 
 
-def _count(
-    data: Mapping[str, Any], keys: Sequence[str], found: int, what: str, origin: str
-) -> None:
-    """Compare a count that the table states, where it does, with what it holds."""
-    for key in keys:
-        if key in data and _get(data, key, int, origin) != found:
-            raise RankTableError(f"{origin}: '{key}' is {data[key]}, but it lists {found} {what}")
-
-
-def _device(data: Any, rank: int | None, origin: str) -> Device:
-    number = _get(data, "device_id", int, origin)
-    address = data.get("device_ip", "")
+def _ip_address(value: Any) -> Any:
+    """Tables of devices without a network have an empty address, or none."""
+    if not value:
+        return ""
     try:
-        ipaddress.ip_address(address or "0.0.0.0")
+        ipaddress.ip_address(value)
     except ValueError:
-        raise RankTableError(
-            f"{origin}: 'device_ip' of device {number} is {address!r}, should be an IP address"
-        ) from None
-    return Device(number, address, _get(data, "rank_id", int, origin) if rank is None else rank)
+        raise PydanticCustomError("address", "should be an IP address") from None
+    return value
 
 
-def _servers(data: Mapping[str, Any], origin: str) -> list[Server]:
-    """Servers of the form with a version."""
-    version = _get(data, "version", str, origin)
-    if version not in VERSIONS:
-        raise RankTableError(f"{origin}: version '{version}', should be {' or '.join(VERSIONS)}")
-    servers, listed = [], _get(data, "server_list", list, origin)
-    for entry in listed:
-        name = _get(entry, "server_id", str, origin)
-        address = next((entry[key] for key in ADDRESS_KEYS if entry.get(key)), name)
-        devices = [_device(device, None, origin) for device in _get(entry, "device", list, origin)]
-        servers.append(
-            Server(name, address, tuple(sorted(devices, key=lambda device: device.rank)))
-        )
-    _count(data, ("server_count",), len(listed), "servers", origin)
-    return servers
+# Under parse_record's strict rules text is no number, so it becomes one before they are applied.
+Number = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Status = Annotated[str, AfterValidator(_completed)]
+Address = Annotated[str, BeforeValidator(_ip_address)]
 
 
-def _instances(data: Mapping[str, Any], origin: str) -> list[Server]:
-    """Servers of the form without a version; instances of the same server come together."""
-    groups = _get(data, "group_list", list, origin)
-    _count(data, ("group_count",), len(groups), "groups", origin)
-    found: dict[str, list[Device]] = {}
-    rank = 0
-    for group in groups:
-        instances = _get(group, "instance_list", list, origin)
-        devices = 0
-        for instance in instances:
-            name = _get(instance, "server_id", str, origin)
-            listed = _get(instance, "devices", list, origin)
-            if "rank_id" in instance:
-                rank = _get(instance, "rank_id", int, origin)
-            for device in listed:
-                found.setdefault(name, []).append(_device(device, rank, origin))
+def _check_count(key: str, stated: int | None, found: int, what: str, origin: str) -> None:
+    """Compare a count that a table states, where it does, with what it lists."""
+    if stated not in (None, found):
+        raise RankTableError(f"{origin}: '{key}' is {stated}, but it lists {found} {what}")
+
+
+class _Device(BaseModel):
+    device_id: Number
+    device_ip: Address = ""
+
+    def of_rank(self, rank: int) -> Device:
+        return Device(self.device_id, self.device_ip, rank)
+
+
+class _RankedDevice(_Device):
+    rank_id: Number
+
+
+class _Server(BaseModel):
+    server_id: str
+    # Of servers whose id is a name; which of the two keys, depends on the program that wrote it.
+    host_ip: str | None = None
+    server_ip: str | None = None
+    device: list[_RankedDevice]
+
+
+class _ServerTable(BaseModel):
+    """The form with a version."""
+
+    status: Status
+    version: Literal["1.0", "1.2"]
+    server_count: Number | None = None
+    server_list: list[_Server]
+
+    def check_counts(self, origin: str) -> None:
+        _check_count("server_count", self.server_count, len(self.server_list), "servers", origin)
+
+    def servers(self) -> list[Server]:
+        return [
+            _ordered(
+                entry.server_id,
+                entry.host_ip or entry.server_ip or entry.server_id,
+                [device.of_rank(device.rank_id) for device in entry.device],
+            )
+            for entry in self.server_list
+        ]
+
+
+class _Instance(BaseModel):
+    server_id: str
+    # Of the first of its devices; without it ranks go on behind those of the instance before.
+    rank_id: Number | None = None
+    devices: list[_Device]
+
+
+class _Group(BaseModel):
+    instance_count: Number | None = None
+    # Two names of the same count, by different programs.
+    device_count: Number | None = None
+    device_num: Number | None = None
+    server_num: Number | None = None
+    instance_list: list[_Instance]
+
+
+class _GroupTable(BaseModel):
+    """The form without a version."""
+
+    status: Status
+    group_count: Number | None = None
+    group_list: list[_Group]
+
+    def check_counts(self, origin: str) -> None:
+        _check_count("group_count", self.group_count, len(self.group_list), "groups", origin)
+        for group in self.group_list:
+            instances = group.instance_list
+            devices = sum(len(instance.devices) for instance in instances)
+            servers = len({instance.server_id for instance in instances})
+            for key, found, what in (
+                ("instance_count", len(instances), "instances"),
+                ("device_count", devices, "devices"),
+                ("device_num", devices, "devices"),
+                ("server_num", servers, "servers"),
+            ):
+                _check_count(key, getattr(group, key), found, what, origin)
+
+    def servers(self) -> list[Server]:
+        """Instances of the same server come together."""
+        found: dict[str, list[Device]] = {}
+        rank = 0
+        for instance in (entry for group in self.group_list for entry in group.instance_list):
+            if instance.rank_id is not None:
+                rank = instance.rank_id
+            for device in instance.devices:
+                found.setdefault(instance.server_id, []).append(device.of_rank(rank))
                 rank += 1
-            devices += len(listed)
-        _count(group, ("instance_count",), len(instances), "instances", origin)
-        _count(group, ("device_count", "device_num"), devices, "devices", origin)
-        _count(
-            group,
-            ("server_num",),
-            len({entry["server_id"] for entry in instances}),
-            "servers",
-            origin,
-        )
-    return [
-        Server(name, name, tuple(sorted(devices, key=lambda device: device.rank)))
-        for name, devices in found.items()
-    ]
+        return [_ordered(name, name, devices) for name, devices in found.items()]
+
+
+def _ordered(name: str, address: str, devices: Iterable[Device]) -> Server:
+    return Server(name, address, tuple(sorted(devices, key=lambda device: device.rank)))
+
+
+# What holds for both.
 
 
 def _checked(servers: Sequence[Server], origin: str) -> RankTable:
     """The table of these servers, unless they contradict themselves or each other."""
     if not servers:
         raise RankTableError(f"{origin}: lists no server")
+    _check_servers(servers, origin)
+    _check_ranks(servers, origin)
+    return RankTable(tuple(sorted(servers, key=lambda server: server.devices[0].rank)))
+
+
+def _check_servers(servers: Sequence[Server], origin: str) -> None:
+    """Each server is listed once, with different devices, and as many as the others."""
     names = [server.name for server in servers]
     for server in servers:
         place = f"{origin}: server {server.name}"
@@ -275,25 +363,30 @@ def _checked(servers: Sequence[Server], origin: str) -> RankTable:
         for number in numbers:
             if numbers.count(number) > 1:
                 raise RankTableError(f"{place} has device {number} twice")
-        if len(numbers) != len(servers[0].devices):
+        expected = len(servers[0].devices)
+        if len(numbers) != expected:
             raise RankTableError(
-                f"{place} has {len(numbers)} devices, {names[0]} has {len(servers[0].devices)}; msrun "
-                "starts as many processes on every server"
+                f"{place} has {len(numbers)} devices, {names[0]} has {expected}; msrun starts the "
+                "same number of processes on every server"
             )
+
+
+def _check_ranks(servers: Sequence[Server], origin: str) -> None:
+    """Ranks count from 0 without a gap, and those of a server follow each other."""
     ranks = sorted(device.rank for server in servers for device in server.devices)
-    for rank, expected in zip(ranks, range(len(ranks))):
+    for expected, rank in enumerate(ranks):
         if rank != expected:
             wrong = f"rank {rank} twice" if ranks.count(rank) > 1 else f"no rank {expected}"
             raise RankTableError(
                 f"{origin}: has {wrong}; {len(ranks)} devices should have the ranks 0 to "
                 f"{len(ranks) - 1}"
             )
-    ordered = tuple(sorted(servers, key=lambda server: server.devices[0].rank))
-    for server in ordered:
+    # msrun gives the ranks of a server by its place among the servers: node_rank * devices + 0, 1,
+    # ... A table that mixes the servers could be read, but not started.
+    for server in sorted(servers, key=lambda server: server.devices[0].rank):
         first, last = server.devices[0].rank, server.devices[-1].rank
         if last - first >= len(server.devices):
             raise RankTableError(
-                f"{origin}: ranks {first} to {last} of server {server.name} are not consecutive, as "
-                "msrun numbers them"
+                f"{origin}: ranks {first} to {last} of server {server.name} are not consecutive, "
+                "as msrun numbers them"
             )
-    return RankTable(ordered)

@@ -1,9 +1,10 @@
-// Batch normalisation, optionally followed by ReLU, plane by plane: y = max(0, (x - mean) * scale + beta) with
-// scale = gamma / sqrt(variance + epsilon).
+// Batch normalisation of one plane, optionally followed by ReLU:
+// y = max(0, (x - mean) * scale + beta) with scale = gamma / sqrt(variance + epsilon).
 //
-// A channel's planes are read twice, first for its sums and then to apply them; the channel is small enough that
-// the second time finds most of it in cache. Backward needs x, gamma, beta, mean and inverse deviation only: where
-// ReLU was active is computed again from x, so y need not be kept for it.
+// A channel's planes are read twice, first for its sums and then to apply them; the channel is
+// small enough that the second time finds most of it in cache. Backward needs x, gamma, beta, mean
+// and inverse deviation only: where ReLU was active is computed again from x, so y need not be kept
+// for it.
 //
 // Sums run in float within a plane, in vectors, and in double from plane to plane.
 #pragma once
@@ -13,10 +14,12 @@
 
 namespace spnas {
 
+// Of values, and of their squares or products.
 struct Sums {
   double first = 0, second = 0;
 };
 
+// The statistics of a channel.
 struct Moments {
   float mean, variance, inverse_deviation;
 };
@@ -34,8 +37,8 @@ inline void add_sums(Sums &sums, const float *x, int64_t size, float shift) {
   sums.second += second;
 }
 
-// A shift near the mean keeps the difference of squares exact. The mean of one of n planes is near enough: its own
-// distance to the mean, squared, is at most n times the variance.
+// A shift near the mean keeps the difference of squares exact. The mean of one of n planes is near
+// enough: its own distance to the mean, squared, is at most n times the variance.
 inline float choose_shift(const float *plane, int64_t size) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -55,8 +58,8 @@ inline Moments moments(const Sums &sums, float shift, double count, float epsilo
           static_cast<float>(1 / std::sqrt(variance + epsilon))};
 }
 
-// How the batch's statistics change a channel's gradient: mean of g and mean of g * (x - mean) / variance, with g
-// as below. Zero where the statistics are constants.
+// How the batch's statistics change a channel's gradient: mean of g and mean of g * (x - mean) /
+// variance, with g as below. Zero where the statistics are constants.
 struct Correction {
   float mean_gradient = 0, slope = 0;
 };
@@ -102,7 +105,8 @@ struct Normalise {
 
   // dx = scale * (g - mean of g - (x - mean) * slope). dx may be dy or x.
   template <bool kRelu>
-  void gradient(float *dx, const float *dy, const float *x, int64_t size, const Correction &correction) const {
+  void gradient(float *dx, const float *dy, const float *x, int64_t size,
+                const Correction &correction) const {
     const float mean_gradient = correction.mean_gradient, slope = correction.slope;
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {

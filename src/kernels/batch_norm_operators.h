@@ -1,4 +1,4 @@
-// Batch normalisation as operators: x, y (N, C, H, W); everything else (C,), but options (2,) = epsilon, momentum.
+// Batch normalisation as operators: x, y (N, C, H, W); everything else (C,), but options (2,).
 #pragma once
 
 #include <algorithm>
@@ -7,19 +7,53 @@
 
 #include "batch_norm.h"
 #include "call.h"
+#include "tasks.h"
 
 namespace spnas {
 
+// The parameters of one normalisation stand in a row. These are their places within it.
+struct ForwardNormInputs {
+  enum { kGamma, kBeta, kMovingMean, kMovingVariance, kCount };
+};
+struct ForwardNormOutputs {
+  enum {
+    kMean,
+    kInverseDeviation,
+    kInferCount,
+    kNewMovingMean = kInferCount,
+    kNewMovingVariance,
+    kTrainCount
+  };
+};
+struct BackwardNormInputs {
+  enum { kGamma, kBeta, kMean, kInverseDeviation, kCount };
+};
+struct BackwardNormOutputs {
+  enum { kDGamma, kDBeta, kCount };
+};
+
+// What the parameter "options" holds; momentum is the weight of the old moving statistics.
+struct NormOptions {
+  enum { kEpsilon, kMomentum, kCount };
+};
+
 // One batch normalisation of a forward operator.
 //
-// Inputs, from index `input` on: gamma, beta, moving mean, moving variance. Outputs, from index `output` on: mean,
-// inverse deviation, and in training the new moving mean and variance.
+// Its inputs begin with parameter `input`, its outputs with parameter `output`; those that only
+// training has are not touched in inference.
 class ForwardNorm {
+  using In = ForwardNormInputs;
+  using Out = ForwardNormOutputs;
+
  public:
   ForwardNorm(const Call &call, int input, int options, int output)
-      : gamma_(call.data(input)), beta_(call.data(input + 1)), moving_mean_(call.data(input + 2)),
-        moving_variance_(call.data(input + 3)), epsilon_(call.data(options)[0]), momentum_(call.data(options)[1]),
-        mean_(call.data(output)), inverse_(call.data(output + 1)), call_(call), output_(output) {}
+      : gamma_(call.data(input + In::kGamma)), beta_(call.data(input + In::kBeta)),
+        moving_mean_(call.data(input + In::kMovingMean)),
+        moving_variance_(call.data(input + In::kMovingVariance)),
+        epsilon_(call.data(options)[NormOptions::kEpsilon]),
+        momentum_(call.data(options)[NormOptions::kMomentum]),
+        mean_(call.data(output + Out::kMean)), inverse_(call.data(output + Out::kInverseDeviation)),
+        call_(call), output_(output) {}
 
   // Statistics of a group of channels of x, planes of `s`, from the batch.
   void use_batch(const float *x, const Shape &s, int64_t first, int64_t last) const {
@@ -46,8 +80,10 @@ class ForwardNorm {
     const float unbiased = static_cast<float>(count / std::max(1.0, count - 1));
     mean_[c] = m.mean;
     inverse_[c] = m.inverse_deviation;
-    call_.data(output_ + 2)[c] = momentum_ * moving_mean_[c] + (1 - momentum_) * m.mean;
-    call_.data(output_ + 3)[c] = momentum_ * moving_variance_[c] + (1 - momentum_) * m.variance * unbiased;
+    call_.data(output_ + Out::kNewMovingMean)[c] =
+        momentum_ * moving_mean_[c] + (1 - momentum_) * m.mean;
+    call_.data(output_ + Out::kNewMovingVariance)[c] =
+        momentum_ * moving_variance_[c] + (1 - momentum_) * m.variance * unbiased;
   }
 
   // Statistics of all channels from the moving ones.
@@ -70,18 +106,23 @@ class ForwardNorm {
 
 // One batch normalisation of a backward operator.
 //
-// Inputs, from index `input` on: gamma, beta, mean, inverse deviation. Outputs, from `output` on: dgamma, dbeta.
-// kBatch: mean and deviation are those of the batch itself, which adds their derivatives.
+// Its inputs begin with parameter `input`, its outputs with parameter `output`. kBatch: mean and
+// deviation are those of the batch itself, which adds their derivatives.
 template <bool kBatch>
 class BackwardNorm {
+  using In = BackwardNormInputs;
+  using Out = BackwardNormOutputs;
+
  public:
   BackwardNorm(const Call &call, int input, int output)
-      : gamma_(call.data(input)), beta_(call.data(input + 1)), mean_(call.data(input + 2)),
-        inverse_(call.data(input + 3)), dgamma_(call.data(output)), dbeta_(call.data(output + 1)) {}
+      : gamma_(call.data(input + In::kGamma)), beta_(call.data(input + In::kBeta)),
+        mean_(call.data(input + In::kMean)), inverse_(call.data(input + In::kInverseDeviation)),
+        dgamma_(call.data(output + Out::kDGamma)), dbeta_(call.data(output + Out::kDBeta)) {}
 
   Normalise map(int64_t c) const { return {mean_[c], inverse_[c], gamma_[c], beta_[c]}; }
 
-  // Writes dgamma and dbeta of a channel, of which `sums` are the gradient sums over `count` values.
+  // Writes dgamma and dbeta of a channel, of which `sums` are the gradient sums over `count`
+  // values.
   Correction finish(int64_t c, const Sums &sums, double count) const {
     dgamma_[c] = static_cast<float>(sums.second * inverse_[c]);
     dbeta_[c] = static_cast<float>(sums.first);
@@ -97,23 +138,43 @@ class BackwardNorm {
   float *dgamma_, *dbeta_;
 };
 
-// x, gamma, beta, moving mean, moving variance, options
-//   -> y, mean, inverse deviation, new moving mean, new moving variance
+// The places of the parameters in forward direction, with kOutputs statistics.
+template <int kOutputs>
+struct NormPlaces {
+  enum {
+    kX,
+    kNorm,
+    kOptions = kNorm + ForwardNormInputs::kCount,
+    kY,
+    kStatistics,
+    kCount = kStatistics + kOutputs
+  };
+};
+
+template <typename At>
+Status check_norm(const Call &call) {
+  if (Status status = call.check(At::kCount)) {
+    return status;
+  }
+  if (Status status = check_channels(call, At::kX,
+                                     {{At::kNorm, At::kOptions}, {At::kStatistics, At::kCount}})) {
+    return status;
+  }
+  const bool fits =
+      call.is_shape(At::kOptions, {NormOptions::kCount}) && same_shape(call, At::kX, At::kY);
+  return fits ? kOk : kBadShape;
+}
+
 template <bool kRelu>
 Status norm_train(const Call &call) {
-  if (Status status = call.check(11)) {
+  using At = NormPlaces<ForwardNormOutputs::kTrainCount>;
+  if (Status status = check_norm<At>(call)) {
     return status;
   }
-  if (Status status = check_channels(call, 0, {1, 2, 3, 4, 7, 8, 9, 10})) {
-    return status;
-  }
-  if (!call.is_shape(5, {2}) || !same_shape(call, 0, 6)) {
-    return kBadShape;
-  }
-  const Shape s(call, 0);
-  const ForwardNorm norm(call, 1, 5, 7);
-  const float *x = call.data(0);
-  float *y = call.data(6);
+  const Shape s(call, At::kX);
+  const ForwardNorm norm(call, At::kNorm, At::kOptions, At::kStatistics);
+  const float *x = call.data(At::kX);
+  float *y = call.data(At::kY);
   const int64_t plane = s.plane();
   return parallel(s.c, channel_group(plane), [&](int64_t first, int64_t last) {
     norm.use_batch(x, s, first, last);
@@ -127,47 +188,48 @@ Status norm_train(const Call &call) {
   });
 }
 
-// x, gamma, beta, moving mean, moving variance, options -> y, mean, inverse deviation
 template <bool kRelu>
 Status norm_infer(const Call &call) {
-  if (Status status = call.check(9)) {
+  using At = NormPlaces<ForwardNormOutputs::kInferCount>;
+  if (Status status = check_norm<At>(call)) {
     return status;
   }
-  if (Status status = check_channels(call, 0, {1, 2, 3, 4, 7, 8})) {
-    return status;
-  }
-  if (!call.is_shape(5, {2}) || !same_shape(call, 0, 6)) {
-    return kBadShape;
-  }
-  const Shape s(call, 0);
-  const ForwardNorm norm(call, 1, 5, 7);
-  const float *x = call.data(0);
-  float *y = call.data(6);
+  const Shape s(call, At::kX);
+  const ForwardNorm norm(call, At::kNorm, At::kOptions, At::kStatistics);
+  const float *x = call.data(At::kX);
+  float *y = call.data(At::kY);
   norm.use_moving(s.c);
   const int64_t plane = s.plane();
-  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / plane), [&](int64_t first, int64_t last) {
+  return parallel(s.n * s.c, plane_group(plane), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       norm.map(i % s.c).apply<kRelu>(y + i * plane, x + i * plane, plane);
     }
   });
 }
 
-// x, gamma, beta, mean, inverse deviation, dy -> dx, dgamma, dbeta
 template <bool kRelu, bool kBatch>
 Status norm_backward(const Call &call) {
-  if (Status status = call.check(9)) {
+  enum {
+    kX,
+    kNorm,
+    kDy = kNorm + BackwardNormInputs::kCount,
+    kDx,
+    kGradients,
+    kCount = kGradients + BackwardNormOutputs::kCount
+  };
+  if (Status status = call.check(kCount)) {
     return status;
   }
-  if (Status status = check_channels(call, 0, {1, 2, 3, 4, 7, 8})) {
+  if (Status status = check_channels(call, kX, {{kNorm, kDy}, {kGradients, kCount}})) {
     return status;
   }
-  if (!same_shape(call, 0, 5) || !same_shape(call, 0, 6)) {
+  if (!same_shape(call, kX, kDy) || !same_shape(call, kX, kDx)) {
     return kBadShape;
   }
-  const Shape s(call, 0);
-  const BackwardNorm<kBatch> norm(call, 1, 7);
-  const float *x = call.data(0), *dy = call.data(5);
-  float *dx = call.data(6);
+  const Shape s(call, kX);
+  const BackwardNorm<kBatch> norm(call, kNorm, kGradients);
+  const float *x = call.data(kX), *dy = call.data(kDy);
+  float *dx = call.data(kDx);
   const int64_t plane = s.plane();
   const double count = static_cast<double>(s.channel());
   return parallel(s.c, channel_group(plane), [&](int64_t first, int64_t last) {

@@ -1,8 +1,8 @@
-// What all operators share: the parameters of a call, scratch memory, and the division into tasks.
+// The call of an operator: its parameters, their shapes and types, and the checks of them.
 //
-// All tensors are float32 in NCHW order. Parameters are the inputs and then the outputs of an operator; anything
-// else than the shapes and types it expects makes it return non-zero, upon which MindSpore raises.
-// Work is divided by planes or channels, never by the number of threads, so results do not depend on it.
+// All tensors are float32 in NCHW order. Parameters are the inputs and then the outputs of an
+// operator; each operator names their places in an enum. Anything but the shapes and types that it
+// expects makes an operator return non-zero, upon which MindSpore raises.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,10 @@
 #include <cstring>
 #include <exception>
 #include <initializer_list>
-#include <vector>
-
-#include "pool.h"
 
 namespace spnas {
 
 enum Status { kOk = 0, kBadCount = 1, kBadType = 2, kBadShape = 3, kFailed = 4 };
-
-// Floats of work that are worth a task of their own.
-constexpr int64_t kGrain = 16384;
 
 // The parameters of a call.
 struct Call {
@@ -43,12 +37,14 @@ struct Call {
   }
 
   bool is_shape(int i, std::initializer_list<int64_t> shape) const {
-    return ndims[i] == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), shapes[i]);
+    return ndims[i] == static_cast<int>(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), shapes[i]);
   }
 
   float *data(int i) const { return static_cast<float *>(params[i]); }
 };
 
+// The shape of a parameter that is (N, C, H, W), or of a weight, (outputs, inputs, height, width).
 struct Shape {
   int64_t n, c, h, w;
 
@@ -60,36 +56,26 @@ struct Shape {
   bool valid() const { return n > 0 && c > 0 && h > 0 && w > 0; }
 };
 
-constexpr int kSlots = 5;
-
-// A thread's scratch memory, grown as needed and kept. Slots are independent of each other.
-inline float *scratch(int slot, int64_t size) {
-  static thread_local std::vector<float> buffers[kSlots];
-  std::vector<float> &buffer = buffers[slot];
-  if (static_cast<int64_t>(buffer.size()) < size) {
-    buffer.resize(size);
-  }
-  return buffer.data();
-}
-
-inline float *zeroed(int slot, int64_t size) {
-  float *data = scratch(slot, size);
-  std::memset(data, 0, size * sizeof(float));
-  return data;
-}
-
 inline bool same_shape(const Call &call, int i, int j) {
-  return call.ndims[i] == call.ndims[j] && std::equal(call.shapes[i], call.shapes[i] + call.ndims[i], call.shapes[j]);
+  return call.ndims[i] == call.ndims[j] &&
+         std::equal(call.shapes[i], call.shapes[i] + call.ndims[i], call.shapes[j]);
 }
 
-// kOk if parameter x is (N, C, H, W) and each of `channels` is (C,).
-inline Status check_channels(const Call &call, int x, std::initializer_list<int> channels) {
+// The places of parameters from `first` to before `last`.
+struct Range {
+  int first, last;
+};
+
+// kOk if parameter x is (N, C, H, W) and each parameter in `channels` is (C,).
+inline Status check_channels(const Call &call, int x, std::initializer_list<Range> channels) {
   if (call.ndims[x] != 4 || !Shape(call, x).valid()) {
     return kBadShape;
   }
-  for (int i : channels) {
-    if (!call.is_shape(i, {Shape(call, x).c})) {
-      return kBadShape;
+  for (const Range &range : channels) {
+    for (int i = range.first; i < range.last; ++i) {
+      if (!call.is_shape(i, {Shape(call, x).c})) {
+        return kBadShape;
+      }
     }
   }
   return kOk;
@@ -98,26 +84,10 @@ inline Status check_channels(const Call &call, int x, std::initializer_list<int>
 // Kernel sizes that the convolutions know.
 inline bool is_kernel(int64_t k) { return k == 3 || k == 5 || k == 7; }
 
-// Whether parameter y is what a convolution with this stride, padded by k / 2 on all sides, makes of x.
+// Whether parameter y is what a convolution with this stride, padded by k / 2 on all sides, makes
+// of x.
 inline bool is_output(const Call &call, int y, const Shape &x, int64_t channels, int stride) {
   return call.is_shape(y, {x.n, channels, (x.h - 1) / stride + 1, (x.w - 1) / stride + 1});
-}
-
-// Channels of a task: small planes go together, since memory is read best in long runs.
-constexpr int64_t kRun = 1024, kMaxGroup = 32;
-
-inline int64_t channel_group(int64_t plane, int64_t limit = kMaxGroup) {
-  return std::max<int64_t>(1, std::min(limit, kRun / plane));
-}
-
-// Calls task(first, last) for consecutive ranges of [0, count).
-template <typename Task>
-Status parallel(int64_t count, int64_t group, const Task &task) {
-  const int64_t tasks = (count + group - 1) / group;
-  const bool ok = Pool::instance().run(tasks, [&](int64_t i) {
-    task(i * group, std::min(count, (i + 1) * group));
-  });
-  return ok ? kOk : kFailed;
 }
 
 // Runs an operator; no exception may reach the C caller.

@@ -1,19 +1,22 @@
-// Convolution over all channels, forward: where asked for, with bias, ReLU and the sum with a residual.
+// Convolution over all channels, forward; with bias, ReLU and a residual where asked for.
 //
-// A tile of kRows output channels and a few vectors of pixels is summed in registers over all inputs:
+// A tile of kRows output channels and a few vectors of pixels is summed in registers over all
+// inputs:
 //
-//     y[row][i] = bias[row] + sum over channels c, taps t of weight[row][c * taps + t] * x[c * pitch + i + offset[t]]
+//     y[row][i] = bias[row] + sum over channels c and taps t of
+//                 weight[row][c * taps + t] * x[c * pitch + i + offset[t]]
 //
-// For 1x1 this is a matrix product that reads x as it lies in memory. Larger kernels read planes that are packed as
-// for the depthwise convolution, where a tap has the same offset for all pixels (depthwise.h).
+// For 1x1 this is a matrix product that reads x as it lies in memory. Larger kernels read planes
+// packed as for the depthwise convolution, where a tap has the same offset for all pixels
+// (depthwise.h).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "call.h"
-#include "depthwise.h"
+#include "scratch.h"
+#include "vectors.h"
 
 namespace spnas {
 
@@ -49,10 +52,10 @@ struct Convolution {
   const int64_t *offset;  // of each tap
   bool relu;
 
-  // Rows [first, last) of n pixels. Pixels of x and y lie side by side, their channels `x_pitch` and `y_pitch` apart;
-  // y begins with row `first`; `residual` is null or laid out like y.
-  void run(int64_t first, int64_t last, int64_t n, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
-           const float *residual) const {
+  // Rows [first, last) of n pixels. Pixels of x and y lie side by side, their channels `x_pitch`
+  // and `y_pitch` apart; y begins with row `first`; `residual` is null or laid out like y.
+  void run(int64_t first, int64_t last, int64_t n, float *y, int64_t y_pitch, const float *x,
+           int64_t x_pitch, const float *residual) const {
     for (int64_t rows; first < last; first += rows) {
       if (first + kRows <= last) {
         rows = kRows;
@@ -76,15 +79,17 @@ struct Convolution {
     i = tiles<Vec, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
     i = tiles<Quarter, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
     for (; i < n; ++i) {
-      pixel<kCount>(row, y + i, y_pitch, x + i, x_pitch, residual == nullptr ? nullptr : residual + i);
+      pixel<kCount>(row, y + i, y_pitch, x + i, x_pitch,
+                    residual == nullptr ? nullptr : residual + i);
     }
   }
 
   // A single pixel: vectors along the inputs, which are gathered for it.
   template <int kCount>
-  void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch, const float *residual) const {
+  void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
+             const float *residual) const {
     const int64_t depth = channels * taps;
-    float *in = scratch(4, depth), *next = in;
+    float *in = scratch(Slot::kInputs, depth), *next = in;
     for (int64_t c = 0; c < channels; ++c, x += x_pitch) {
       for (int t = 0; t < taps; ++t) {
         *next++ = x[offset[t]];
@@ -114,21 +119,24 @@ struct Convolution {
 
   // As many tiles of whole vectors V as fit between pixels i and n; returns where they end.
   template <typename V, int kCount>
-  int64_t tiles(int64_t i, int64_t row, int64_t n, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
-                const float *residual) const {
+  int64_t tiles(int64_t i, int64_t row, int64_t n, float *y, int64_t y_pitch, const float *x,
+                int64_t x_pitch, const float *residual) const {
     constexpr int64_t kSize = sizeof(V) / sizeof(float);
     static constexpr decltype(&Convolution::tile<V, kCount, 1>) kTiles[] = {
-        &Convolution::tile<V, kCount, 1>, &Convolution::tile<V, kCount, 2>, &Convolution::tile<V, kCount, kMaxTile>};
+        &Convolution::tile<V, kCount, 1>, &Convolution::tile<V, kCount, 2>,
+        &Convolution::tile<V, kCount, kMaxTile>};
     while (n - i >= kSize) {
       const int64_t vectors = std::min<int64_t>(kMaxTile, (n - i) / kSize);
-      (this->*kTiles[vectors - 1])(row, y + i, y_pitch, x + i, x_pitch, residual == nullptr ? nullptr : residual + i);
+      (this->*kTiles[vectors - 1])(row, y + i, y_pitch, x + i, x_pitch,
+                                   residual == nullptr ? nullptr : residual + i);
       i += vectors * kSize;
     }
     return i;
   }
 
   template <typename V, int kCount, int kVectors>
-  void tile(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch, const float *residual) const {
+  void tile(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
+            const float *residual) const {
     constexpr int64_t kSize = sizeof(V) / sizeof(float);
     const int64_t depth = channels * taps;
     V sum[kCount][kVectors];

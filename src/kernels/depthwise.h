@@ -1,69 +1,39 @@
-// Depthwise convolution of one (H, W) plane, kernel k = 3, 5, 7, stride 1 or 2, padding k / 2 on all sides.
+// Depthwise convolution of one (H, W) plane, kernel k = 3, 5, 7, stride 1 or 2, padding k / 2 on
+// all sides.
 //
-// Planes of these networks are 4 to 112 pixels wide, so vectors along a row would often be half empty. Instead a
-// plane is copied with its padding into a scratch buffer of `pitch` floats a row, where it is one long line: output
-// pixel (y, x) at y * pitch + x needs tap (ky, kx) at a distance that is the same for all pixels,
+// Planes of these networks are 4 to 112 pixels wide, so vectors along a row would often be half
+// empty. Instead a plane is copied with its padding into a scratch buffer of `pitch` floats per
+// row, where it is one long line: output pixel (y, x) at y * pitch + x needs tap (ky, kx) at a
+// distance that is the same for all pixels,
 //
 //     out[i] = sum over taps t of weight[t] * in[i + offset[t]],   i = y * pitch + x.
 //
-// Vectors run along i across row ends; the few results that lie between two rows are dropped. For stride 2 the
-// copy separates even and odd rows and columns into four planes ("phases"), in which neighbouring outputs need
-// neighbouring inputs again. Both gradients have the same form:
+// Vectors run along i across row ends; the few results that lie between two rows are dropped. For
+// stride 2 the copy separates even and odd rows and columns into four planes ("phases"), in which
+// neighbouring outputs need neighbouring inputs again. Both gradients have the same form:
 //
-//     d weight[t] = sum over i of d out[i] * in[i + offset[t]]     (d out zero between the rows)
-//     d in[i]     = sum over t of weight[t] * d out[i - offset[t]] (for stride 2 each phase has its own taps)
+//     d weight[t] = sum over i of d out[i] * in[i + offset[t]]
+//     d in[i]     = sum over t of weight[t] * d out[i - offset[t]]
+//
+// with d out zero between the rows; for stride 2 each phase of the input has its own taps.
 //
 // Scratch buffers hold one plane and stay in the first two cache levels.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "vectors.h"
 
 namespace spnas {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-constexpr int kMaxVectors = 8;  // sums at a time, in registers; several, since each waits for its predecessor
-constexpr int kMaxTaps = 49;
-
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
-// The same at any address, and allowed to alias floats.
-typedef float VecAny __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
-inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
-
-// Two overlapping copies of a fixed size, which the compiler turns into vector moves.
-template <int64_t kSize>
-inline void copy_ends(float *dst, const float *src, int64_t n) {
-  float first[kSize], last[kSize];
-  std::memcpy(first, src, sizeof(first));
-  std::memcpy(last, src + n - kSize, sizeof(last));
-  std::memcpy(dst, first, sizeof(first));
-  std::memcpy(dst + n - kSize, last, sizeof(last));
-}
-
-// memcpy for the short rows of small planes, where calling it would cost more than copying.
-inline void copy_row(float *dst, const float *src, int64_t n) {
-  if (n < 4 || n > 32) {
-    std::memcpy(dst, src, n * sizeof(float));
-  } else if (n <= 8) {
-    copy_ends<4>(dst, src, n);
-  } else if (n <= 16) {
-    copy_ends<8>(dst, src, n);
-  } else {
-    copy_ends<16>(dst, src, n);
-  }
-}
+// Sums at a time, in registers; several, since each addition waits for the one before it.
+constexpr int kMaxVectors = 8;
+constexpr int kMaxTaps = 49;  // of a 7x7 kernel
 
 // One block of correlate() below, of kVectors vectors.
 template <int kVectors>
-inline void correlate_block(float *dst, const float *src, const int64_t *offset, const float *weight, int taps) {
+inline void correlate_block(float *dst, const float *src, const int64_t *offset,
+                            const float *weight, int taps) {
   Vec sum[kVectors] = {};
   for (int t = 0; t < taps; ++t) {
     const float *in = src + offset[t];
@@ -79,8 +49,10 @@ inline void correlate_block(float *dst, const float *src, const int64_t *offset,
   }
 }
 
-// dst[i] = sum of weight[t] * src[i + offset[t]] for i < n. Reads and writes up to kLanes - 1 floats more.
-inline void correlate(float *dst, const float *src, int64_t n, const int64_t *offset, const float *weight, int taps) {
+// dst[i] = sum of weight[t] * src[i + offset[t]] for i < n. Reads and writes up to kLanes - 1
+// floats more.
+inline void correlate(float *dst, const float *src, int64_t n, const int64_t *offset,
+                      const float *weight, int taps) {
   static constexpr decltype(&correlate_block<1>) kBlocks[] = {
       correlate_block<1>, correlate_block<2>, correlate_block<3>, correlate_block<4>,
       correlate_block<5>, correlate_block<6>, correlate_block<7>, correlate_block<8>};
@@ -95,10 +67,11 @@ inline void correlate(float *dst, const float *src, int64_t n, const int64_t *of
   }
 }
 
-// sum[t] += dout[i] * src[i + offset[t]] over i < n, lane by lane, for kTaps taps whose sums stay in registers.
-// Reads up to kLanes - 1 floats past n, where dout must be zero.
+// sum[t] += dout[i] * src[i + offset[t]] over i < n, lane by lane, for kTaps taps whose sums stay
+// in registers. Reads up to kLanes - 1 floats past n, where dout must be zero.
 template <int kTaps>
-inline void correlate_taps(float *sum, const float *dout, const float *src, int64_t n, const int64_t *offset) {
+inline void correlate_taps(float *sum, const float *dout, const float *src, int64_t n,
+                           const int64_t *offset) {
   Vec acc[kTaps];
   for (int t = 0; t < kTaps; ++t) {
     acc[t] = load(sum + t * kLanes);
@@ -115,6 +88,7 @@ inline void correlate_taps(float *sum, const float *dout, const float *src, int6
   }
 }
 
+// Sizes and offsets of a convolution, and the steps of its two directions for one plane.
 class Depthwise {
  public:
   const int64_t height, width;          // of the input
@@ -124,23 +98,25 @@ class Depthwise {
   const int64_t count;        // length of the line from the first output to the last
 
   Depthwise(int64_t height, int64_t width, int kernel, int stride)
-      : height(height), width(width), out_height((height - 1) / stride + 1), out_width((width - 1) / stride + 1),
-        kernel(kernel), stride(stride), pad(kernel / 2), taps(kernel * kernel),
-        pitch(out_width + 2 * pad / stride), rows(out_height + 2 * pad / stride),
-        count((out_height - 1) * pitch + out_width) {
+      : height(height), width(width), out_height((height - 1) / stride + 1),
+        out_width((width - 1) / stride + 1), kernel(kernel), stride(stride), pad(kernel / 2),
+        taps(kernel * kernel), pitch(out_width + 2 * pad / stride),
+        rows(out_height + 2 * pad / stride), count((out_height - 1) * pitch + out_width) {
     for (int ky = 0; ky < kernel; ++ky) {
       for (int kx = 0; kx < kernel; ++kx) {
         const int phase = ky % stride * stride + kx % stride;
         offset_[ky * kernel + kx] = phase * phase_size() + ky / stride * pitch + kx / stride;
       }
     }
-    // Input pixel stride * j + r takes part in output j + (r + pad - k) / stride, for the k that leave no rest.
+    // Input pixel stride * j + r takes part in output j + (r + pad - k) / stride, for the k that
+    // leave no rest.
     for (int ry = 0; ry < stride; ++ry) {
       for (int rx = 0; rx < stride; ++rx) {
         InputPhase &phase = input_phase_[ry * stride + rx];
         for (int ky = (ry + pad) % stride; ky < kernel; ky += stride) {
           for (int kx = (rx + pad) % stride; kx < kernel; kx += stride) {
-            const int64_t dy = out_pad() + (ry + pad - ky) / stride, dx = out_pad() + (rx + pad - kx) / stride;
+            const int64_t dy = out_pad() + (ry + pad - ky) / stride,
+                          dx = out_pad() + (rx + pad - kx) / stride;
             phase.offset[phase.taps] = dy * pitch + dx;
             phase.tap[phase.taps++] = ky * kernel + kx;
           }
@@ -148,6 +124,9 @@ class Depthwise {
       }
     }
   }
+
+  int64_t in_plane() const { return height * width; }
+  int64_t out_plane() const { return out_height * out_width; }
 
   // Scratch sizes in floats: all phases of the padded input; one line of outputs, padded.
   int64_t input_size() const { return stride * stride * phase_size() + kLanes; }

@@ -1,4 +1,5 @@
-// Depthwise convolution as operators: x (N, C, H, W), weight (C, 1, k, k), y (N, C, ceil(H / stride), ceil(W / stride))
+// Depthwise convolution as operators: x (N, C, H, W), weight (C, 1, k, k),
+// y (N, C, ceil(H / stride), ceil(W / stride)).
 #pragma once
 
 #include <algorithm>
@@ -7,38 +8,45 @@
 
 #include "call.h"
 #include "depthwise.h"
+#include "scratch.h"
+#include "tasks.h"
+#include "vectors.h"
 
 namespace spnas {
 
+// kOk if the parameters at these places fit each other.
 inline Status check_depthwise(const Call &call, int x, int weight, int y, int stride) {
   if (call.ndims[x] != 4 || call.ndims[weight] != 4 || !Shape(call, x).valid()) {
     return kBadShape;
   }
   const Shape s(call, x);
-  const int64_t k = call.shapes[weight][2];
-  return is_kernel(k) && call.is_shape(weight, {s.c, 1, k, k}) && is_output(call, y, s, s.c, stride) ? kOk : kBadShape;
+  const int64_t k = Shape(call, weight).h;
+  const bool fits =
+      is_kernel(k) && call.is_shape(weight, {s.c, 1, k, k}) && is_output(call, y, s, s.c, stride);
+  return fits ? kOk : kBadShape;
 }
 
 inline Depthwise make_depthwise(const Call &call, int x, int weight, int stride) {
   const Shape s(call, x);
-  return Depthwise(s.h, s.w, static_cast<int>(call.shapes[weight][2]), stride);
+  return Depthwise(s.h, s.w, static_cast<int>(Shape(call, weight).h), stride);
 }
 
-// x, weight -> y
 inline Status depthwise_forward(const Call &call, int stride) {
-  if (Status status = call.check(3)) {
+  enum { kX, kWeight, kY, kCount };
+  if (Status status = call.check(kCount)) {
     return status;
   }
-  if (Status status = check_depthwise(call, 0, 1, 2, stride)) {
+  if (Status status = check_depthwise(call, kX, kWeight, kY, stride)) {
     return status;
   }
-  const Depthwise conv = make_depthwise(call, 0, 1, stride);
-  const float *x = call.data(0), *weight = call.data(1);
-  float *y = call.data(2);
-  const Shape s(call, 0);
-  const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
-  return parallel(s.n * s.c, std::max<int64_t>(1, kGrain / in_plane), [&](int64_t first, int64_t last) {
-    float *phases = zeroed(0, conv.input_size()), *line = scratch(1, conv.output_size());
+  const Depthwise conv = make_depthwise(call, kX, kWeight, stride);
+  const float *x = call.data(kX), *weight = call.data(kWeight);
+  float *y = call.data(kY);
+  const Shape s(call, kX);
+  const int64_t in_plane = conv.in_plane(), out_plane = conv.out_plane();
+  return parallel(s.n * s.c, plane_group(in_plane), [&](int64_t first, int64_t last) {
+    float *phases = zeroed(Slot::kPhases, conv.input_size());
+    float *line = scratch(Slot::kLine, conv.output_size());
     for (int64_t i = first; i < last; ++i) {
       conv.pack_input(phases, x + i * in_plane);
       conv.forward(y + i * out_plane, line, phases, weight + i % s.c * conv.taps);
@@ -46,7 +54,12 @@ inline Status depthwise_forward(const Call &call, int stride) {
   });
 }
 
-// Kernel gradients of a few channels. Summed in float over at least kFlush pixels, from there on in double.
+// Channels of a task in backward direction at most. Few, so that the sums of their kernels'
+// gradients, up to 49 vectors each, do not push the planes out of cache.
+constexpr int64_t kGradientGroup = 8;
+
+// Kernel gradients of a few channels. Summed in float over at least kFlush pixels, from there on in
+// double.
 class KernelGradient {
  public:
   KernelGradient(const Depthwise &conv, int64_t channels)
@@ -58,7 +71,7 @@ class KernelGradient {
 
   // Called after each sample has been added to all channels.
   void end_sample() {
-    pixels_ += conv_.out_height * conv_.out_width;
+    pixels_ += conv_.out_plane();
     if (pixels_ >= kFlush) {
       flush();
     }
@@ -92,27 +105,27 @@ class KernelGradient {
   int64_t pixels_ = 0;
 };
 
-// x, weight, dy -> dx, dweight
 inline Status depthwise_backward(const Call &call, int stride) {
-  if (Status status = call.check(5)) {
+  enum { kX, kWeight, kDy, kDx, kDWeight, kCount };
+  if (Status status = call.check(kCount)) {
     return status;
   }
-  if (Status status = check_depthwise(call, 0, 1, 2, stride)) {
+  if (Status status = check_depthwise(call, kX, kWeight, kDy, stride)) {
     return status;
   }
-  const Shape s(call, 0);
-  const Depthwise conv = make_depthwise(call, 0, 1, stride);
-  if (!call.is_shape(3, {s.n, s.c, s.h, s.w}) || !call.is_shape(4, {s.c, 1, conv.kernel, conv.kernel})) {
+  if (!same_shape(call, kX, kDx) || !same_shape(call, kWeight, kDWeight)) {
     return kBadShape;
   }
-  const float *x = call.data(0), *weight = call.data(1), *dy = call.data(2);
-  float *dx = call.data(3), *dweight = call.data(4);
-  const int64_t in_plane = s.plane(), out_plane = conv.out_height * conv.out_width;
-  // Few channels, so that their sums, up to 49 vectors each, do not push the planes out of cache.
-  return parallel(s.c, channel_group(in_plane, 8), [&](int64_t first, int64_t last) {
-    float *phases = zeroed(0, conv.input_size());
-    float *line = zeroed(1, conv.output_size());
-    float *lines = scratch(2, conv.input_size());
+  const Shape s(call, kX);
+  const Depthwise conv = make_depthwise(call, kX, kWeight, stride);
+  const float *x = call.data(kX), *weight = call.data(kWeight), *dy = call.data(kDy);
+  float *dx = call.data(kDx), *dweight = call.data(kDWeight);
+  const int64_t in_plane = conv.in_plane(), out_plane = conv.out_plane();
+  const int64_t group = channel_group(in_plane, kGradientGroup);
+  return parallel(s.c, group, [&](int64_t first, int64_t last) {
+    float *phases = zeroed(Slot::kPhases, conv.input_size());
+    float *line = zeroed(Slot::kLine, conv.output_size());
+    float *lines = scratch(Slot::kLines, conv.input_size());
     KernelGradient sums(conv, last - first);
     for (int64_t n = 0; n < s.n; ++n) {
       for (int64_t c = first; c < last; ++c) {

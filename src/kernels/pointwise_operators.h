@@ -1,5 +1,6 @@
-// 1x1 convolution without bias as operators: x (N, C, H, W), weight (O, C, 1, 1), y (N, O, H, W). A matrix product for
-// every sample, in which all matrices are read as they lie in memory.
+// 1x1 convolution without bias as operators: x (N, C, H, W), weight (O, C, 1, 1), y (N, O, H, W).
+//
+// A matrix product for every sample, in which all matrices are read as they lie in memory.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 #include "call.h"
 #include "convolution.h"
 #include "convolution_tasks.h"
-#include "depthwise.h"
+#include "tasks.h"
+#include "vectors.h"
 
 namespace spnas {
 
@@ -18,34 +20,25 @@ inline bool is_pointwise(const Call &call, int x, int weight, int y) {
     return false;
   }
   const Shape s(call, x);
-  const int64_t rows = call.shapes[weight][0];
+  const int64_t rows = Shape(call, weight).n;
   return rows > 0 && call.is_shape(weight, {rows, s.c, 1, 1}) && is_output(call, y, s, rows, 1);
 }
 
 // y (samples, rows, pixels) = weight (rows, channels) * x (samples, channels, pixels)
-inline Status multiply(float *y, const float *weight, const float *x, int64_t samples, int64_t rows, int64_t channels,
-                       int64_t pixels) {
-  const Convolution conv{weight, nullptr, channels, 1, kPointwise, false};
+inline Status multiply(float *y, const float *weight, const float *x, int64_t samples, int64_t rows,
+                       int64_t channels, int64_t pixels) {
+  const Convolution conv = make_pointwise(weight, /*bias=*/nullptr, channels, /*relu=*/false);
   const Parts parts{samples, rows, pixels, kPartPixels};
-  return parallel(parts.count(), 1, [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x, nullptr); });
+  return parallel(parts.count(), 1,
+                  [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x, nullptr); });
 }
 
-inline float sum_lanes(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      lanes[i] += lanes[i + half];
-    }
-  }
-  return lanes[0];
-}
-
-// Sums of products over the pixels of a few samples, (rows, channels): total += dy * x^T, in tiles of kRows x kColumns
-// vectors, each of whose lanes sums pixels of its own.
+// Sums of products over the pixels of a few samples, (rows, channels): total += dy * x^T, in tiles
+// of kTileRows x kTileColumns vectors, each of whose lanes sums pixels of its own.
 class WeightGradient {
  public:
-  WeightGradient(int64_t rows, int64_t channels, int64_t pixels) : rows_(rows), channels_(channels), pixels_(pixels) {}
+  WeightGradient(int64_t rows, int64_t channels, int64_t pixels)
+      : rows_(rows), channels_(channels), pixels_(pixels) {}
 
   void add(float *total, const float *dy, const float *x, int64_t samples) const {
     int64_t row = 0;
@@ -80,11 +73,13 @@ class WeightGradient {
   }
 
   template <int kR, int kC>
-  void add_tile(float *total, const float *dy, const float *x, int64_t samples, int64_t row, int64_t column) const {
+  void add_tile(float *total, const float *dy, const float *x, int64_t samples, int64_t row,
+                int64_t column) const {
     Vec sums[kR][kC] = {};
     float rest[kR][kC] = {};
     for (int64_t n = 0; n < samples; ++n) {
-      const float *a = dy + (n * rows_ + row) * pixels_, *b = x + (n * channels_ + column) * pixels_;
+      const float *a = dy + (n * rows_ + row) * pixels_,
+                  *b = x + (n * channels_ + column) * pixels_;
       int64_t i = 0;
       for (; i + kLanes <= pixels_; i += kLanes) {
         Vec right[kC];
@@ -119,50 +114,46 @@ class WeightGradient {
   const int64_t rows_, channels_, pixels_;
 };
 
-// x, weight -> y
 inline Status pointwise_forward(const Call &call) {
-  if (Status status = call.check(3)) {
+  enum { kX, kWeight, kY, kCount };
+  if (Status status = call.check(kCount)) {
     return status;
   }
-  if (!is_pointwise(call, 0, 1, 2)) {
+  if (!is_pointwise(call, kX, kWeight, kY)) {
     return kBadShape;
   }
-  const Shape s(call, 0);
-  return multiply(call.data(2), call.data(1), call.data(0), s.n, call.shapes[1][0], s.c, s.plane());
+  const Shape s(call, kX);
+  const int64_t rows = Shape(call, kWeight).n;
+  return multiply(call.data(kY), call.data(kWeight), call.data(kX), s.n, rows, s.c, s.plane());
 }
 
-// x, weight, dy -> dx, dweight
-inline Status pointwise_backward(const Call &call) {
-  if (Status status = call.check(5)) {
-    return status;
-  }
-  if (!is_pointwise(call, 0, 1, 2) || !same_shape(call, 0, 3) || !same_shape(call, 1, 4)) {
-    return kBadShape;
-  }
-  const Shape s(call, 0);
-  const int64_t rows = call.shapes[1][0], plane = s.plane(), size = rows * s.c;
-  const float *x = call.data(0), *weight = call.data(1), *dy = call.data(2);
-  float *dweight = call.data(4);
-  std::vector<float> transposed(size);
+// (rows, channels) as (channels, rows).
+inline std::vector<float> transpose(const float *weight, int64_t rows, int64_t channels) {
+  std::vector<float> transposed(rows * channels);
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < s.c; ++c) {
-      transposed[c * rows + row] = weight[row * s.c + c];
+    for (int64_t c = 0; c < channels; ++c) {
+      transposed[c * rows + row] = weight[row * channels + c];
     }
   }
-  if (Status status = multiply(call.data(3), transposed.data(), dy, s.n, s.c, rows, plane)) {
-    return status;
-  }
+  return transposed;
+}
+
+// dweight (rows, channels) = sum of dy (samples, rows, pixels) * x (samples, channels, pixels)^T
+inline Status multiply_transposed(float *dweight, const float *dy, const float *x, int64_t samples,
+                                  int64_t rows, int64_t channels, int64_t pixels) {
+  const int64_t size = rows * channels;
   // A sum of its own for each of at most kSums groups of samples, whatever the number of threads.
   constexpr int64_t kSums = 8;
-  const int64_t group = divide_up(s.n, kSums), groups = divide_up(s.n, group);
+  const int64_t group = divide_up(samples, kSums), groups = divide_up(samples, group);
   // Samples that stay in the second-level cache while all tiles read them.
-  const int64_t together = std::max<int64_t>(1, kKept / ((rows + s.c) * plane));
+  const int64_t together = std::max<int64_t>(1, kKept / ((rows + channels) * pixels));
   std::vector<float> totals(groups * size);
-  const WeightGradient gradient(rows, s.c, plane);
-  const Status status = parallel(s.n, group, [&](int64_t first, int64_t last) {
+  const WeightGradient gradient(rows, channels, pixels);
+  const Status status = parallel(samples, group, [&](int64_t first, int64_t last) {
     float *total = totals.data() + first / group * size;
     for (int64_t n = first; n < last; n += together) {
-      gradient.add(total, dy + n * rows * plane, x + n * s.c * plane, std::min(together, last - n));
+      gradient.add(total, dy + n * rows * pixels, x + n * channels * pixels,
+                   std::min(together, last - n));
     }
   });
   if (status) {
@@ -177,6 +168,24 @@ inline Status pointwise_backward(const Call &call) {
       dweight[i] = sum;
     }
   });
+}
+
+inline Status pointwise_backward(const Call &call) {
+  enum { kX, kWeight, kDy, kDx, kDWeight, kCount };
+  if (Status status = call.check(kCount)) {
+    return status;
+  }
+  if (!is_pointwise(call, kX, kWeight, kDy) || !same_shape(call, kX, kDx) ||
+      !same_shape(call, kWeight, kDWeight)) {
+    return kBadShape;
+  }
+  const Shape s(call, kX);
+  const int64_t rows = Shape(call, kWeight).n;
+  const float *x = call.data(kX), *dy = call.data(kDy);
+  const std::vector<float> transposed = transpose(call.data(kWeight), rows, s.c);
+  const Status status = multiply(call.data(kDx), transposed.data(), dy, s.n, s.c, rows, s.plane());
+  return status ? status
+                : multiply_transposed(call.data(kDWeight), dy, x, s.n, rows, s.c, s.plane());
 }
 
 }  // namespace spnas

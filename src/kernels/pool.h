@@ -1,7 +1,7 @@
 // A small thread pool whose idle threads sleep.
 //
-// MindSpore runs its own operators on its own threads; a pool that spins while it waits (as OpenMP runtimes do)
-// would take the cores away from them between two of our operators.
+// MindSpore runs its own operators on its own threads; a pool that spins while it waits (as OpenMP
+// runtimes do) would take the cores away from them between two of our operators.
 #pragma once
 
 #include <algorithm>
@@ -24,15 +24,17 @@ class Pool {
     return *pool;
   }
 
-  // Runs task(0) ... task(count - 1), on any thread, and returns whether none of them threw. Tasks begin in this
-  // order and may end in any.
+  // Runs task(0) ... task(count - 1), on any thread, and returns whether none of them threw. Tasks
+  // begin in this order and may end in any.
   //
-  // A task's result must not depend on its thread. The caller works too and waits only for threads that have
-  // begun to work: a thread that the system has not scheduled yet (or that a fork has lost) holds nobody up.
+  // A task's result must not depend on its thread. The caller works too and waits only for threads
+  // that have begun to work: a thread that the system has not scheduled yet (or that a fork has
+  // lost) holds nobody up.
   bool run(int64_t count, const Task &task) {
     Job job{task, count};
     std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
-    if (workers_ == 0 || count < 2 || !owner.owns_lock()) {  // a second caller at the same time works alone
+    // A second caller at the same time does all of its job itself.
+    if (workers_ == 0 || count < 2 || !owner.owns_lock()) {
       job.work();
       return !job.failed;
     }

@@ -1,10 +1,12 @@
 """Learning-rate schedules: pure functions of the step, one value per optimizer step.
 
 Each schedule decays from a base rate over all steps of a run; ``with_warmup`` replaces its first
-steps by a linear rise. No framework is imported.
+steps by a linear rise. Imports no framework.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from src.lr_scheduler.schedules import (
 )
 
 __all__ = [
-    "SCHEDULES",
+    "ScheduleName",
     "constant_lr",
     "cosine_lr",
     "documented_lr",
@@ -32,16 +34,16 @@ __all__ = [
 # Base rates of the model zoo's recipe, by number of devices with 128 images each.
 ONE_DEVICE_LR, EIGHT_DEVICES_LR = 0.26, 1.5
 
-SCHEDULES = ("cosine", "step", "exponential", "one_cycle", "constant")
+ScheduleName = Literal["cosine", "step", "exponential", "one_cycle", "constant"]
 
 
 def documented_lr(device_num: int) -> float:
-    """Base rate for a number of devices: on the line through the model zoo's two."""
+    """Base rate for a number of devices: on the line through the model zoo's two rates."""
     return ONE_DEVICE_LR + (device_num - 1) * (EIGHT_DEVICES_LR - ONE_DEVICE_LR) / 7
 
 
 def learning_rates(
-    schedule: str,
+    schedule: ScheduleName,
     *,
     base_lr: float,
     steps_per_epoch: int,
@@ -55,8 +57,14 @@ def learning_rates(
     """Learning rates of a whole run.
 
     Args:
-        schedule: one of SCHEDULES.
+        schedule: its name.
+        base_lr: the rate from which it decays, at most reached by warm-up and one-cycle.
+        steps_per_epoch: optimizer steps per epoch.
+        epoch_size: number of epochs.
+        warmup_epochs: epochs of linear rise; one-cycle has a rise of its own in their place.
+        min_lr: last rate of the cosine.
         decay_rate: factor at each milestone (step) or every ``decay_epochs`` epochs (exponential).
+        decay_epochs: epochs between the decays of the exponential schedule.
         milestones: epochs at which the step schedule decays.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The schedules' formulas; ``steps`` is an array of step numbers from 0."""
+"""The schedules' formulas: learning rates (n,) for ``steps``, an array (n,) of numbers from 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def constant_lr(steps: np.ndarray, base_lr: float) -> np.ndarray:
 def cosine_lr(
     steps: np.ndarray, base_lr: float, total_steps: int, min_lr: float = 0.0
 ) -> np.ndarray:
-    """Half a cosine from ``base_lr`` to ``min_lr`` (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
+    """Half a cosine from ``base_lr`` to ``min_lr``.
+
+    Loshchilov and Hutter, arXiv 1608.03983, equation 5, without restarts.
+    """
     return min_lr + 0.5 * (base_lr - min_lr) * (1 + np.cos(np.pi * steps / total_steps))
 
 
@@ -29,7 +32,10 @@ def step_lr(
 def exponential_lr(
     steps: np.ndarray, base_lr: float, decay_steps: float, decay_rate: float
 ) -> np.ndarray:
-    """``base_lr`` times ``decay_rate`` after every ``decay_steps``, in stairs as in the released code."""
+    """``base_lr`` times ``decay_rate`` after every ``decay_steps``, in stairs.
+
+    As in the released code of arXiv 1904.02877.
+    """
     return base_lr * decay_rate ** np.floor(steps / decay_steps)
 
 
@@ -43,10 +49,12 @@ def one_cycle_lr(
 ) -> np.ndarray:
     """Cosine rise to ``max_lr`` over the first ``rise`` of the run, cosine fall after it.
 
-    Smith and Topin, arXiv 1708.07120, in the two-phase cosine form that practice has settled on:
-    from ``max_lr / start_factor`` up, then down to ``max_lr / start_factor / end_factor``.
+    Smith and Topin, arXiv 1708.07120, in the form with two phases and cosines that PyTorch's
+    ``OneCycleLR`` has, with its defaults: from ``max_lr / start_factor`` up, then down to
+    ``max_lr / start_factor / end_factor``.
     """
     start, end = max_lr / start_factor, max_lr / start_factor / end_factor
+    # Never 0, as runs may be as short as one step.
     last, peak = max(total_steps - 1, 1), max(rise * total_steps - 1, 1e-9)
     up = max_lr + (start - max_lr) * (1 + np.cos(np.pi * np.minimum(steps / peak, 1))) / 2
     down = end + (max_lr - end) * (1 + np.cos(np.pi * (steps - peak) / max(last - peak, 1e-9))) / 2
@@ -54,8 +62,11 @@ def one_cycle_lr(
 
 
 def with_warmup(rates: np.ndarray, base_lr: float, warmup_steps: int) -> np.ndarray:
-    """Replace the first ``warmup_steps`` by a linear rise that would reach ``base_lr`` one step later."""
+    """Replace the first ``warmup_steps`` by a linear rise.
+
+    The rise would reach ``base_lr`` one step after the last of them.
+    """
     rates = rates.copy()
     rise = base_lr * (np.arange(1, warmup_steps + 1) / (warmup_steps + 1))
-    rates[:warmup_steps] = rise[: len(rates)]
+    rates[:warmup_steps] = rise[: len(rates)]  # a run may be shorter than its warm-up
     return rates

@@ -1,8 +1,8 @@
 """Indicators: the 0s and 1s between thresholds and decisions. Imports no framework.
 
-They stand in an array (L, D): a row a searched layer, and in each row kernel sizes beyond the
-smallest, expansions beyond the smallest, presence. Rows have room for the most choices that any
-layer of the space has.
+They stand in an array (L, D): one row per searched layer, and in each row kernel sizes beyond the
+smallest, expansions beyond the smallest, presence. Rows are as long as the layer with the most
+choices needs; what a layer lacks is fixed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
 def padded_shape(space: SearchSpace) -> tuple[int, int]:
     """Most kernel sizes and most expansions that any layer has."""
-    layers = space.searched.values()
-    return max(len(layer.kernel_sizes) for layer in layers), max(
-        len(layer.expansions) for layer in layers
-    )
+    layers = space.superkernels.values()
+    sizes = max(len(layer.kernel_sizes) for layer in layers)
+    return sizes, max(len(layer.expansions) for layer in layers)
 
 
 def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
-    """Which taps of the largest kernel each size adds to the size before, (rows, k * k) of 0 and 1."""
+    """Which taps of the largest kernel each size adds to the size before.
+
+    Returns:
+        (rows, k * k) of 0 and 1, k being the side of the largest kernel.
+    """
     side = layer.kernel_sizes[-1]
     from_centre = np.abs(np.arange(side) - side // 2)
     distance = np.maximum.outer(from_centre, from_centre).ravel()
+    # Rows beyond the layer's sizes stay 0.
     masks, inner = np.zeros((rows, side * side), np.float32), -1
-    for row, size in zip(masks, layer.kernel_sizes):
+    for row, size in zip(masks, layer.kernel_sizes, strict=False):
         row[(distance > inner) & (distance <= size // 2)] = 1
         inner = size // 2
     return masks
@@ -40,7 +44,7 @@ def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
 def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
     """Which channels each expansion adds to the one before, (rows, C) of 0 and 1."""
     masks, first = np.zeros((rows, layer.block(layer.largest).mid_channels), np.float32), 0
-    for row, expansion in zip(masks, layer.expansions):
+    for row, expansion in zip(masks, layer.expansions, strict=False):
         last = round(layer.in_channels * expansion)
         row[first:last] = 1
         first = last
@@ -49,10 +53,10 @@ def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
 
 def missing_indicators(space: SearchSpace) -> np.ndarray:
     """Values (L, D) of the indicators that layers lack, and FREE for those that they have."""
-    layers = list(space.searched.values())
+    layers = list(space.superkernels.values())
     sizes, parts = padded_shape(space)
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
-    for row, layer in zip(values, layers):
+    for row, layer in zip(values, layers, strict=True):
         row[: len(layer.kernel_sizes) - 1] = FREE
         row[sizes - 1 : sizes - 1 + len(layer.expansions) - 1] = FREE
         row[-1] = FREE if layer.skippable else 1
@@ -60,10 +64,10 @@ def missing_indicators(space: SearchSpace) -> np.ndarray:
 
 
 def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
-    """Choices that indicators (L, D) of 0 and 1 stand for, one a searched layer."""
+    """Choices that indicators (L, D) of 0 and 1 stand for, one per searched layer."""
     sizes = padded_shape(space)[0] - 1
     decisions = []
-    for layer, row in zip(space.searched.values(), indicators):
+    for layer, row in zip(space.superkernels.values(), indicators, strict=True):
         kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
         expansion = layer.expansions[int(np.cumprod(row[sizes:-1]).sum())]
         decisions.append(choice_name(kernel_size, expansion) if row[-1] else SKIP)
@@ -74,7 +78,7 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     """Inverse of ``to_decisions``; a skipped layer has its largest choice."""
     space.check(decisions)
     values = missing_indicators(space)
-    for row, layer, choice in zip(values, space.searched.values(), decisions):
+    for row, layer, choice in zip(values, space.superkernels.values(), decisions, strict=True):
         kernel_size, expansion = layer.choices[layer.largest if choice == SKIP else choice]
         own = [
             *(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
@@ -87,7 +91,10 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
 
 
 def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict[int, float]:
-    """Values by column of the indicators that a choice depends on; in a skipped layer only presence counts."""
+    """Values, by column, of the indicators that a choice depends on.
+
+    In a skipped layer only presence counts.
+    """
     if choice == SKIP:
         return {count - 1: 0.0}
     kernel_size, expansion = layer.choices[choice]
@@ -102,7 +109,7 @@ def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict
     return required
 
 
-def settle(
+def match_target(
     space: SearchSpace,
     table: CostTable,
     indicators: np.ndarray,
@@ -110,28 +117,69 @@ def settle(
     target: float,
     tolerance: float = 0.01,
 ) -> np.ndarray:
-    """Indicators whose cost is within ``tolerance`` of ``target``, or as near as any are, by the least change.
+    """Indicators whose cost matches a target, by the least change.
 
     The change is the sum of the margins of all indicators that become others: what was found with
     certainty stays. Solved exactly, up to a ten-thousandth of the target, as a knapsack over the
     layers.
 
     Args:
+        indicators: as found, (L, D) of 0 and 1.
         margins: how far each norm is from its threshold, (L, D), in units that are comparable.
+        target: in the unit of the table.
+        tolerance: relative distance from the target at which costs match; where no network is so
+            near, the nearest one is taken.
     """
-    layers, prices = list(space.searched.values()), list(table.layers.values())
-    sizes, unit = padded_shape(space)[0], 1e-4 * target
+    unit = 1e-4 * target
+    least, picks = _least_changes(space, table, indicators, margins, unit, target)
+    distance = np.abs(np.arange(len(least)) * unit / target - 1)
+    reached = np.isfinite(least)
+    near = reached & (distance <= tolerance)
+    if near.any():
+        place = int(np.argmin(np.where(near, least, np.inf)))
+    else:
+        place = int(np.argmin(np.where(reached, distance, np.inf)))
+
+    # Back from the total cost to the choice of each layer.
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
+    matched = indicators.copy()
+    for number in reversed(range(len(layers))):
+        choice = layers[number].names[picks[number, place]]
+        for column, value in _required(layers[number], choice, sizes, count).items():
+            matched[number, column] = value
+        place -= round(prices[number][choice] / unit)
+    return matched
+
+
+def _least_changes(
+    space: SearchSpace,
+    table: CostTable,
+    indicators: np.ndarray,
+    margins: np.ndarray,
+    unit: float,
+    target: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least change that each total cost needs, and the choices that it takes.
+
+    Returns:
+        By cost in units, (B,): the change, infinite where no network costs that much; and for each
+        layer the number of its choice in the network of that change, (L, B).
+    """
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    # A cost is rounded once per layer and once for the constant, so the largest total may lie that
+    # many units above the table's.
     bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
-    least = np.full(bins, np.inf)  # change needed for each total cost so far
+    least = np.full(bins, np.inf)
     least[round(table.constant / unit)] = 0
     picks = np.zeros((len(layers), bins), np.int64)
-    for number, (layer, costs) in enumerate(zip(layers, prices)):
+    for number, (layer, costs) in enumerate(zip(layers, prices, strict=True)):
         before, least = least, np.full(bins, np.inf)
         for pick, choice in enumerate(layer.names):
-            required = _required(layer, choice, sizes, indicators.shape[1])
             change = sum(
                 abs(margins[number, column])
-                for column, value in required.items()
+                for column, value in _required(layer, choice, sizes, count).items()
                 if indicators[number, column] != value
             )
             shift = round(costs[choice] / unit)
@@ -139,17 +187,4 @@ def settle(
             total[shift:] = before[: bins - shift] + change
             better = total < least
             least[better], picks[number, better] = total[better], pick
-    distance = np.abs(np.arange(bins) * unit / target - 1)
-    near = np.isfinite(least) & (distance <= tolerance)
-    place = int(
-        np.argmin(np.where(near, least, np.inf))
-        if near.any()
-        else np.argmin(np.where(np.isfinite(least), distance, np.inf))
-    )
-    settled = indicators.copy()
-    for number in reversed(range(len(layers))):
-        choice = layers[number].names[picks[number, place]]
-        for column, value in _required(layers[number], choice, sizes, indicators.shape[1]).items():
-            settled[number, column] = value
-        place -= round(prices[number][choice] / unit)
-    return settled
+    return least, picks

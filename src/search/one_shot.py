@@ -1,4 +1,6 @@
-"""The one-shot supernet: several blocks a layer, each with weights of its own, of which a step trains one.
+"""The one-shot supernet: several blocks per layer, each with weights of its own.
+
+A step trains one block of each layer.
 
 Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv
 1904.00420. A path is an int32 array (L,) with the number of the block that each layer takes. As a
@@ -19,18 +21,21 @@ from src.arch.architecture import Architecture
 from src.arch.space import SearchSpace
 from src.layers.mbconv import create_block
 from src.spnasnet import SPNASNet
-from src.training.step import TrainStep
+from src.training.step import Update, count_correct
+
+BlockPath = tuple[int, ...]  # number of the block that each layer takes
 
 
 def draw_path(space: SearchSpace, *key: int) -> np.ndarray:
     """A path, uniformly among all of a space and always the same for the same key."""
-    counts = [len(layer.names) for layer in space.layers]
+    counts = [len(layer.names) for layer in space.block_layers]
     return np.random.default_rng(key).integers(counts).astype(np.int32)
 
 
 def path_names(space: SearchSpace, path: Sequence[int]) -> list[str]:
     """The decisions of a path, by name."""
-    return [layer.names[choice] for layer, choice in zip(space.layers, path)]
+    layers = space.block_layers
+    return [layer.names[choice] for layer, choice in zip(layers, path, strict=True)]
 
 
 class OneShotSupernet(SPNASNet):
@@ -51,7 +56,7 @@ class OneShotSupernet(SPNASNet):
         return nn.CellList(
             [
                 nn.CellList([create_block(layer.block(name), **bn) for name in layer.names])
-                for layer in self.space.layers
+                for layer in self.space.block_layers
             ]
         )
 
@@ -73,7 +78,9 @@ def _move_tensor(apply, parameter, moment, gradient, factors):
 
 
 class PathMomentum(nn.Optimizer):
-    """SGD with momentum and weight decay that leaves alone what is not on the path, its momentum included.
+    """SGD with momentum and weight decay that changes nothing but what is on the path.
+
+    Momenta of other blocks do not change either.
 
     Args:
         rates: learning rate of each step.
@@ -85,7 +92,7 @@ class PathMomentum(nn.Optimizer):
         super().__init__(Tensor(rates), network.trainable_params())
         self.momentum, self.weight_decay_factor = momentum, weight_decay
         self.moments = self.parameters.clone(prefix="moments", init="zeros")
-        counts = [len(layer.names) for layer in network.space.layers]
+        counts = [len(layer.names) for layer in network.space.block_layers]
         self.choices = Tensor(np.arange(max(counts))[None], ms.int32)
         # Where each parameter's flag is among those of all blocks; the last flag is that of stem,
         # head and classifier.
@@ -99,7 +106,9 @@ class PathMomentum(nn.Optimizer):
     @staticmethod
     def _place(parameter: Parameter, choices: int, layers: int) -> int:
         words = parameter.name.split(".")
-        return int(words[1]) * choices + int(words[2]) if words[0] == "blocks" else layers * choices
+        if words[0] != "blocks":
+            return layers * choices
+        return int(words[1]) * choices + int(words[2])
 
     def construct(self, gradients: tuple, path: Tensor) -> Tensor:
         """Update what is on the path, (L,) of int32."""
@@ -111,7 +120,7 @@ class PathMomentum(nn.Optimizer):
         # by a single bit.
         rates, decays = self.flags(rate * trained), self.flags(self.weight_decay_factor * trained)
         momenta = self.flags(1 + (self.momentum - 1) * trained)
-        factors = ()
+        factors: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
         for place in self.places:
             factors += ((rates[place].reshape(()), momenta[place].reshape(()), decays[place]),)
         return self.map_(
@@ -119,19 +128,30 @@ class PathMomentum(nn.Optimizer):
         )
 
 
-class OneShotStep(TrainStep):
-    """A training step of the supernet on one path."""
+class OneShotStep(nn.Cell):
+    """A training step of the supernet on one path.
 
-    def forward(self, images, labels, path):  # type: ignore[override]
+    Args:
+        loss_fn: from logits and labels to a scalar.
+    """
+
+    def __init__(self, network: nn.Cell, loss_fn: nn.Cell, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss_fn = loss_fn
+        self.update = update
+        self.gradient = ops.value_and_grad(self.forward, None, update.weights, has_aux=True)
+
+    def forward(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, ...]:
+        """Scaled loss, loss and count of correct predictions of a batch."""
         logits = self.network(images, path)
         loss = self.loss_fn(logits, labels)
-        scaled, correct = self.score(logits, labels, loss)
-        return scaled, loss, correct
+        return self.update.scale(loss), loss, count_correct(logits, labels)
 
     def construct(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """Train the blocks on ``path``, (L,) of int32; otherwise as ``TrainStep``."""
         (_, loss, correct), gradients = self.gradient(images, labels, path)
-        return ops.depend(loss, self.learn(gradients, path)), correct
+        return ops.depend(loss, self.update(gradients, path)), correct
 
 
 def inherit(parameters: Mapping[str, np.ndarray], path: Sequence[int]) -> dict[str, np.ndarray]:

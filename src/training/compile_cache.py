@@ -9,6 +9,7 @@ compiles in the same order in every run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,10 +18,12 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+SOURCES = Path(__file__).resolve().parents[1]  # src, with all its rooms
 _FILLING = ".filling-"
 
 
@@ -36,14 +39,17 @@ def _remove_old(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def cache_key(values: dict[str, Any]) -> str:
-    """Digest of the given values, MindSpore's version and this package's sources."""
+def cache_key(values: dict[str, Any], sources: Path = SOURCES) -> str:
+    """Digest of the given values, MindSpore's version and all of this project's sources.
+
+    Sources count since MindSpore's own check sees a changed file only where it compiled that file
+    itself: an edited C++ operator or a changed default would go unnoticed.
+    """
     import mindspore as ms
 
-    digest = hashlib.sha256(
-        json.dumps([values, ms.__version__], sort_keys=True, default=str).encode()
-    )
-    for file in sorted(Path(__file__).resolve().parents[1].rglob("*")):
+    described = json.dumps([values, ms.__version__], sort_keys=True, default=str)
+    digest = hashlib.sha256(described.encode())
+    for file in sorted(sources.rglob("*")):
         if file.suffix in (".py", ".h", ".cpp"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:24]
@@ -57,39 +63,44 @@ class CompileCache:
     """
 
     def __init__(self, values: dict[str, Any], enabled: bool = True) -> None:
-        self._enabled = enabled
         self._final = _cache_root() / cache_key(values) if enabled else None
-        self._scratch = None
+        self._scratch: Path | None = None
 
     def __enter__(self) -> CompileCache:
-        if not self._enabled:
+        if self._final is None:
             return self
         import mindspore as ms
 
         try:
-            self._final.parent.mkdir(parents=True, exist_ok=True)
-            if self._final.is_dir():
-                log.info("compiled graphs from %s", self._final)
-                path = self._final
-                os.utime(path)
-            else:
-                path = self._scratch = Path(
-                    tempfile.mkdtemp(prefix=_FILLING, dir=self._final.parent)
-                )
+            path = self._open(self._final)
         except OSError as error:
             log.warning("graphs are not cached: %s", error)
             return self
         ms.set_context(enable_compile_cache=True, compile_cache_path=str(path))
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def _open(self, final: Path) -> Path:
+        """The folder of these values, or a new one to fill."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            log.info("compiled graphs from %s", final)
+            os.utime(final)
+            return final
+        self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=final.parent))
+        return self._scratch
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Publish a cache that was filled; one that an error left half-filled is dropped."""
-        if self._scratch is None:
+        if self._final is None or self._scratch is None:
             return
         if kind is None and any(self._scratch.iterdir()):
-            try:
+            # Another run may have published the same meanwhile.
+            with contextlib.suppress(OSError):
                 os.rename(self._scratch, self._final)
-            except OSError:  # another run published the same meanwhile
-                pass
         shutil.rmtree(self._scratch, ignore_errors=True)
         _remove_old(self._final.parent)

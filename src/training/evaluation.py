@@ -1,18 +1,45 @@
-"""Exact evaluation: sums over images, each image once, whatever the batch size and the number of processes."""
+"""Exact evaluation: sums over images, each image once.
+
+The result depends neither on the batch size nor on the number of processes.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
+from scipy.special import log_softmax
 
-from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import Fault
+
+
+class Source(Protocol):
+    """Where images come from, for messages."""
+
+    @property
+    def path(self) -> Path:
+        """Folder or file."""
+
+
+class Batches(Protocol):
+    """What an evaluation needs of a ``src.dataset.Loader``."""
+
+    @property
+    def source(self) -> Source:
+        """Where the images come from."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch; the last one may have fewer."""
+
+    def epoch(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images (N, 3, H, W) of float32 and labels (N,) of each batch."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +53,20 @@ class Result:
     images_per_second: float
 
     def metrics(self) -> dict[str, float]:
+        """What a checkpoint says of it."""
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cross-entropy (N,) in float64 from logits (N, C) and labels (N,)."""
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(1, keepdims=True)
-    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the label, (N,); of equal logits the lower class comes first, as in argmax."""
+    """How many classes come before the label, (N,).
+
+    Of equal logits the lower class comes first, as in argmax.
+    """
     own = logits[np.arange(len(labels)), labels][:, None]
     tied_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
     # A NaN compares as false everywhere; it must not count as a hit.
@@ -45,17 +74,22 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def evaluate(
-    network: nn.Cell,
-    loader: Loader,
+    network: Callable[[Tensor], Tensor],
+    loader: Batches,
     progress: Callable[[int], Any] | None = None,
     ranks: Ranks | None = None,
 ) -> Result:
     """Evaluate a network in evaluation mode on every image of a loader.
 
     Args:
+        network: from images (N, 3, H, W) to logits (N, classes).
+        loader: batches of images and labels.
         progress: called with the number of images of each batch.
         ranks: the processes that share the images, each with its own loader; their sums are added
             up.
+
+    Raises:
+        Fault: none of the images could be read.
     """
     ranks = ranks or Ranks()
     hits1 = hits5 = images = 0
@@ -77,7 +111,7 @@ def evaluate(
         if progress:
             progress(count)
     hits1, hits5, images, loss = (
-        sum(parts) for parts in zip(*ranks.gather([hits1, hits5, images, loss]))
+        sum(parts) for parts in zip(*ranks.gather([hits1, hits5, images, loss]), strict=True)
     )
     if not images:
         raise Fault(f"{loader.source.path}: no image could be evaluated")

@@ -1,4 +1,8 @@
-"""A run's story: progress bar on a terminal, lines in ``train.log``, values in ``metrics.jsonl``, ``curves.png``."""
+"""The log of a run.
+
+A progress bar on a terminal, lines in ``train.log``, values in ``metrics.jsonl``, and at the end a
+picture of them, ``curves.png``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -19,17 +23,20 @@ class _BarHandler(logging.Handler):
     """Prints log lines above a running progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
 
 class RunLog:
-    """Writes the story of a run into its folder; ranks other than 0 only print, into the logs that the launcher keeps.
+    """Writes the log of a run into its folder.
 
     Args:
+        active: whether this process writes; others only print, into the logs that the launcher
+            keeps.
         print_steps: steps between lines on the terminal; 0 for none.
         resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are
-            dropped, as their steps are taken again. None starts a new story.
+            dropped, as their steps are taken again. None starts a new log.
     """
 
     METRICS = "metrics.jsonl"
@@ -43,23 +50,22 @@ class RunLog:
         resume_from: tuple[int, int] | None = None,
     ) -> None:
         self._active, self._folder, self._print_steps = active, folder, print_steps
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
         root = logging.getLogger()
         shown = _BarHandler()
         shown.addFilter(lambda record: not getattr(record, "file_only", False))
         root.handlers[:] = [shown]
-        self._metrics = None
+        self._metrics: TextIO | None = None
         if active:
             cut_jsonl(folder / self.METRICS, resume_from)
             self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
-            lines = logging.FileHandler(
-                folder / "train.log", mode="w" if resume_from is None else "a"
-            )
+            mode = "w" if resume_from is None else "a"
+            lines = logging.FileHandler(folder / "train.log", mode=mode)
             lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             root.addHandler(lines)
 
     def start_epoch(self, title: str, batches: int, done: int) -> None:
-        """Show a progress bar of ``batches``, ``done`` of them behind; only on a terminal."""
+        """Show a progress bar of ``batches``, ``done`` of them taken; only on a terminal."""
         self._bar = tqdm(
             total=batches,
             initial=done,
@@ -76,6 +82,7 @@ class RunLog:
             self._bar.set_postfix(shown)
 
     def end_epoch(self) -> None:
+        """Take the progress bar away."""
         self._bar.close()
 
     def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:
@@ -84,8 +91,8 @@ class RunLog:
         Args:
             kind: "train" or "val".
             epoch: epochs completed.
-            step: batches of the epoch that follows; a value at the end of an epoch counts as step
-                0.
+            step: batches of the epoch that follows; a value at the end of an epoch is at step 0.
+            values: what was measured, by name.
         """
         if self._metrics:
             self._metrics.write(
@@ -99,6 +106,8 @@ class RunLog:
         Args:
             epoch: from 0.
             batch: of the epoch, from 1.
+            loss: of the steps since the last line, on average.
+            images_per_second: over the same steps and all ranks.
         """
         log.info(
             "Epoch: %d Iteration: %d rank : 0 train.loss : %.6f train.ips : %.1f imgs/s",
@@ -110,6 +119,7 @@ class RunLog:
         )
 
     def close(self) -> None:
+        """Close the files."""
         if self._metrics:
             self._metrics.close()
 
@@ -118,8 +128,7 @@ class RunLog:
         if self._active:
             lines = read_jsonl(self._folder / self.METRICS)
             if lines:
-                from src.drawing import (
-                    draw_curves,  # importing Matplotlib takes a second, at the end of the run
-                )
+                # Importing Matplotlib takes a second, which the start of a run is spared.
+                from src.drawing import draw_curves
 
                 draw_curves(lines, self._folder / "curves.png")

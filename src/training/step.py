@@ -1,8 +1,13 @@
-"""One training step as a single compiled graph."""
+"""One training step as a single compiled graph.
+
+Its parts are cells: ``TrainStep`` computes loss and gradients of a network, and ``Update`` makes
+gradients a change of the weights. Steps of other tasks (``src.search``) have a forward pass of
+their own and the same ``Update``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -11,75 +16,14 @@ from mindspore.amp import all_finite
 from src.config import RunConfig
 
 
-def averaged(name: str) -> bool:
+def is_averaged(name: str) -> bool:
     """Whether the weight average holds a parameter: all but the decisions of a supernet."""
     return not name.startswith("decisions.")
 
 
-def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[dict]:
-    """Optimizer groups: weight decay on weights of convolutions and classifier, none on all else."""
-    weights = [p for p in parameters if p.name.endswith(".weight")]
-    others = [p for p in parameters if not p.name.endswith(".weight")]
-    # MindSpore takes float weight decay only, and order_params keeps the network's order in the
-    # state.
-    return [
-        {"params": weights, "weight_decay": float(weight_decay)},
-        {"params": others, "weight_decay": 0.0},
-        {"order_params": parameters},
-    ]
-
-
-_rmsprop = ops.MultitypeFuncGraph("rmsprop")
-
-
-@_rmsprop.register("Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _rmsprop_tensor(decay, momentum, epsilon, rate, parameter, mean_square, moment, gradient):
-    square = ops.assign(mean_square, decay * mean_square + (1 - decay) * gradient * gradient)
-    step = ops.assign(moment, momentum * moment + rate * gradient / ops.sqrt(square + epsilon))
-    return ops.assign_sub(parameter, step)
-
-
-class RMSProp(nn.Optimizer):
-    """RMSProp with momentum as in the released code (TensorFlow): epsilon under the root, mean square from 1.
-
-    MindSpore's own takes the processor's approximate root on CPU, right to 2e-4.
-    """
-
-    def __init__(
-        self, params, rates: Tensor, decay: float, momentum: float, epsilon: float
-    ) -> None:
-        super().__init__(rates, params)
-        self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
-        self.mean_square = self.parameters.clone(prefix="mean_square", init="ones")
-        self.moment = self.parameters.clone(prefix="moment", init="zeros")
-
-    def construct(self, gradients: tuple) -> Tensor:
-        """Update all parameters."""
-        gradients = self.decay_weight(gradients)
-        rate = self.get_lr()
-        self.assignadd(self.global_step, self.global_step_increase_tensor)
-        update = ops.partial(_rmsprop, self.decay, self.momentum, self.epsilon, rate)
-        return self.map_(update, self.parameters, self.mean_square, self.moment, gradients)
-
-
-def create_optimizer(
-    network: nn.Cell, config: RunConfig, rates, without: Sequence[Parameter] = ()
-) -> nn.Optimizer:
-    """The configured optimizer.
-
-    Args:
-        rates: learning rate of each optimizer step, (total steps,) of float32.
-        without: parameters that something else trains.
-    """
-    left_out = {parameter.name for parameter in without}
-    groups = decay_groups(
-        [p for p in network.trainable_params() if p.name not in left_out], config.weight_decay
-    )
-    if config.optimizer == "rmsprop":
-        return RMSProp(
-            groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon
-        )
-    return nn.Momentum(groups, Tensor(rates), config.momentum)
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of correct predictions, () of float32, from (N, classes) and (N,) of int32."""
+    return (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
 
 
 # The compiler unrolls Python loops over parameters into deep call stacks; it maps these functions
@@ -128,7 +72,7 @@ class LossScale(nn.Cell):
     WINDOW = 2000
     INITIAL = 65536.0
 
-    def __init__(self, scale: str | float) -> None:
+    def __init__(self, scale: Literal["dynamic"] | float) -> None:
         super().__init__(auto_prefix=False)
         self.dynamic = scale == "dynamic"
         value = self.INITIAL if self.dynamic else float(scale)
@@ -150,22 +94,21 @@ class LossScale(nn.Cell):
         return finite
 
 
-class TrainStep(nn.Cell):
-    """Forward, backward, gradient treatment and update; all state that a resume needs is its parameters.
+class Update(nn.Cell):
+    """From gradients to new weights: reduction over ranks, accumulation, clipping, optimizer.
 
     With ``accumulate_steps`` n, gradients of n batches are averaged and every n-th call updates. An
     update whose gradients overflow is left out, as is its effect on optimizer, average and step
-    count.
+    count. All state that a resumed run needs is in its parameters.
 
     Args:
-        network: from images to logits.
-        loss_fn: from logits and labels to a scalar.
+        network: whose parameters are averaged if there is an ``ema_decay``.
+        config: of it ``accumulate_steps``, ``clip_norm``, ``ema_decay`` and ``loss_scale`` count.
     """
 
     def __init__(
         self,
         network: nn.Cell,
-        loss_fn: nn.Cell,
         optimizer: nn.Optimizer,
         config: RunConfig,
         *,
@@ -173,10 +116,10 @@ class TrainStep(nn.Cell):
         device_num: int = 1,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
+        self.optimizer = optimizer
         self.weights = optimizer.parameters
         self.map = ops.HyperMap()
-        self.clip_norm, self.drops = config.clip_norm, config.drop_rate > 0
+        self.clip_norm = config.clip_norm
         self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
         self.reduce = (
             nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
@@ -191,41 +134,26 @@ class TrainStep(nn.Cell):
         if self.ema_decay:
             # Moving statistics are averaged with the weights, so that the average is a network of
             # its own.
-            self.source = ParameterTuple([p for p in network.get_parameters() if averaged(p.name)])
+            self.source = ParameterTuple(
+                [p for p in network.get_parameters() if is_averaged(p.name)]
+            )
             self.average = self.source.clone(prefix="ema")
-        self.gradient = ops.value_and_grad(self.forward, None, self.weights, has_aux=True)
 
-    def forward(
-        self, images: Tensor, labels: Tensor, dropout: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled loss, loss and count of correct predictions of a batch."""
-        logits = self.network(images, dropout) if self.drops else self.network(images)
-        loss = self.loss_fn(logits, labels)
-        scaled, correct = self.score(logits, labels, loss)
-        return scaled, loss, correct
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss whose gradients ``construct`` takes."""
+        return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
-    def score(self, logits: Tensor, labels: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled loss and count of correct predictions."""
-        correct = (logits.argmax(1).astype("int32") == labels).astype("float32").sum()
-        return (loss if self.loss_scale is None else loss * self.loss_scale.scale), correct
-
-    def construct(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on one batch.
+    def construct(self, gradients: tuple, *more: Tensor) -> Tensor:
+        """Update, or accumulate.
 
         Args:
-            images: (N, 3, H, W).
-            labels: (N,) of int32.
-            dropout: factors of the pooled features, (N, head channels); without dropout anything,
-                (1,). Drawn on the host from the step number, so that a resumed run draws the same.
+            gradients: of the scaled loss, in the order of ``weights``.
+            more: what the optimizer takes besides them.
 
         Returns:
-            Loss and number of correct predictions on this rank's batch.
+            A value that depends on all that was changed: ``ops.depend`` on it makes the compiler,
+            which drops what no output needs, keep the changes.
         """
-        (_, loss, correct), gradients = self.gradient(images, labels, dropout)
-        return ops.depend(loss, self.learn(gradients)), correct
-
-    def learn(self, gradients: tuple, *more: Tensor) -> Tensor:
-        """Reduce gradients over ranks, and update or accumulate; ``more`` is what the optimizer takes besides them."""
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         if self.accumulate_steps == 1:
@@ -238,6 +166,8 @@ class TrainStep(nn.Cell):
         count = ops.depend(self.batches + 1, added)
         ops.assign(self.batches, count % self.accumulate_steps)
         if count == self.accumulate_steps:
+            # The order add, read, update, clear is told by depend: the compiler sees no order
+            # between an assignment and a later reading of the same parameter.
             means = self.map(ops.partial(_after, added), self.sums)
             updated = self.update(means, *more)
             count = ops.depend(count, self.map(ops.partial(_clear_after, updated), self.sums))
@@ -253,20 +183,60 @@ class TrainStep(nn.Cell):
         if self.clip_norm:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
         if self.loss_scale is None:
-            finite = ops.depend(finite, self.apply(gradients, *more))
+            finite = ops.depend(finite, self.take_step(gradients, *more))
         elif finite:
-            finite = ops.depend(finite, self.apply(gradients, *more))
+            finite = ops.depend(finite, self.take_step(gradients, *more))
         return finite
 
-    def apply(self, gradients: tuple, *more: Tensor) -> Tensor:
+    def take_step(self, gradients: tuple, *more: Tensor) -> Tensor:
         """One step of the optimizer and, after it, of the weight average."""
         done = self.optimizer(gradients, *more)
         if self.ema_decay:
-            # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's
-            # does.
+            # Early on the average follows faster, min(decay, (1 + t) / (10 + t)), as TensorFlow's.
             step = ops.depend(self.optimizer.global_step, done).astype("float32").reshape(())
             decay = ops.minimum(Tensor(self.ema_decay, ms.float32), (1.0 + step) / (10.0 + step))
             done = ops.depend(
                 done, self.map(ops.partial(_average, decay), self.average, self.source)
             )
         return done
+
+
+class TrainStep(nn.Cell):
+    """A training step of a network: forward, backward, update.
+
+    Args:
+        network: from images to logits.
+        loss_fn: from logits and labels to a scalar.
+        drops: whether the network takes dropout factors.
+    """
+
+    def __init__(
+        self, network: nn.Cell, loss_fn: nn.Cell, update: Update, *, drops: bool = False
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss_fn = loss_fn
+        self.update = update
+        self.drops = drops
+        self.gradient = ops.value_and_grad(self.forward, None, update.weights, has_aux=True)
+
+    def forward(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, ...]:
+        """Scaled loss, loss and count of correct predictions of a batch."""
+        logits = self.network(images, dropout) if self.drops else self.network(images)
+        loss = self.loss_fn(logits, labels)
+        return self.update.scale(loss), loss, count_correct(logits, labels)
+
+    def construct(self, images: Tensor, labels: Tensor, dropout: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on one batch.
+
+        Args:
+            images: (N, 3, H, W).
+            labels: (N,) of int32.
+            dropout: factors of the pooled features, (N, head channels); without dropout anything,
+                (1,). Drawn on the host from the step number, so that a resumed run draws the same.
+
+        Returns:
+            Loss and number of correct predictions on this rank's batch.
+        """
+        (_, loss, correct), gradients = self.gradient(images, labels, dropout)
+        return ops.depend(loss, self.update(gradients)), correct

@@ -1,31 +1,68 @@
-"""Block strings, architecture files and their cost: what is written is what is read, and nothing else is accepted."""
+"""Block strings, architecture files and their cost: what is written is read, and nothing else."""
 
 from __future__ import annotations
 
 import json
-import random
+from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from src.arch.architecture import Architecture, load_architecture, shipped_architectures
-from src.arch.blocks import ArchitectureError, Block, decode_block, encode_block
+from src.arch.blocks import (
+    ArchitectureError,
+    Block,
+    ShuffleBlock,
+    XceptionBlock,
+    decode_block,
+    encode_block,
+)
 from src.arch.cost import block_cost, layer_costs, network_cost
 from src.spnasnet import SPNASNet
 
+MBCONV_BLOCKS = st.builds(
+    Block,
+    kernel_size=st.sampled_from((3, 5, 7)),
+    stride=st.sampled_from((1, 2)),
+    expansion=st.sampled_from((1, 1.5, 2, 3, 4, 6)),
+    in_channels=st.integers(1, 40).map(lambda eighth: 8 * eighth),
+    out_channels=st.integers(1, 320),
+    se_ratio=st.sampled_from((0.0, 0.25)),
+    skip=st.booleans(),
+)
+SHUFFLE_BLOCKS = st.builds(
+    lambda kind, stride, half, new: kind(stride, 2 * half, 2 * (half + new)),
+    st.sampled_from(
+        (*(partial(ShuffleBlock, size) for size in (3, 5, 7)), partial(XceptionBlock, 3))
+    ),
+    st.sampled_from((1, 2)),
+    st.integers(1, 320),
+    st.integers(1, 320),
+)
+CODEC = settings(max_examples=500, derandomize=True, deadline=None, database=None)
 
-def test_codec_is_an_identity_on_random_blocks():
-    generator = random.Random(0)
-    for _ in range(500):
-        block = Block(
-            kernel_size=generator.choice((3, 5, 7)),
-            stride=generator.choice((1, 2)),
-            expansion=generator.choice((1, 1.5, 2, 3, 4, 6)),
-            in_channels=8 * generator.randint(1, 40),
-            out_channels=generator.randint(1, 320),
-            se_ratio=generator.choice((0.0, 0.25)),
-            skip=generator.random() < 0.5,
-        )
-        assert decode_block(encode_block(block)) == block
+
+@CODEC
+@given(MBCONV_BLOCKS | SHUFFLE_BLOCKS)
+def test_codec_is_an_identity_on_random_blocks(block):
+    assert decode_block(encode_block(block)) == block
+
+
+@CODEC
+@given(
+    block=MBCONV_BLOCKS | SHUFFLE_BLOCKS,
+    place=st.integers(0, 40),
+    end=st.integers(0, 3),
+    text=st.text("rksieonpa_.0123456789", max_size=3),
+)
+def test_a_changed_string_is_refused_or_that_of_another_block(block, place, end, text):
+    whole = encode_block(block)
+    changed = whole[:place] + text + whole[place + end :]
+    try:
+        assert encode_block(decode_block(changed)) == changed
+    except ArchitectureError as error:
+        assert f"block '{changed}'" in str(error) and "expected the form" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +95,7 @@ def test_golden_counts_of_the_published_network():
 
 @pytest.mark.parametrize("name", shipped_architectures())
 def test_arithmetic_equals_the_built_network(name):
-    """Parameters against the cells' own; multiply-adds against a walk over the cells' weights and strides."""
+    """Parameters against the cells' own, multiply-adds against a walk over weights and strides."""
     arch = load_architecture(name)
     network = SPNASNet(arch, 10)
     built = sum(parameter.size for parameter in network.trainable_params())
@@ -122,7 +159,10 @@ def test_file_round_trip(tmp_path):
         ({"format": "other"}, "not of the expected kind"),
         ({"version": 9}, "version 9"),
         ({"blocs": []}, "unknown key 'blocs', did you mean 'blocks'"),
-        ({"head_channels": None}, "'head_channels' is None"),
+        ({"head_channels": None}, "head_channels is None: input should be a valid integer"),
+        ({"activation": "gelu"}, "activation is 'gelu': input should be 'relu' or 'relu6'"),
+        ({"classifier_bias": 1}, "classifier_bias is 1: input should be a valid boolean"),
+        ({"blocks": ["r1_k3_s11_e1_i32_o16", "r1"]}, "blocks.1: block 'r1': token 'k' is missing"),
         ({"blocks": []}, "has no blocks"),
         (
             {"blocks": ["r1_k3_s11_e1_i32_o16", "r1_k3_s11_e3_i24_o24"]},
@@ -136,6 +176,15 @@ def test_wrong_files_are_refused_by_name(tmp_path, change, reason):
     with pytest.raises(ArchitectureError, match=reason) as error:
         load_architecture(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["stem_channels", "bn_epsilon", "blocks", "provenance"])
+def test_files_state_what_has_a_default(tmp_path, key):
+    data = load_architecture("spnas_pixel1").to_dict()
+    assert not {"activation", "classifier_bias"} & set(data)  # at their defaults
+    del data[key]
+    with pytest.raises(ArchitectureError, match=f"a.json: key '{key}' is missing"):
+        Architecture.from_dict(data, "a.json")
 
 
 def test_unknown_name_lists_the_shipped_ones():

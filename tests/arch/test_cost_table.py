@@ -1,4 +1,4 @@
-"""Search spaces, latency tables and indicators: plain values, without a framework."""
+"""Search spaces, cost tables and indicators: plain values, without a framework."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from src.arch.cost_table import SHIPPED, CostTableError, arithmetic_table, load_
 from src.arch.sampling import sample_decisions
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
-from src.search.indicators import FREE, missing_indicators, settle, to_decisions, to_indicators
+from src.search.indicators import (
+    FREE,
+    match_target,
+    missing_indicators,
+    to_decisions,
+    to_indicators,
+)
 
 PIXEL1 = [
     *["K3E3"] * 3,
@@ -86,7 +92,7 @@ def test_all_indicator_triples_map_to_their_choices():
         values[missing_indicators(space) != FREE] = (
             1  # the first layers of a stage are always there
         )
-        for layer, choice in zip(space.searched.values(), to_decisions(space, values)):
+        for layer, choice in zip(space.searched.values(), to_decisions(space, values), strict=True):
             assert choice == (
                 SKIP if layer.skippable and not presence else names[kernel, expansion]
             )
@@ -99,10 +105,11 @@ def test_all_indicator_triples_map_to_their_choices():
         ({"expansions": [6, 3]}, "not nested"),
         ({"kernel_sizes": [4]}, "kernel sizes"),
         ({"expansions": [3.1, 6]}, "whole number"),
-        ({"skippable": 1}, "should be of type bool"),
+        ({"skippable": 1}, "skippable is 1: input should be a valid boolean"),
         ({"stride": 2, "skippable": True}, "cannot be skipped"),
-        ({"kernel": 3}, "unknown key 'kernel'"),
-        ({"expansions": ["a"]}, "must be numbers"),
+        ({"kernel": 3}, "unknown key 'layers.2.kernel', did you mean 'kernel_sizes'"),
+        ({"expansions": ["a"]}, "expansions.0 is 'a': input should be a valid number"),
+        ({"blocks": ["K3"]}, "unknown key 'layers.2.kernel_sizes'"),
     ],
 )
 def test_wrong_spaces_are_refused_by_name(tmp_path, change, reason):
@@ -110,7 +117,53 @@ def test_wrong_spaces_are_refused_by_name(tmp_path, change, reason):
     data["layers"][2] = {**data["layers"][2], **change}
     with pytest.raises(SpaceError, match=reason) as error:
         load_space(write(tmp_path / "space.json", data))
-    assert "space.json: layer 2" in str(error.value)
+    assert "space.json: " in str(error.value) and "layers.2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (5, "layers.3 is 5: neither a block string nor the choices of a searched layer"),
+        ("r1_k9", "layers.3: block 'r1_k9': token 's' is missing"),
+        ({"stride": 1}, "key 'layers.3.in_channels' is missing"),
+        ("r1_k3_s11_e3_i8_o8", "block 3 'r1_k3_s11_e3_i8_o8' takes 8 channels"),
+    ],
+)
+def test_layers_that_are_none_are_refused_by_place(layer, reason):
+    data = load_space("imagenet").to_dict()
+    data["layers"][3] = layer
+    with pytest.raises(SpaceError, match=f"mine.json: .*{reason}"):
+        SearchSpace.from_dict(data, "mine.json")
+
+
+def test_numbers_of_spaces_are_written_as_they_were_read():
+    data = load_space("imagenet").to_dict()
+    data["layers"][2]["expansions"] = [3, 4.5, 6.0]
+    again = SearchSpace.from_dict(data).to_dict()
+    assert json.dumps(again) == json.dumps(data)
+
+
+def test_layers_are_typed_by_the_kind_of_supernet():
+    nested, one_shot = load_space("imagenet"), load_space("one_shot_32")
+    assert nested.superkernels == nested.searched
+    assert list(one_shot.block_layers) == list(one_shot.searched.values())
+    with pytest.raises(SpaceError, match="is that of a one-shot supernet"):
+        print(one_shot.superkernels)
+    with pytest.raises(SpaceError, match="is none of a one-shot supernet"):
+        print(nested.block_layers)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "one_shot_32"])
+def test_searched_layers_come_with_the_size_of_their_input(name):
+    space = load_space(name)
+    inputs = list(space.searched_inputs((96, 160)))
+    assert [(layer, choices) for layer, choices, _ in inputs] == list(space.searched.items())
+    height, width = (-(-side // space.stem_stride) for side in (96, 160))
+    sizes = {}
+    for index, layer in enumerate(space.layers):
+        sizes[f"layer{index}"] = height, width
+        height, width = -(-height // layer.stride), -(-width // layer.stride)
+    assert all(size == sizes[name] for name, _, size in inputs)
 
 
 def test_decisions_that_drop_a_stage_are_refused():
@@ -181,9 +234,15 @@ def test_arithmetic_tables_equal_the_cost_of_whole_networks(name, cost):
         (lambda t: t["layers"]["layer3"].pop("SKIP"), "layer3 has entries"),
         (
             lambda t: t["layers"]["layer3"].update(K3E3=-1),
-            "layer3, K3E3 is -1, should be a number not below 0",
+            "layer3.K3E3 is -1: input should be greater than or equal to 0",
         ),
-        (lambda t: t["layers"]["layer3"].update(K3E3=None), "layer3, K3E3 is None"),
+        (lambda t: t["layers"]["layer3"].update(K3E3=None), "layer3.K3E3 is None"),
+        (
+            lambda t: t["layers"]["layer3"].update(K3E3=float("inf")),
+            "layer3.K3E3 is inf: input should be a finite number",
+        ),
+        (lambda t: t["layers"].update(layer3=7), "layers.layer3 is 7"),
+        (lambda t: t.pop("provenance"), "key 'provenance' is missing"),
         (lambda t: t["layers"].update(layer99={}), "'layer99' is not a searched layer"),
         (lambda t: t.update(unit="s"), "unit is 's', should be 'ms'"),
         (lambda t: t.update(space="imagenet_k7"), "made for space 'imagenet_k7'"),
@@ -227,14 +286,14 @@ def test_settling_reaches_the_target_and_changes_the_least_certain_first():
             found = to_indicators(
                 space, [random.choice(layer.names) for layer in space.searched.values()]
             )
-            settled = settle(space, table, found, random.uniform(-1, 1, found.shape), target)
-            assert abs(table.total(to_decisions(space, settled)) / target - 1) < 0.0125
+            matched = match_target(space, table, found, random.uniform(-1, 1, found.shape), target)
+            assert abs(table.total(to_decisions(space, matched)) / target - 1) < 0.0125
             assert (
-                settle(space, table, settled, np.ones(found.shape), target).tolist()
-                == settled.tolist()
+                match_target(space, table, matched, np.ones(found.shape), target).tolist()
+                == matched.tolist()
             )
     largest = to_indicators(space, [layer.largest for layer in space.searched.values()])
     margins = np.ones(largest.shape)
     margins[3, 0] = 0.1  # kernel size of layer4: 2.74 ms
-    settled = settle(space, table, largest, margins, 128.5)
-    assert to_decisions(space, settled)[3] == "K3E6" and (settled != largest).sum() == 1
+    matched = match_target(space, table, largest, margins, 128.5)
+    assert to_decisions(space, matched)[3] == "K3E6" and (matched != largest).sum() == 1

@@ -1,5 +1,6 @@
-// Runs every operator on many shapes, from two threads at once, with buffers of exactly the needed size: to be
-// built with -fsanitize=address,undefined or -fsanitize=thread, which stop it where something is wrong.
+// Runs every operator on many shapes, from two threads at once, with buffers of exactly the needed
+// size: to be built with -fsanitize=address,undefined or -fsanitize=thread, which stop it where
+// something is wrong.
 #include <cstdio>
 #include <initializer_list>
 #include <thread>
@@ -32,12 +33,14 @@ bool run(Operator op, const std::vector<Dims> &dims) {
     ndims.push_back(static_cast<int>(d.size()));
     shapes.push_back(d.data());
   }
-  return op(static_cast<int>(dims.size()), params.data(), ndims.data(), shapes.data(), types.data(), nullptr,
-            nullptr) == 0;
+  return op(static_cast<int>(dims.size()), params.data(), ndims.data(), shapes.data(), types.data(),
+            nullptr, nullptr) == 0;
 }
 
-// The core of an MBConv block, forward, with `statistics` outputs for each normalisation, and backward.
-bool run_core(Operator forward, Operator backward, const Dims &x, const Dims &weight, const Dims &y, int statistics) {
+// The core of an MBConv block, forward, with `statistics` outputs for each normalisation, and
+// backward.
+bool run_core(Operator forward, Operator backward, const Dims &x, const Dims &weight, const Dims &y,
+              int statistics) {
   const Dims channel{x[1]}, options{2};
   std::vector<Dims> inputs{x, weight}, outputs{y}, gradients{y, x, weight};
   inputs.insert(inputs.end(), 8, channel);
@@ -67,7 +70,8 @@ bool run_all() {
             ok &= run_core(CoreReluInfer1, CoreReluInferBackward1, x, weight, x, 2);
             ok &= run_core(CoreReluInfer2, CoreReluInferBackward2, x, weight, y2, 2);
             const Dims image{n, 3, h, w}, kernels{c, 3, k, k};
-            ok &= run(ImageForward1, {image, kernels, x}) && run(ImageForward2, {image, kernels, y2});
+            ok &=
+                run(ImageForward1, {image, kernels, x}) && run(ImageForward2, {image, kernels, y2});
             ok &= run(ImageBackward1, {image, kernels, x, kernels});
             ok &= run(ImageBackward2, {image, kernels, y2, kernels});
           }
@@ -85,12 +89,14 @@ bool run_all() {
             }
           }
           for (Operator op : {NormTrain, NormReluTrain}) {
-            ok &= run(op, {x, channel, channel, channel, channel, options, x, channel, channel, channel, channel});
+            ok &= run(op, {x, channel, channel, channel, channel, options, x, channel, channel,
+                           channel, channel});
           }
           for (Operator op : {NormInfer, NormReluInfer}) {
             ok &= run(op, {x, channel, channel, channel, channel, options, x, channel, channel});
           }
-          for (Operator op : {NormTrainBackward, NormReluTrainBackward, NormInferBackward, NormReluInferBackward}) {
+          for (Operator op : {NormTrainBackward, NormReluTrainBackward, NormInferBackward,
+                              NormReluInferBackward}) {
             ok &= run(op, {x, channel, channel, channel, channel, x, x, channel, channel});
           }
         }

@@ -21,7 +21,8 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build
 from src.kernels.operators import core_operator, depthwise_operator
 from src.spnasnet import SPNASNet
-from src.training.step import TrainStep, create_optimizer
+from src.training.optimizer import create_optimizer
+from src.training.step import TrainStep, Update
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
@@ -619,7 +620,7 @@ def test_loss_curve_on_digits_equals_stock(few_digits):
         network = SPNASNet(small_architecture(), 10, kernels=kernels)
         optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
         step = TrainStep(
-            network, CrossEntropySmooth(0.1), optimizer, config, mixed_precision=False
+            network, CrossEntropySmooth(0.1), Update(network, optimizer, config)
         ).set_train()
         batches = [order[i % 3 * 40 :][:40] for i in range(20)]
         curves.append(

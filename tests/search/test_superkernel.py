@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from src.arch.architecture import load_architecture
 from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace, load_space
-from src.checkpoint.format import load_parameters, to_parameters
+from src.checkpoint.restore import load_weights
 from src.kernels import available
 from src.search.indicators import missing_indicators, to_decisions, to_indicators
 from src.search.superkernel import Supernet, inherit
@@ -107,7 +107,7 @@ def derived_network(network, space, decisions, classes=4) -> SPNASNet:
     arch = space.derive(decisions, "derived")
     derived = SPNASNet(arch, classes).set_train(False)
     weights = inherit(weights_of(network), space, decisions)
-    load_parameters(derived, to_parameters(weights), "supernet")
+    load_weights(derived, weights, "supernet")
     assert set(weights) == {parameter.name for parameter in derived.get_parameters()}
     return derived
 

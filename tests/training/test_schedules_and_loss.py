@@ -11,7 +11,8 @@ from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.lr_scheduler import documented_lr, learning_rates
 from src.training.evaluation import cross_entropy, label_ranks
-from src.training.step import LossScale, TrainStep, create_optimizer
+from src.training.optimizer import create_optimizer
+from src.training.step import LossScale, TrainStep, Update
 
 RUN = {"base_lr": 1.0, "steps_per_epoch": 2}
 
@@ -153,9 +154,7 @@ def test_training_step_equals_numpy(flags):
     step = TrainStep(
         network,
         CrossEntropySmooth(),
-        create_optimizer(network, config, rates),
-        config,
-        mixed_precision=mixed,
+        Update(network, create_optimizer(network, config, rates), config, mixed_precision=mixed),
     )
     reference = _NumpyStep(weight, config, rates)
     for _ in range(6):
@@ -170,7 +169,7 @@ def test_training_step_equals_numpy(flags):
     np.testing.assert_allclose(network.b.asnumpy(), reference.p[1], **close)
     if config.ema_decay:
         np.testing.assert_allclose(
-            step.average[0].asnumpy(), reference.ema[0], rtol=1e-4, atol=1e-6
+            step.update.average[0].asnumpy(), reference.ema[0], rtol=1e-4, atol=1e-6
         )
 
 
@@ -180,15 +179,18 @@ def test_overflow_leaves_weights_alone_and_halves_the_scale():
     step = TrainStep(
         network,
         CrossEntropySmooth(),
-        create_optimizer(network, config, np.ones(4, np.float32)),
-        config,
-        mixed_precision=True,
+        Update(
+            network,
+            create_optimizer(network, config, np.ones(4, np.float32)),
+            config,
+            mixed_precision=True,
+        ),
     )
     labels, keep = Tensor(np.array([0, 1], np.int32)), Tensor(np.ones(1, np.float32))
     huge = np.array([[3e38, 1], [1, 3e38]], np.float32)
     step(Tensor(huge), labels, keep)
     assert (network.w.asnumpy() == 1).all()
-    assert float(step.loss_scale.scale.asnumpy()) == LossScale.INITIAL / 2
+    assert float(step.update.loss_scale.scale.asnumpy()) == LossScale.INITIAL / 2
     step(Tensor(np.eye(2, dtype=np.float32)), labels, keep)
     assert not (network.w.asnumpy() == 1).all()
-    assert float(step.loss_scale.scale.asnumpy()) == LossScale.INITIAL / 2
+    assert float(step.update.loss_scale.scale.asnumpy()) == LossScale.INITIAL / 2

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +20,7 @@ from src.arch.architecture import Architecture, load_architecture
 from src.arch.blocks import Block
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.data.preprocessing import Preprocessing
 from src.errors import Fault, UserError
 from src.kernels import available
 from src.spnasnet import SPNASNet
@@ -61,7 +63,7 @@ def losses(folder) -> list[tuple]:
 
 
 def weights(file) -> dict[str, np.ndarray]:
-    return {name: value.asnumpy() for name, value in read_checkpoint(file).parameters.items()}
+    return dict(read_checkpoint(file).weights)
 
 
 def assert_same_run(folder, reference) -> None:
@@ -330,15 +332,22 @@ def test_newest_checkpoint_falls_back_to_the_one_before(reference, tmp_path):
     assert newest.path.name == "digits-2_4.ckpt" and (newest.meta.epoch, newest.meta.step) == (1, 4)
 
 
-def _save(folder: CheckpointFolder, cell, scores) -> None:
+META = Meta(load_architecture("spnas_smallest"), Preprocessing(8, 8, 8, (0, 0, 0), (1, 1, 1)), ())
+
+
+def some_weights(size: int) -> dict[str, np.ndarray]:
+    return {"weight": np.ones((size, size), np.float32), "bias": np.zeros(size, np.float32)}
+
+
+def _save(folder: CheckpointFolder, scores) -> None:
     for epoch, top1 in enumerate(scores, start=1):
-        folder.save(cell, Meta({}, {}, [], {}, epoch=epoch, metrics={"top1": top1}), 10)
+        folder.save(some_weights(2), replace(META, epoch=epoch, metrics={"top1": top1}), 10)
 
 
 @pytest.mark.parametrize("policy, kept", [("latest_k", {3, 4, 5}), ("top_k", {1, 3, 5})])
 def test_which_checkpoints_are_kept(tmp_path, policy, kept):
     folder = CheckpointFolder(tmp_path, "n", keep=3, policy=policy)
-    _save(folder, ms.nn.Dense(2, 2), [50.0, 20.0, 70.0, 10.0, 30.0])
+    _save(folder, [50.0, 20.0, 70.0, 10.0, 30.0])
     assert {file.name for file in tmp_path.glob("n-*.ckpt")} == {
         f"n-{epoch}_10.ckpt" for epoch in kept
     }
@@ -348,12 +357,12 @@ def test_which_checkpoints_are_kept(tmp_path, policy, kept):
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
     """With a limit on the size of files, the system refuses to write on, as it does on a full disk."""
     path = tmp_path / "a.ckpt"
-    write_checkpoint(path, ms.nn.Dense(2, 2), Meta({}, {}, [], {}, epoch=1))
+    write_checkpoint(path, some_weights(2), replace(META, epoch=1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(Fault, match="a.ckpt: cannot be saved"):
-            write_checkpoint(path, ms.nn.Dense(200, 200), Meta({}, {}, [], {}, epoch=2))
+            write_checkpoint(path, some_weights(200), replace(META, epoch=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_checkpoint(path).meta.epoch == 1

@@ -1,0 +1,128 @@
+"""From a checkpoint back to what it was made of: a network, a training step, the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.checkpoint.format import Checkpoint, Meta, Weights, write_checkpoint
+from src.data.sources import ImageFolder, PixelArray, open_sources
+from src.errors import UserError
+from src.spnasnet import SPNASNet, fold_batch_norm
+
+INHERITED = "inherited.ckpt"
+
+
+class DataKeys(Protocol):
+    """The part of a configuration that names the data."""
+
+    @property
+    def dataset_name(self) -> str | None:
+        """Data set; None for that of the checkpoint."""
+
+    @property
+    def data_path(self) -> str | None:
+        """Its folder; None for that of the checkpoint."""
+
+    @property
+    def val_data_path(self) -> str | None:
+        """Folder of the validation images, where they lie elsewhere."""
+
+
+def cell_weights(cell: nn.Cell) -> Weights:
+    """Copies of all parameters of a cell, by name."""
+    return {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
+
+
+def load_weights(cell: nn.Cell, weights: Weights, origin: str | Path) -> None:
+    """Put arrays into a cell.
+
+    Args:
+        origin: names the file in errors.
+
+    Raises:
+        UserError: a parameter of the cell is missing, or has another shape.
+    """
+    for parameter in cell.get_parameters():
+        stored = weights.get(parameter.name)
+        if stored is None:
+            raise UserError(
+                f"{origin}: holds no '{parameter.name}'; it does not match the architecture or "
+                "configuration"
+            )
+        if stored.shape != tuple(parameter.shape):
+            raise UserError(
+                f"{origin}: '{parameter.name}' has shape {stored.shape}, should be "
+                f"{tuple(parameter.shape)}"
+            )
+        parameter.set_data(Tensor(stored))
+
+
+def overwrite(parameter: Parameter, value: Tensor) -> None:
+    """Give a parameter other values in the memory that it has.
+
+    A compiled graph with branches that has run once goes on reading that memory: what ``set_data``
+    puts in its place is silently not seen by the branches.
+    """
+    ops.assign(parameter, value)
+
+
+def build_network(
+    checkpoint: Checkpoint, *, kernels: bool = False, folded: bool = False
+) -> SPNASNet:
+    """The network of a checkpoint, in evaluation mode.
+
+    Args:
+        kernels: with the CPU operators.
+        folded: batch normalisation is part of the convolutions.
+
+    Raises:
+        UserError: the checkpoint holds a supernet, or weights that do not fit.
+    """
+    meta, weights = checkpoint.meta, checkpoint.network_weights()
+    if meta.space is not None:
+        raise UserError(
+            f"{checkpoint.path}: holds a supernet in search, not a network; the network that a "
+            f"search found is in {INHERITED} of its run folder; search.py --method one_shot "
+            "searches a one-shot supernet"
+        )
+    network = SPNASNet(meta.arch, len(meta.classes), kernels=kernels, folded=folded)
+    if folded:
+        weights = fold_batch_norm(weights, meta.arch.bn_epsilon)
+    load_weights(network, weights, checkpoint.path)
+    return network.set_train(False)
+
+
+def open_source(checkpoint: Checkpoint, config: DataKeys, split: str) -> ImageFolder | PixelArray:
+    """A split of the data that ``config`` names, or of that of the training where it names none.
+
+    Raises:
+        UserError: it cannot be opened, or its classes are others than those of the training.
+    """
+    trained, classes = checkpoint.meta.config, checkpoint.meta.classes
+    data_path = config.data_path or trained["data_path"]
+    val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
+    dataset_name = config.dataset_name or trained["dataset_name"]
+    source = open_sources(dataset_name, data_path, val_data_path, (split,))[split]
+    if tuple(source.classes) != classes:
+        others = " others" if len(source.classes) == len(classes) else ""
+        raise UserError(
+            f"{source.path}: holds {len(source.classes)} classes, {checkpoint.path} was trained on "
+            f"{len(classes)}{others}"
+        )
+    return source
+
+
+def write_inherited(folder: Path, weights: Weights, meta: Meta) -> None:
+    """Save the weights that a network has from its supernet, as ``inherited.ckpt``.
+
+    Args:
+        meta: that of the network; what it says of a space is left out.
+    """
+    path = folder / INHERITED
+    network = SPNASNet(meta.arch, len(meta.classes))
+    load_weights(network, weights, path)  # all are there, in the right shapes
+    write_checkpoint(path, cell_weights(network), replace(meta, space=None))

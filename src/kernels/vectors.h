@@ -1,0 +1,60 @@
+// Vectors of floats, as wide as the processor that is compiled for, and short copies.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace spnas {
+
+// Floats per vector.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+// The same at any address, and allowed to alias floats.
+typedef float VecAny __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
+inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
+
+// Two overlapping copies of a fixed size, which the compiler turns into vector moves.
+template <int64_t kSize>
+inline void copy_ends(float *dst, const float *src, int64_t n) {
+  float first[kSize], last[kSize];
+  std::memcpy(first, src, sizeof(first));
+  std::memcpy(last, src + n - kSize, sizeof(last));
+  std::memcpy(dst, first, sizeof(first));
+  std::memcpy(dst + n - kSize, last, sizeof(last));
+}
+
+// memcpy for the short rows of small planes, where calling it would cost more than copying.
+inline void copy_row(float *dst, const float *src, int64_t n) {
+  if (n < 4 || n > 32) {
+    std::memcpy(dst, src, n * sizeof(float));
+  } else if (n <= 8) {
+    copy_ends<4>(dst, src, n);
+  } else if (n <= 16) {
+    copy_ends<8>(dst, src, n);
+  } else {
+    copy_ends<16>(dst, src, n);
+  }
+}
+
+// The sum of a vector's floats: its halves are added until one float is left.
+inline float sum_lanes(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+}  // namespace spnas

@@ -1,0 +1,76 @@
+"""Searches for several targets, one after the other, and one table and picture of all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from src.arch.architecture import load_architecture
+from src.arch.space import load_space
+from src.checkpoint.folder import CheckpointFolder
+from src.config import SearchConfig
+from src.drawing import draw_pareto
+from src.errors import UserError
+from src.files import write_json
+from src.search.budget import count_classes, open_table
+from src.search.superkernel_search import search
+from src.utils import setup_device
+
+log = logging.getLogger(__name__)
+
+
+def sweep(config: SearchConfig) -> int:
+    """Search for each target in a folder of its own; returns the exit code."""
+    targets = _targets(config)
+    table = open_table(
+        config, load_space(config.space), config.preprocessing(), count_classes(config)
+    )
+    for target in targets:
+        table.check_target(target)
+    key = "target_latency_ms" if config.cost == "latency" else "target"
+    folder, rows = Path(config.checkpoint_path), []
+    for target in targets:
+        place = folder / f"target_{target:g}"
+        own = {
+            key: target,
+            "sweep": None,
+            "checkpoint_path": str(place),
+            # MindSpore's cache knows graphs by their order in the process, which is another one
+            # for each target.
+            "compile_cache": False,
+        }
+        code = search(config.model_copy(update=own))
+        if code:
+            return code
+        rows.append({"target": target, **_found(place)})
+    log.info("%10s %10s %8s   (%s; top-1 of the inherited weights)", *_HEAD, table.unit)
+    for row in rows:
+        log.info("%10g %10.2f %8.2f", row["target"], row["cost"], row["top1"])
+    if setup_device(config.device_target, config.device_id).rank == 0:
+        write_json(folder / "pareto.json", {"unit": table.unit, "networks": rows})
+        draw_pareto(rows, table.unit, folder / "pareto.png")
+    return 0
+
+
+_HEAD = ("target", "cost", "top-1")
+
+
+def _targets(config: SearchConfig) -> list[float]:
+    try:
+        return [float(text) for text in (config.sweep or "").split(",")]
+    except ValueError:
+        raise UserError(
+            f"sweep is '{config.sweep}', should be numbers with commas between them"
+        ) from None
+
+
+def _found(place: Path) -> dict[str, Any]:
+    """Cost and last validation top-1, in percent, of the search in a folder."""
+    file = place / "arch.json"
+    scores = [entry.top1 for entry in CheckpointFolder(place / "ckpt_0").entries() if entry.metrics]
+    return {
+        "cost": load_architecture(file).provenance["cost"],
+        "top1": scores[-1] if scores else float("nan"),
+        "arch": str(file),
+    }

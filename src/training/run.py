@@ -1,0 +1,365 @@
+"""What a run trains with: all is opened and checked here, in seconds, before hours of work."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.arch.architecture import Architecture
+from src.arch.space import SearchSpace
+from src.checkpoint.folder import CheckpointFolder
+from src.checkpoint.format import Checkpoint, Meta
+from src.config import RunConfig
+from src.data.sources import open_sources
+from src.dataset import Loader
+from src.devices.ranks import Ranks
+from src.errors import UserError
+from src.files import different_settings
+from src.kernels import use_kernels
+from src.lr_scheduler import documented_lr, learning_rates
+from src.utils import setup_device
+
+log = logging.getLogger(__name__)
+
+# Keys whose change between a run and its resumption alters no result.
+FREE_KEYS = frozenset(
+    (
+        "resume",
+        "data_path",
+        "val_data_path",
+        "checkpoint_path",
+        "device_id",
+        "compile_cache",
+        "pre_trained",
+        "log_steps",
+        "print_steps",
+        "keep_checkpoint_max",
+        "ckpt_save_policy",
+        "val_while_train",
+        "val_interval_epochs",
+        "save_checkpoint_epochs",
+        "save_checkpoint_steps",
+    )
+)
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Run(Generic[Config]):
+    """A training run in its folder ``<checkpoint_path>/ckpt_0``, which rank 0 alone writes.
+
+    Attributes:
+        arch: the network that is trained, of a supernet its largest.
+        space: the space of a supernet, None for a network.
+        amp_level: "O0" for float32.
+        kernels: whether networks are built with the CPU operators.
+        loader: training images of this rank.
+        val_loader: validation images of this rank; None without validation.
+        steps_per_epoch: optimizer steps.
+        resumed: the checkpoint to continue from, None for a new run.
+        rates: learning rate of each optimizer step, (epochs * steps per epoch,) of float32.
+    """
+
+    config: Config
+    ranks: Ranks
+    arch: Architecture
+    space: SearchSpace | None
+    amp_level: str
+    kernels: bool
+    loader: Loader
+    val_loader: Loader | None
+    steps_per_epoch: int
+    checkpoints: CheckpointFolder
+    resumed: Checkpoint | None
+    rates: np.ndarray
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs are written."""
+        return self.checkpoints.path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
+        return self.loader.source.classes
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that each rank trains on; several of them make a step of the optimizer."""
+        return self.steps_per_epoch * self.config.accumulate_steps
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether networks compute in another type than float32."""
+        return self.amp_level != "O0"
+
+    @property
+    def meta(self) -> Meta:
+        """What its checkpoints say, but for progress and results."""
+        return Meta(
+            self.arch,
+            self.config.preprocessing(),
+            self.classes,
+            self.config.model_dump(mode="json"),
+            space=self.space,
+            device_num=self.ranks.size,
+        )
+
+    @property
+    def same_batches(self) -> bool:
+        """Whether an optimizer step takes as many images as in the run that is resumed."""
+        if self.resumed is None:
+            return True
+        old, config = self.resumed.meta, self.config
+        return (
+            old.config["batch_size"] * old.device_num == config.batch_size * self.ranks.size
+            and old.config["accumulate_steps"] == config.accumulate_steps
+        )
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """Epochs completed and batches trained of the one that follows, where this run starts.
+
+        With another number of devices or images per batch a resumed run continues behind the same
+        images of the epoch, at the last full optimizer step before them.
+        """
+        if self.resumed is None:
+            return 0, 0
+        old, config = self.resumed.meta, self.config
+        if self.same_batches:
+            return old.progress
+        images = old.step * old.config["batch_size"] * old.device_num
+        batch = images // (config.batch_size * self.ranks.size)
+        steps = min(batch // config.accumulate_steps, self.steps_per_epoch - 1)
+        return old.epoch, steps * config.accumulate_steps
+
+    def step_number(self, epoch: int, batch: int) -> int:
+        """Optimizer steps planned up to and including a batch."""
+        return epoch * self.steps_per_epoch + math.ceil(batch / self.config.accumulate_steps)
+
+    def mixed(self, network: nn.Cell) -> nn.Cell:
+        """A network in the precision asked for."""
+        if not self.mixed_precision:
+            return network
+        return ms.amp.auto_mixed_precision(network, self.amp_level)
+
+    def dropout(self, drop_rate: float, epoch: int, batch: int) -> Tensor:
+        """Factors of the pooled features for a batch, (N, head channels); (1,) without dropout.
+
+        Drawn from the number of the batch, so that a resumed run draws the same.
+        """
+        if not drop_rate:
+            return Tensor(np.ones(1, np.float32))
+        generator = np.random.default_rng((self.config.seed, epoch, batch, self.ranks.rank))
+        shape = (self.config.batch_size, self.arch.head_channels)
+        kept = generator.random(shape, np.float32) >= drop_rate
+        return Tensor(kept.astype(np.float32) / np.float32(1 - drop_rate))
+
+    def graph_values(self) -> dict[str, Any]:
+        """All that shapes the compiled graphs, for the key of their cache."""
+        return {
+            "config": self.config.model_dump(mode="json", exclude=set(FREE_KEYS)),
+            "classes": len(self.classes),
+            "steps": len(self.rates),
+            "kernels": self.kernels,
+        }
+
+
+def prepare(
+    config: Config,
+    arch: Architecture,
+    space: SearchSpace | None = None,
+    default_lr: Callable[[Ranks], float] | None = None,
+) -> Run[Config]:
+    """Open and check everything that a run needs; joins the other processes of its job.
+
+    Args:
+        arch: the network that is trained, of a supernet its largest.
+        default_lr: base learning rate where the configuration names none; by default that of the
+            model zoo, which depends on the number of devices.
+
+    Raises:
+        UserError: a value of the configuration does not fit the data, the architecture or the
+            checkpoint that is to be continued.
+    """
+    ranks = setup_device(config.device_target, config.device_id)
+    base_lr = config.lr_init
+    if base_lr is None:
+        base_lr = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
+        config = config.model_copy(update={"lr_init": base_lr})
+    amp_level, kernels = _precision(config)
+    _check_image_size(config, arch)
+    loader, val_loader = _open_loaders(config, ranks)
+    steps_per_epoch = _count_steps(config, loader)
+    checkpoints = CheckpointFolder(
+        Path(config.checkpoint_path) / "ckpt_0",
+        config.name,
+        config.keep_checkpoint_max,
+        config.ckpt_save_policy,
+    )
+    return Run(
+        config=config,
+        ranks=ranks,
+        arch=arch,
+        space=space,
+        amp_level=amp_level,
+        kernels=kernels,
+        loader=loader,
+        val_loader=val_loader,
+        steps_per_epoch=steps_per_epoch,
+        checkpoints=checkpoints,
+        resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
+        rates=_rates(config, base_lr, steps_per_epoch),
+    )
+
+
+def _rates(config: RunConfig, base_lr: float, steps_per_epoch: int) -> np.ndarray:
+    """Learning rate of each optimizer step."""
+    return learning_rates(
+        config.lr_scheduler,
+        base_lr=base_lr,
+        steps_per_epoch=steps_per_epoch,
+        epoch_size=config.epoch_size,
+        warmup_epochs=config.warmup_epochs,
+        min_lr=config.eta_min,
+        decay_rate=config.lr_gamma,
+        decay_epochs=config.lr_decay_epochs,
+        milestones=config.lr_epochs,
+    )
+
+
+def _precision(config: RunConfig) -> tuple[str, bool]:
+    """Level of mixed precision, and whether to use the CPU operators, which are for float32."""
+    level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
+    if level == "O0":
+        return level, use_kernels(config.cpu_kernels)
+    if use_kernels(config.cpu_kernels):
+        log.warning(
+            "amp_level %s: the CPU operators compute in float32 only; MindSpore's own are used, "
+            "and a training step takes two to four times as long",
+            level,
+        )
+    return level, False
+
+
+def _check_image_size(config: RunConfig, arch: Architecture) -> None:
+    size = f"{config.image_height}x{config.image_width}"
+    if min(config.image_height, config.image_width) < arch.total_stride:
+        raise UserError(
+            f"image size {size} is below the total stride {arch.total_stride} of architecture "
+            f"'{arch.name}'; use larger images or an architecture of smaller strides"
+        )
+    resize = config.preprocessing().resize
+    if resize < max(config.image_height, config.image_width):
+        raise UserError(
+            f"resize is {resize}, smaller than the crop of {size}; make it at least as large"
+        )
+
+
+def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | None]:
+    """Training and validation images of this rank."""
+    if config.data_path is None:
+        raise UserError(f"data_path is not given; it names the folder of {config.dataset_name}")
+    splits = ("train", "val") if config.val_while_train else ("train",)
+    sources = open_sources(config.dataset_name, config.data_path, config.val_data_path, splits)
+    train = sources["train"]
+    if config.num_classes is not None and config.num_classes != len(train.classes):
+        raise UserError(
+            f"num_classes is {config.num_classes}, {train.path} holds {len(train.classes)} "
+            "classes; leave it out or make them agree"
+        )
+    shared: dict[str, Any] = {
+        "preprocessing": config.preprocessing(),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "num_parallel_workers": config.num_parallel_workers,
+        "rank": ranks.rank,
+        "device_num": ranks.size,
+    }
+    loader = Loader(
+        train,
+        training=True,
+        augmentation=config.augmentation(),
+        max_images=config.train_images,
+        **shared,
+    )
+    if not config.val_while_train:
+        return loader, None
+    return loader, Loader(sources["val"], training=False, **shared)
+
+
+def _count_steps(config: RunConfig, loader: Loader) -> int:
+    """Optimizer steps per epoch."""
+    batches = loader.batches_per_epoch
+    steps = min(batches, config.epoch_steps or batches) // config.accumulate_steps
+    if not steps:
+        raise UserError(
+            f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need "
+            f"more images than the {len(loader.source)} of {loader.source.path}"
+        )
+    return steps
+
+
+def _find_checkpoint(
+    config: RunConfig,
+    ranks: Ranks,
+    arch: Architecture,
+    space: SearchSpace | None,
+    loader: Loader,
+    checkpoints: CheckpointFolder,
+) -> Checkpoint | None:
+    """The checkpoint to continue from, None for a new run; refuses to mix two runs."""
+    folder = checkpoints.path
+    if not config.resume:
+        if folder.is_dir() and any(folder.glob("*.ckpt")):
+            raise UserError(
+                f"{folder}: holds the checkpoints of an earlier run; --resume continues it, "
+                "another --checkpoint_path starts beside it"
+            )
+        return None
+    newest = checkpoints.newest()
+    _check_same_everywhere(ranks, folder, newest)
+    if newest is None:
+        log.warning("%s: no checkpoint to resume from; starting anew", folder)
+        return None
+    if newest.meta.arch != arch:
+        raise UserError(
+            f"{newest.path}: trained with architecture '{newest.meta.arch.name}', which differs "
+            f"from '{arch.name}'"
+        )
+    if newest.meta.classes != tuple(loader.source.classes):
+        raise UserError(
+            f"{newest.path}: trained on {len(newest.meta.classes)} classes, which differ from the "
+            f"{len(loader.source.classes)} of {loader.source.path}"
+        )
+    if newest.meta.space != space:
+        name = "none" if space is None else f"'{space.name}'"
+        raise UserError(f"{newest.path}: of a search in another space than {name}")
+    _tell_changes(newest.meta.config, config.model_dump(mode="json"))
+    return newest
+
+
+def _check_same_everywhere(ranks: Ranks, folder: Path, newest: Checkpoint | None) -> None:
+    """Raise UserError where ranks see different checkpoints, as on servers with own disks."""
+    names = ranks.gather(newest.path.name if newest else None)
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise UserError(
+                f"{folder}: newest checkpoint is {names[0]} for rank 0, and {name} for rank "
+                f"{rank}; checkpoint_path should be a folder that all servers share"
+            )
+
+
+def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key, (old, new) in different_settings(before, now, FREE_KEYS).items():
+        if key in before and key in now:  # others came or went with a version of this program
+            log.warning("%s was %s in the run that is resumed, and is %s now", key, old, new)

@@ -1,0 +1,81 @@
+"""Training of a single network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import Tensor, nn
+
+from src.arch.architecture import load_architecture
+from src.checkpoint.pretrained import load_pretrained
+from src.config import TrainConfig
+from src.CrossEntropySmooth import CrossEntropySmooth
+from src.dataset import Loader
+from src.spnasnet import SPNASNet
+from src.training.evaluation import Result, evaluate
+from src.training.loop import train
+from src.training.optimizer import create_optimizer
+from src.training.run import Run, prepare
+from src.training.step import TrainStep, Update
+
+log = logging.getLogger(__name__)
+
+
+def train_network(config: TrainConfig) -> int:
+    """Train the network that the configuration names; returns the exit code."""
+    arch = load_architecture(config.arch)
+    return train(prepare(config, arch), SingleNetwork, {"arch.json": arch.to_dict()})
+
+
+def create_network(run: Run[TrainConfig]) -> nn.Cell:
+    """The network of a run's architecture."""
+    momentum = run.config.bn_momentum
+    return SPNASNet(run.arch, len(run.classes), momentum=momentum, kernels=run.kernels)
+
+
+class SingleNetwork:
+    """A network with fixed layers, as a task of the training loop.
+
+    Args:
+        create: makes the network, once to be trained and once to be validated.
+    """
+
+    def __init__(
+        self,
+        run: Run[TrainConfig],
+        create: Callable[[Run[TrainConfig]], nn.Cell] = create_network,
+    ) -> None:
+        self._run = run
+        config, network = run.config, create(run)
+        if config.pre_trained and not run.resumed:
+            log.info("%s", load_pretrained(network, config.pre_trained).summary())
+        optimizer = create_optimizer(network, config, run.rates)
+        update = Update(
+            network,
+            optimizer,
+            config,
+            mixed_precision=run.mixed_precision,
+            device_num=run.ranks.size,
+        )
+        loss_fn = CrossEntropySmooth(config.label_smooth_factor)
+        drops = config.drop_rate > 0
+        self.step = TrainStep(run.mixed(network), loss_fn, update, drops=drops).set_train()
+        self.network = create(run).set_train(False) if run.val_loader else None
+
+    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
+        """Dropout factors of the pooled features."""
+        return (self._run.dropout(self._run.config.drop_rate, epoch, batch),)
+
+    def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
+        """Nothing beside loss and accuracy."""
+        return {}
+
+    def evaluate(self, loader: Loader) -> Result:
+        """Accuracy on all images of ``loader``."""
+        assert self.network is not None
+        return evaluate(self.network, loader, ranks=self._run.ranks)
+
+    def finish(self) -> None:
+        """Nothing: the checkpoints hold all."""
