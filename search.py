@@ -2,16 +2,19 @@
 
     python search.py --dataset_name digits --target 60 --checkpoint_path runs/search
 
-searches the 32x32 space on the embedded digits for a network of 60 million multiply-adds, about two minutes on
-2 CPU cores, and writes ``runs/search/arch.json`` within 3 % of that. On ImageNet, for a Pixel 1:
+searches the 32x32 space on the embedded digits for a network of 60 million multiply-adds, about
+two minutes on 2 CPU cores, and writes ``runs/search/arch.json`` within 3 % of that. On ImageNet,
+for a Pixel 1:
 
     python search.py --data_path /path/to/imagenet --latency_table pixel1 --target_latency_ms 80
 
-``--sweep 40,60,80`` searches several targets; ``--random 10`` draws random networks of the target's cost.
+``--sweep 40,60,80`` searches for several targets; ``--random 10`` draws random networks of the
+target's cost.
 
-    python search.py --method one_shot --ckpt checkpoints/spos_c10_train_supernet/ckpt_0 --checkpoint_path runs/one_shot
+    python search.py --method one_shot --ckpt SUPERNET --checkpoint_path runs/one_shot
 
-chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained.
+chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained, for example
+``checkpoints/spos_c10_train_supernet/ckpt_0``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Build ascend310_infer/out/main and profile and, where GoogleTest is installed, the unit tests.
 # Usage: bash build.sh [--missing]
-# --missing only prints the Debian and Ubuntu packages that are not there: the list is in scripts/system_packages.sh.
-# LITE_HOME: an unpacked MindSpore Lite (include/api, lib); without it the wheel mindspore-lite 2.0.0 is fetched once.
+# --missing only prints the Debian and Ubuntu packages that are not there: the list is in
+# scripts/system_packages.sh.
+# LITE_HOME: an unpacked MindSpore Lite (include/api, lib); without it the wheel mindspore-lite
+# 2.0.0 is fetched once.
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
@@ -20,9 +22,11 @@ case ${1:-} in
         ;;
     *) fail "'$1' is unknown; usage: bash build.sh [--missing]" ;;
 esac
-[ -z "$missing" ] || fail "packages are missing; on Debian and Ubuntu: apt-get install --no-install-recommends $missing"
+[ -z "$missing" ] ||
+    fail "packages are missing; to install them: apt-get install --no-install-recommends $missing"
 
-# Fetches the wheel into the cache of this user. Its C++ libraries need no Python, whatever its tag says.
+# Fetches the wheel into the cache of this user. Its C++ libraries need no Python, whatever its tag
+# says.
 fetch_lite() {
     mkdir -p "$(dirname "$LITE_HOME")"
     scratch=$(mktemp -d "$LITE_HOME.XXXXXX")
@@ -31,7 +35,7 @@ fetch_lite() {
         "$python" -m pip download --disable-pip-version-check --no-deps --only-binary=:all: \
         --python-version 3.7 --implementation cp --platform manylinux1_x86_64 --dest "$scratch" \
         "mindspore-lite==$version" ||
-        fail "mindspore-lite $version could not be fetched ($setup_log says more); set LITE_HOME to an unpacked MindSpore Lite"
+        fail "no mindspore-lite $version ($setup_log says more); set LITE_HOME to an unpacked one"
     "$python" -m zipfile -e "$scratch"/*.whl "$scratch"
     # In one step, so that the folder is whole or not there; another build may have been faster.
     mv -T "$scratch/mindspore_lite" "$LITE_HOME" 2> /dev/null || [ -d "$LITE_HOME" ]
@@ -43,14 +47,15 @@ if [ -z "${LITE_HOME:-}" ]; then
 fi
 # The official package has the headers under runtime/, the wheel at its top.
 [ -f "$LITE_HOME/include/api/model.h" ] || [ -f "$LITE_HOME/runtime/include/api/model.h" ] ||
-    fail "LITE_HOME=$LITE_HOME: holds no include/api/model.h; expected an unpacked MindSpore Lite package"
+    fail "LITE_HOME=$LITE_HOME: holds no include/api/model.h; should be an unpacked MindSpore Lite"
 [ -f "$LITE_HOME/include/api/model.h" ] || LITE_HOME=$LITE_HOME/runtime
 
 # One build at a time: tests and programs may ask for one at the same moment.
 exec 9< "$root"
 flock -n 9 || { echo "waiting for another build ..." && flock 9; }
 build() {
-    cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" && cmake --build "$root/out" --parallel "$(nproc)"
+    cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" &&
+        cmake --build "$root/out" --parallel "$(nproc)"
 }
 log=$root/out.log
 : > "$log"
@@ -59,3 +64,9 @@ quietly "$log" "building $root/out/main and profile with MindSpore Lite at $LITE
     fail "the build failed; $log says more"
 }
 mv "$log" "$root/out/build.log"
+# With this file a search compares the runtime of a latency table with the installed one, without
+# starting a program.
+if [ "$root/out/profile" -nt "$root/out/runtime_version" ]; then
+    "$root/out/profile" --version > "$root/out/runtime_version.new" &&
+        mv "$root/out/runtime_version.new" "$root/out/runtime_version"
+fi

@@ -1,8 +1,9 @@
-"""Contenders of a benchmark: each a process of its own that does a piece of work whenever it is its turn.
+"""Contenders of a benchmark: processes of their own that take turns at a piece of work.
 
-All prepare themselves with one piece of work, which compiles; then one after the other is timed in
-every round, while the others wait, so that all meet the same machine. Ratios are medians of the
-ratios within a round. Peak memory is that of the whole process, compilation included.
+Each does one piece of work unmeasured, which compiles. Then, in every round, one after the other is
+timed while the others wait, so that all run on the same machine at almost the same time. Ratios are
+medians of the ratios within a round. Peak memory is that of the whole process, compilation
+included.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from pathlib import Path
 
 from src.arch.architecture import load_architecture
 
-TORCH_ARCHS = {
-    "spnas_pixel1": False,
-    "spnas_pixel1_32": True,
-}  # timm's network, with lowered strides or not
+ROOT = Path(__file__).resolve().parents[1]
+# Architectures that timm's network can be; whether with lowered strides.
+TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}
 CLASSES = 1000
 
 
@@ -33,7 +33,7 @@ class WorkerError(RuntimeError):
 
 
 def noise(batch_size: int, image_size: int, classes: int = CLASSES):
-    """Images (N, 3, H, W) of float32 and labels (N,) of int64."""
+    """Images (N, 3, H, W) of float32 and labels (N,) of int64, the same in every process."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -42,7 +42,10 @@ def noise(batch_size: int, image_size: int, classes: int = CLASSES):
 
 
 def work(create: Callable[[], Callable[[], float]]) -> None:
-    """Be a contender: answer ``ready``, then seconds for every line, then bytes of peak memory at the end of input.
+    """Be a contender: the other end of ``Contender``.
+
+    Prints ``ready``, then the seconds of one piece of work for every line that it reads, and at the
+    end of its input the bytes of its peak memory.
 
     Args:
         create: makes the function to time, which returns a number that must be finite.
@@ -63,17 +66,29 @@ def work(create: Callable[[], Callable[[], float]]) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=answers)
 
 
+def python_path() -> str:
+    """PYTHONPATH for an interpreter in which this project may not be installed."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
 class Contender:
     """A worker process, seen from the parent."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name, self.seconds = name, []
+        self.name = name
+        self.seconds: list[float] = []
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
 
     def answer(self) -> str:
         """The next line of the worker."""
+        assert self.process.stdout is not None  # a pipe
         line = self.process.stdout.readline().strip()
         if not line:
             raise WorkerError(f"{self.name}: ended with exit code {self.process.wait()}")
@@ -81,6 +96,7 @@ class Contender:
 
     def step(self) -> None:
         """Have the work done and timed once."""
+        assert self.process.stdin is not None  # a pipe
         try:
             self.process.stdin.write("step\n")
         except BrokenPipeError:
@@ -89,6 +105,7 @@ class Contender:
 
     def finish(self) -> float:
         """End the worker; returns its peak memory in GB."""
+        assert self.process.stdin is not None  # a pipe
         self.process.stdin.close()
         return int(self.answer()) / 1e9
 
@@ -96,6 +113,11 @@ class Contender:
         """End the worker whatever it does."""
         self.process.kill()
         self.process.wait()
+
+
+def median_ratio(mine: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(mine, others, strict=True))
 
 
 def compare(
@@ -110,6 +132,7 @@ def compare(
         commands: how to start each contender.
         names: of contenders, for the table.
         bases: contenders that the others are divided by, each in a column of its own.
+        rounds: how often each contender is timed.
 
     Returns:
         Peak memory of each in GB.
@@ -130,22 +153,21 @@ def compare(
         for key, contender in contenders.items():
             seconds, peaks[key] = contender.seconds, contender.finish()
             ratios = "".join(
-                f"{statistics.median(a / b for a, b in zip(seconds, contenders[base].seconds)):>11.2f}"
-                for base in bases
+                f"{median_ratio(seconds, contenders[base].seconds):>11.2f}" for base in bases
             )
             spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
             print(
-                f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}{ratios}"
-                f"{peaks[key]:>9.2f}",
+                f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}"
+                f"{ratios}{peaks[key]:>9.2f}",
                 flush=True,
             )
     return peaks
 
 
 def add_arguments(parser: argparse.ArgumentParser, workers: Collection[str], rounds: int) -> None:
-    """Flags of every comparison: of whom, of what, how often."""
+    """Define the flags of every comparison: which contenders, which network, how many rounds."""
     parser.add_argument(
-        "--torch_python", metavar="PYTHON", help="interpreter that has torch and timm"
+        "--torch_python", metavar="PYTHON", help="interpreter that has torch, timm and pydantic"
     )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--image_size", type=int, help="default: the architecture's")

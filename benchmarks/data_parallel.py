@@ -1,11 +1,12 @@
-"""What data-parallel training costs on CPU beside the computation, and how long a job takes to its first step.
+"""What data-parallel training costs on CPU, and how long a job takes to its first step.
 
-    python benchmarks/data_parallel.py                  # 2 processes of one core each against one, spnas_pixel1
-    python benchmarks/data_parallel.py --start_up 8     # from the launcher's start to the first step of 8 processes
+    python benchmarks/data_parallel.py                  # 2 processes of one core each against one
+    python benchmarks/data_parallel.py --start_up 8     # the start of 8 processes
 
 The first prints the median step of one process, of two that train apart at the same time, and of
-two that average their gradients, all at the same batch a process. They are taken in turns, by the
-same processes, each on a core of its own with one thread.
+two that average their gradients, all at the same batch size per process. They are taken in turns,
+by the same processes, each on a core of its own with one thread. The second prints the seconds from
+the start of the launcher to the end of the first step.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.contenders import CLASSES, ROOT, median_ratio, noise
 
 TINY = {
     "format": "spnas-architecture",
@@ -39,13 +40,12 @@ TINY = {
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "SPNAS_KERNEL_THREADS": "1"}
 
 
-def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], None]:
-    """A function that trains on one batch of noise."""
+def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], float]:
+    """A function that trains on one batch of noise and returns its loss."""
     import mindspore as ms
     import numpy as np
     from mindspore import Tensor
 
-    from benchmarks.contenders import CLASSES, noise
     from src.arch.architecture import load_architecture
     from src.config import TrainConfig
     from src.CrossEntropySmooth import CrossEntropySmooth
@@ -78,17 +78,15 @@ def work(args: argparse.Namespace) -> None:
     ranks = setup_device("CPU", 0)
     together = create_step(args.arch, args.batch_size, ranks.size)
     together()
-    found = {"first step": time.time() - args.started}
+    found: dict[str, Any] = {"first step": time.time() - args.started}
     if not args.start_up:
-        single, seconds = (
-            create_step(args.arch, args.batch_size, 1),
-            {"one": [], "apart": [], "together": []},
-        )
+        single = create_step(args.arch, args.batch_size, 1)
+        seconds: dict[str, list[float]] = {"one": [], "apart": [], "together": []}
         single()
-        for _ in range(args.rounds + 1):
+        for _ in range(args.rounds + 1):  # the first round is not counted
             for name in seconds:
                 step = together if name == "together" else single
-                ranks.gather(None)
+                ranks.gather(None)  # all ranks begin at the same time
                 if name != "one" or ranks.rank == 0:
                     start = time.perf_counter()
                     step()
@@ -98,38 +96,20 @@ def work(args: argparse.Namespace) -> None:
         args.output.write_text(json.dumps(found))
 
 
-def launch(device_num: int, args: argparse.Namespace) -> dict:
+def launch(device_num: int, args: argparse.Namespace) -> dict[str, Any]:
     """What rank 0 of a job of these processes wrote."""
     with tempfile.TemporaryDirectory() as folder:
         output, arch = Path(folder) / "found.json", args.arch
         if args.start_up:
             arch = Path(folder) / "tiny.json"
             arch.write_text(json.dumps(TINY))
+        command = ["bash", ROOT / "scripts/run_train.sh", "--device_num", device_num]
+        command += ["--program", "benchmarks/data_parallel.py", "digits", "--foreground"]
+        command += ["--log_dir", folder, "--output", output, "--arch", arch]
+        command += ["--batch_size", args.batch_size, "--rounds", args.rounds]
+        command += ["--start_up", args.start_up, "--started", time.time()]
         run = subprocess.run(
-            [
-                "bash",
-                str(ROOT / "scripts/run_train.sh"),
-                "--device_num",
-                str(device_num),
-                "--program",
-                "benchmarks/data_parallel.py",
-                "digits",
-                "--foreground",
-                "--log_dir",
-                folder,
-                "--output",
-                str(output),
-                "--arch",
-                str(arch),
-                "--batch_size",
-                str(args.batch_size),
-                "--rounds",
-                str(args.rounds),
-                "--start_up",
-                str(args.start_up),
-                "--started",
-                str(time.time()),
-            ],
+            list(map(str, command)),
             text=True,
             capture_output=True,
             check=False,
@@ -146,11 +126,14 @@ def launch(device_num: int, args: argparse.Namespace) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
-    parser.add_argument("--batch_size", type=int, default=32, help="images a step of each process")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="images per step of each process"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--start_up", type=int, default=0, metavar="N", help="time the start of N processes instead"
@@ -171,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.start_up} processes: {seconds:.1f} s to the end of the first step")
         return 0
     found = launch(2, args)
-    print(f"{args.arch}, batch {args.batch_size} a process")
+    print(f"{args.arch}, batch {args.batch_size} per process")
     for name, text in (
         ("one", "one process"),
         ("apart", "two, apart"),
         ("together", "two, gradients averaged"),
     ):
-        ratio = statistics.median(mine / one for mine, one in zip(found[name], found["one"]))
-        print(f"{text:<24}{1000 * statistics.median(found[name]):>7.0f} ms a step{ratio:>8.3f}")
+        ratio = median_ratio(found[name], found["one"])
+        print(f"{text:<24}{1000 * statistics.median(found[name]):>7.0f} ms per step{ratio:>8.3f}")
     return 0
 
 

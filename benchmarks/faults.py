@@ -1,11 +1,11 @@
-"""What happens when something fails: each fault for real, on the embedded digits and a tiny network.
+"""What happens when something fails: real faults, on the embedded digits and a tiny network.
 
     python benchmarks/faults.py                       # all, about half an hour on 2 cores
     python benchmarks/faults.py kills --kills 50      # one of them
     python benchmarks/faults.py --list
 
-Prints a line a fault: what was seen, the exit code, and after how long. The exit code is 1 if one
-was not as docs/distributed.md says.
+Prints one line per fault: what was seen, the exit code, and after how long. The exit code is 1 if
+one of them was not as docs/distributed.md says.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+import psutil
 
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
+from benchmarks.contenders import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ARCH = {
     "format": "spnas-architecture",
     "version": 1,
@@ -46,7 +45,7 @@ ARCH = {
     "provenance": {},
 }
 EPOCHS = 10
-TIMEOUT = 300
+TIMEOUT = 300  # seconds after which a run counts as hanging
 
 
 class Unexpected(Exception):
@@ -54,6 +53,7 @@ class Unexpected(Exception):
 
 
 def expect(condition: Any, text: str) -> None:
+    """Raise ``Unexpected`` with the text unless the condition holds."""
     if not condition:
         raise Unexpected(text)
 
@@ -66,6 +66,7 @@ class Runs:
         (folder / "tiny.json").write_text(json.dumps(ARCH))
 
     def flags(self, name: str, *more: object, **changed: object) -> list[str]:
+        """Flags of ``train.py`` for the run of that name."""
         keys = {
             "dataset_name": "digits",
             "data_path": self.data,
@@ -94,7 +95,7 @@ class Runs:
         limit: int | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
         **changed: object,
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen[str]:
         """A single process, which may write no file beyond ``limit`` bytes."""
         command = [sys.executable, str(ROOT / "train.py"), *self.flags(name, *more, **changed)]
         before = (
@@ -112,7 +113,7 @@ class Runs:
             env={**os.environ, **environment},
         )
 
-    def run(self, name: str, *more: object, **changed: object) -> tuple[int, str]:
+    def run(self, name: str, *more: object, **changed: Any) -> tuple[int, str]:
         """Exit code and output of a single process."""
         process = self.start(name, *more, **changed)
         output, _ = process.communicate(timeout=TIMEOUT)
@@ -125,7 +126,7 @@ class Runs:
         num: int = 2,
         environment: Mapping[str, str] = MappingProxyType({}),
         **changed: object,
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen[str]:
         """Several processes."""
         flags = self.flags(name, *more, **changed)
         words = [flags[1], *flags[2:]]
@@ -154,37 +155,44 @@ class Runs:
         )
 
     def checkpoints(self, name: str) -> list[Path]:
+        """Checkpoints of a run, oldest first."""
         return sorted(
             (self.folder / name / "ckpt_0").glob("digits-*.ckpt"),
             key=lambda file: file.stat().st_mtime,
         )
 
-    def wait_for(self, process: subprocess.Popen, name: str, file: str) -> None:
+    def wait_for(self, process: subprocess.Popen[str], name: str, file: str) -> None:
+        """Wait until a run has written a checkpoint."""
         path = self.folder / name / "ckpt_0" / file
         while not path.exists() and process.poll() is None:
             time.sleep(0.02)
-        expect(
-            path.exists(),
-            f"{file} was not written: {process.stdout.read() if process.poll() is not None else ''}",
-        )
+        if not path.exists():
+            raise Unexpected(f"{file} was not written: {remaining_output(process)}")
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """State at the end of a run."""
         from src.checkpoint.folder import CheckpointFolder
 
         newest = CheckpointFolder(self.folder / name / "ckpt_0").newest()
-        expect(newest and newest.meta.epoch == EPOCHS, f"{name} did not end")
-        return {key: value.asnumpy() for key, value in newest.parameters.items()}
+        if newest is None or newest.meta.epoch != EPOCHS:
+            raise Unexpected(f"{name} did not end")
+        return dict(newest.weights)
 
     def expect_equal(self, name: str, reference: str) -> None:
-        """Bit for bit."""
+        """Expect that the states at the end of two runs are equal bit for bit."""
         ours, theirs = self.weights(name), self.weights(reference)
         expect(ours.keys() == theirs.keys(), "other parameters than the uninterrupted run")
         for key, value in ours.items():
             expect(np.array_equal(value, theirs[key]), f"{key} differs from the uninterrupted run")
 
 
-def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
+def remaining_output(process: subprocess.Popen[str]) -> str:
+    """What a process that has ended printed, as far as nobody has read it."""
+    assert process.stdout is not None  # a pipe
+    return process.stdout.read()
+
+
+def worker(job: subprocess.Popen[str], rank: int) -> psutil.Process:
     """The process of a rank."""
     return next(
         child
@@ -194,12 +202,13 @@ def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
 
 
 def kills(runs: Runs, args: argparse.Namespace) -> str:
-    """kill -9 of a single process at random moments, in a chain of resumptions; the last one ends the run."""
+    """Kill -9 of a single process at random moments, resumed each time until the run ends."""
     start = time.monotonic()
     code, output = runs.run("reference")
     expect(code == 0, output)
     length = time.monotonic() - start
-    generator, done, resumed, interrupted_saves, chains = random.Random(args.seed), 0, 0, 0, 0
+    generator = random.Random(args.seed)
+    done, resumed, interrupted_saves, chains = 0, 0, 0, 0
     while done < args.kills:
         name = f"chain{chains}"
         chains += 1
@@ -211,20 +220,13 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
                 output, _ = process.communicate(timeout=TIMEOUT)
                 expect(process.returncode == 0, output)
                 break
-            # Every second kill falls into a save: while a half-written file of this process is
-            # there.
-            in_save = done % 2
-            deadline = time.monotonic() + (generator.uniform(0, length) if not in_save else TIMEOUT)
-            saves = generator.randrange(1, 6) if in_save else -1
-            folder, seen = runs.folder / name / "ckpt_0", False
-            while process.poll() is None and time.monotonic() < deadline and saves:
-                here = any(folder.glob(f".*.{process.pid}.*")) if in_save else False
-                saves -= here and not seen
-                seen = here
-                time.sleep(0 if in_save else 0.002)
+            folder = runs.folder / name / "ckpt_0"
+            if done % 2:  # every second kill falls into a save
+                wait_for_save(process, folder, generator.randrange(1, 6))
+            else:
+                wait_for_end(process, generator.uniform(0, length))
             if process.poll() is not None:  # it was at its end before
-                output = process.stdout.read()
-                expect(process.returncode == 0, output)
+                expect(process.returncode == 0, remaining_output(process))
                 break
             process.kill()
             process.communicate()
@@ -234,13 +236,31 @@ def kills(runs: Runs, args: argparse.Namespace) -> str:
         runs.expect_equal(name, "reference")
         shutil.rmtree(runs.folder / name)
     return (
-        f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} with a "
-        "checkpoint to resume from; the final state of every run is bit-equal to the uninterrupted one's"
+        f"{done} kills in {chains} runs, {interrupted_saves} with a half-written file, {resumed} "
+        "with a checkpoint to resume from; the final state of every run is bit-equal to the "
+        "uninterrupted one's"
     )
 
 
+def wait_for_save(process: subprocess.Popen[str], folder: Path, number: int) -> None:
+    """Wait until a process has a half-written file: that of its save of that number."""
+    deadline, seen = time.monotonic() + TIMEOUT, False
+    while number and process.poll() is None and time.monotonic() < deadline:
+        here = any(folder.glob(f".*.{process.pid}.*"))
+        number -= here and not seen
+        seen = here
+        time.sleep(0)  # a save lasts a few milliseconds
+
+
+def wait_for_end(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait until a process has ended, but no longer than that."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
-    """kill -9 of rank 1 of 2; resumed by as many, by one and by three processes."""
+    """Kill -9 of rank 1 of 2; resumed by as many, by one and by three processes."""
     job = runs.launch("job", epoch_size=1000)
     runs.wait_for(job, "job", "digits-2_4.ckpt")
     start = time.monotonic()
@@ -256,11 +276,16 @@ def worker_killed(runs: Runs, args: argparse.Namespace) -> str:
         resumption = next(
             (line for line in again.splitlines() if line.startswith("resumed from")), None
         )
-        expect(resumption, again)
+        if resumption is None:
+            raise Unexpected(again)
         seen.append(resumption.split(", ", 1)[1])
         for file in (runs.folder / "job/ckpt_0").glob(f"digits-{EPOCHS}_*.ckpt"):
             file.unlink()  # so that the next one has something to do
-    return f"exit code 1 after {seconds:.1f} s, rank 1 named; resumed by 2, 1 and 3 processes at {'; '.join(seen)}"
+    places = "; ".join(seen)
+    return (
+        f"exit code 1 after {seconds:.1f} s, rank 1 named; resumed by 2, 1 and 3 processes at "
+        f"{places}"
+    )
 
 
 def worker_hangs(runs: Runs, args: argparse.Namespace) -> str:
@@ -296,17 +321,17 @@ def stopped(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def slow_rank_0(runs: Runs, args: argparse.Namespace) -> str:
-    """Rank 0 works alone for longer than the others would wait in an operation."""
+    """Only rank 0 works, for longer than the others would wait in an operation."""
     program = runs.folder / "slow.py"
     program.write_text(
-        f"import sys\nimport time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import time\n"
         "from src.utils import setup_device\nranks = setup_device('CPU', 0)\n"
         "ranks.run_on_rank_0(lambda: time.sleep(45))\nprint('met', ranks.gather(ranks.rank))\n"
     )
     process = runs.launch("slow", "--program", program, environment={"MS_NODE_TIMEOUT": "30"})
     output, _ = process.communicate(timeout=TIMEOUT)
     expect(process.returncode == 0 and "met [0, 1]" in output, output)
-    return "45 s of work on rank 0 alone under a timeout of 30 s: the others wait, exit code 0"
+    return "45 s of work on rank 0 only, under a timeout of 30 s: the others wait, exit code 0"
 
 
 def disk_full(runs: Runs, args: argparse.Namespace) -> str:
@@ -331,7 +356,7 @@ def disk_full(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
-    """The newest checkpoint is cut off, the one before has one bit more; the run resumes from the third."""
+    """The newest checkpoint is cut off, the one before has a flipped bit; the third is taken."""
     process = runs.start("damaged")
     runs.wait_for(process, "damaged", "digits-3_4.ckpt")
     process.kill()
@@ -339,9 +364,9 @@ def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
     newest, before, third = list(reversed(runs.checkpoints("damaged")))[:3]
     data = newest.read_bytes()
     newest.write_bytes(data[: len(data) // 2])
-    data = bytearray(before.read_bytes())
-    data[len(data) // 3] ^= 4
-    before.write_bytes(data)
+    flipped = bytearray(before.read_bytes())
+    flipped[len(flipped) // 3] ^= 4
+    before.write_bytes(flipped)
     code, output = runs.run("damaged", "--resume")
     expect(code == 0 and f"resumed from {third}" in output, output)
     for file in (newest, before):
@@ -352,7 +377,7 @@ def damaged_checkpoint(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def vanished_data(runs: Runs, args: argparse.Namespace) -> str:
-    """The folder of images disappears in the middle of a run, and is there again for the next one."""
+    """The folder of images disappears during a run, and is there again for the next one."""
     data = runs.folder / "digits"
     shutil.copytree(runs.data, data)
     process = runs.start("vanished", data_path=data, epoch_size=1000)
@@ -367,7 +392,10 @@ def vanished_data(runs: Runs, args: argparse.Namespace) -> str:
     (runs.folder / "away").rename(data)
     code, output = runs.run("vanished", "--resume", data_path=data)
     expect(code == 0 and "resumed from" in output, output)
-    return f"exit code 1 after {seconds:.1f} s, '100 images in a row cannot be used'; resumed when the folder is back"
+    return (
+        f"exit code 1 after {seconds:.1f} s, '100 images in a row cannot be used'; resumed when "
+        "the folder is back"
+    )
 
 
 def corrupt_images(runs: Runs, args: argparse.Namespace) -> str:
@@ -393,7 +421,10 @@ def corrupt_images(runs: Runs, args: argparse.Namespace) -> str:
     )
     val = sum("val" in file.parts for file in bad)
     expect(evaluation.returncode == (1 if val else 0), evaluation.stderr)
-    return f"{len(bad)} of {len(images)} images: training names them and ends with 0, evaluation with 1 ({val} of them)"
+    return (
+        f"{len(bad)} of {len(images)} images: training names them and ends with 0, evaluation "
+        f"with 1 ({val} of them)"
+    )
 
 
 def port_in_use(runs: Runs, args: argparse.Namespace) -> str:
@@ -410,10 +441,11 @@ def port_in_use(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
-    """The clock jumps back a year and on by two in a run that is then killed, and its newest files seem the oldest."""
+    """The clock jumps by years during a run that is killed; its newest file seems the oldest."""
     runs.run("whole")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    offset, faked = runs.folder / "offset", {}
+    offset = runs.folder / "offset"
+    faked: dict[str, str] = {}
     offset.write_text("+0\n")
     if library:
         faked = {
@@ -433,9 +465,9 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
     process.kill()
     process.communicate()
     files = runs.checkpoints("clock")
-    newest = max(files, key=lambda file: tuple(map(int, file.stem.split("-")[1].split("_"))))
-    for file in files:
-        os.utime(file, (1e9, 1e9 if file == newest else 2e9))
+    newest = max(files, key=lambda path: tuple(map(int, path.stem.split("-")[1].split("_"))))
+    for path in files:
+        os.utime(path, (1e9, 1e9 if path == newest else 2e9))
     code, output = runs.run("clock", "--resume")
     expect(code == 0 and f"resumed from {newest}" in output, output)
     runs.expect_equal("clock", "whole")
@@ -444,7 +476,7 @@ def clock_jump(runs: Runs, args: argparse.Namespace) -> str:
 
 
 def memory(runs: Runs, args: argparse.Namespace) -> str:
-    """Resident size of a process that trains the published network after epoch 1 and after epoch 10."""
+    """Resident size of a process that trains the published network, after epochs 1 and 10."""
     process = runs.start(
         "memory",
         arch="spnas_pixel1_32",
@@ -457,11 +489,10 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
     )
     sizes = {}
     for epoch in (1, 10):
-        story = (
-            runs.folder / "memory/ckpt_0/train.log"
-        )  # gets a line when an epoch is validated and saved
+        # It gets a line when an epoch is validated and saved.
+        run_log = runs.folder / "memory/ckpt_0/train.log"
         while process.poll() is None and not (
-            story.exists() and f" epoch {epoch}/11: " in story.read_text()
+            run_log.exists() and f" epoch {epoch}/11: " in run_log.read_text()
         ):
             time.sleep(0.002)
         expect(process.poll() is None, "the run ended before its size was read")
@@ -494,6 +525,7 @@ FAULTS: dict[str, Callable[[Runs, argparse.Namespace], str]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Cause the faults and print what happened; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

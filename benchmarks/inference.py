@@ -1,4 +1,4 @@
-"""The C++ application against a Python program with ONNX Runtime and OpenCV, JPEG to answer, measured in turn.
+"""The C++ application against a Python program with ONNX Runtime and OpenCV, JPEG to answer.
 
     python export.py --ckpt_file CKPT --file_name runs/model
     python export.py --ckpt_file CKPT --file_name runs/model_onnx --file_format ONNX
@@ -6,9 +6,9 @@
     python benchmarks/inference.py runs/model.mindir runs/model_onnx.onnx FOLDER_OF_IMAGES
 
 Needs, in any Python and for this benchmark only: pip install onnxruntime opencv-python-headless.
-Prints medians over rounds and the ratio of medians. Latency: one image after another, all cores on
-each. Throughput: all cores on many images; of the Python program the better of one thread a core
-and of one image at a time.
+Measures them in turn and prints medians over rounds and the ratio of medians. Latency: one image
+after another, all cores on each. Throughput: all cores on many images, in the Python program once
+with one thread per core and once with all cores on one image at a time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class PythonProgram:
         )
 
     def classify(self, file: str) -> int:
+        """Index of the most probable class of an image."""
         image = cv2.imdecode(
             np.fromfile(file, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         )
@@ -54,14 +56,14 @@ class PythonProgram:
         image = cv2.resize(
             image, (max(self._resize, int(width * scale)), max(self._resize, int(height * scale)))
         )
-        top, left = ((a - b) // 2 for a, b in zip(image.shape, self._size))
+        top, left = ((a - b) // 2 for a, b in zip(image.shape[:2], self._size, strict=True))
         crop = image[top : top + self._size[0], left : left + self._size[1], ::-1]
         tensor = ((crop - self._mean) * self._scale).transpose(2, 0, 1)[None]
         return int(self._session.run(None, {"x": np.ascontiguousarray(tensor)})[0].argmax())
 
 
 def run_application(model: str, images: str, *flags: object) -> tuple[float, float]:
-    """Median milliseconds from JPEG to answer, and images a second, as the application reports them."""
+    """Median milliseconds from JPEG to answer, and images per second, by the application."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             str(APPLICATION),
@@ -77,12 +79,21 @@ def run_application(model: str, images: str, *flags: object) -> tuple[float, flo
             command, cwd=folder, check=True, capture_output=True, text=True
         ).stdout
     return (
-        float(re.search(r"JPEG to answer: .*p50 ([\d.]+) ms", text)[1]),
-        float(re.search(r"throughput: ([\d.]+) images/s", text)[1]),
+        number_in(text, r"JPEG to answer: .*p50 ([\d.]+) ms"),
+        number_in(text, r"throughput: ([\d.]+) images/s"),
     )
 
 
+def number_in(text: str, pattern: str) -> float:
+    """The number that the pattern's group matches."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"'{pattern}' is not in what the application printed: {text}")
+    return float(found[1])
+
+
 def python_latency_ms(program: PythonProgram, files: list[str]) -> float:
+    """Median milliseconds per image, one after the other."""
     times = []
     for file in files:
         start = time.perf_counter()
@@ -92,13 +103,55 @@ def python_latency_ms(program: PythonProgram, files: list[str]) -> float:
 
 
 def python_throughput(program: PythonProgram, files: list[str], threads: int) -> float:
+    """Images per second of that many threads."""
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
         answers = list(pool.map(program.classify, files))
         return len(answers) / (time.perf_counter() - start)
 
 
-def main(argv=None) -> int:
+def compare(args: argparse.Namespace) -> None:
+    """Measure all in turn and print medians and ratios."""
+    files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
+    cv2.setNumThreads(1)  # images are small, and the cores have other images
+    whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
+    ours = "C++, MindSpore Lite"
+    contenders: dict[str, dict[str, Callable[[], float]]] = {
+        "latency, ms": {
+            ours: lambda: run_application(
+                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads
+            )[0],
+            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files),
+        },
+        "throughput, images/s": {
+            ours: lambda: run_application(args.mindir, args.images, "--threads", args.threads)[1],
+            "Python, ONNX Runtime": lambda: python_throughput(single, files, args.threads),
+            "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1),
+        },
+    }
+    print(
+        f"{len(files)} images, {args.threads} threads, {args.rounds} rounds, ONNX Runtime "
+        f"{onnxruntime.__version__}, OpenCV {cv2.__version__}"
+    )
+    for program in (whole, single):
+        python_latency_ms(program, files[:5])  # warm-up
+    for measure, runs in contenders.items():
+        values: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                values[name].append(run())
+        base = statistics.median(values[ours])
+        for name, found in values.items():
+            median = statistics.median(found)
+            print(
+                f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
+                f"C++ is {base / median:.2f} of it",
+                flush=True,
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -114,43 +167,7 @@ def main(argv=None) -> int:
     for file in (args.mindir, args.onnx, Path(args.onnx).with_suffix(".json"), args.images):
         if not Path(file).exists():
             parser.error(f"{file}: no such file or folder")
-    files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
-    cv2.setNumThreads(1)  # images are small, and the cores have other images
-    whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
-    contenders = {
-        "latency, ms": {
-            "C++, MindSpore Lite": lambda: run_application(
-                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads
-            )[0],
-            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files),
-        },
-        "throughput, images/s": {
-            "C++, MindSpore Lite": lambda: run_application(
-                args.mindir, args.images, "--threads", args.threads
-            )[1],
-            "Python, ONNX Runtime": lambda: python_throughput(single, files, args.threads),
-            "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1),
-        },
-    }
-    print(
-        f"{len(files)} images, {args.threads} threads, {args.rounds} rounds, ONNX Runtime "
-        f"{onnxruntime.__version__}, OpenCV {cv2.__version__}"
-    )
-    for program in (whole, single):
-        python_latency_ms(program, files[:5])  # warm-up
-    for measure, runs in contenders.items():
-        values = {name: [] for name in runs}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                values[name].append(run())
-        ours = statistics.median(values["C++, MindSpore Lite"])
-        for name, found in values.items():
-            median = statistics.median(found)
-            print(
-                f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
-                f"C++ is {ours / median:.2f} of it",
-                flush=True,
-            )
+    compare(args)
     return 0
 
 

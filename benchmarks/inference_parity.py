@@ -1,4 +1,4 @@
-"""The C++ application against Python on the same files: same top-1, accuracies, largest difference of logits.
+"""The C++ application against Python on the same files: top-1, accuracies, logits.
 
     bash ascend310_infer/build.sh
     python benchmarks/inference_parity.py CKPT MODEL.mindir FOLDER_OF_CLASS_FOLDERS
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.contenders import ROOT
+from src.errors import UserError
+
 APPLICATION = ROOT / "ascend310_infer/out/main"
 
 
@@ -26,52 +27,44 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     from mindspore import Tensor
 
     from src.checkpoint.format import read_checkpoint
+    from src.checkpoint.restore import build_network
     from src.data.sources import ImageFolder
     from src.dataset import Loader
-    from src.errors import UserError
     from src.utils import setup_device
 
     setup_device("CPU", 0)
     checkpoint, source = read_checkpoint(checkpoint_file), ImageFolder(folder)
-    if list(source.classes) != checkpoint.meta.classes:
+    if list(source.classes) != list(checkpoint.meta.classes):
         raise UserError(f"{folder}: its classes are not those of {checkpoint_file}")
-    network = checkpoint.network()
-    loader = Loader(source, checkpoint.preprocessing, batch_size=20, training=False)
+    network = build_network(checkpoint)
+    loader = Loader(source, checkpoint.meta.preprocessing, batch_size=20, training=False)
     python = np.concatenate([network(Tensor(images)).asnumpy() for images, _ in loader.epoch()])
-    with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(
-            [
-                APPLICATION,
-                "--mindir_path",
-                Path(mindir).resolve(),
-                "--dataset_path",
-                source.path.resolve(),
-                "--device",
-                "CPU",
-            ],
-            cwd=scratch,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        names = [Path(source.name(index)).relative_to(source.path) for index in range(len(source))]
-        cpp = np.stack(
-            [
-                np.fromfile(Path(scratch) / "result_Files" / f"{name}_0.bin", np.float32)
-                for name in names
-            ]
-        )
+    names = [Path(source.name(index)).relative_to(source.path) for index in range(len(source))]
+    cpp = logits_of_application(mindir, source.path, names)
     same = int((cpp.argmax(1) == python.argmax(1)).sum())
     accuracies = [
         100 * float((logits.argmax(1) == source.labels).mean()) for logits in (python, cpp)
     ]
     difference = float((np.abs(cpp - python).max(1) / np.abs(python).max(1)).max())
     print(
-        f"{len(source)} images: same top-1 on {same}; top-1 {accuracies[0]:.2f} % in Python, {accuracies[1]:.2f} % in "
-        f"C++; logits differ by at most {difference:.1e} of an image's largest"
+        f"{len(source)} images: same top-1 on {same}; top-1 {accuracies[0]:.2f} % in Python, "
+        f"{accuracies[1]:.2f} % in C++; logits differ by at most {difference:.1e} of an image's "
+        "largest"
     )
 
 
-def main(argv=None) -> int:
+def logits_of_application(mindir: str, folder: Path, names: list[Path]) -> np.ndarray:
+    """Logits (N, classes) of the files of a folder."""
+    command: list[str | Path] = [APPLICATION, "--mindir_path", Path(mindir).resolve()]
+    command += ["--dataset_path", folder.resolve(), "--device", "CPU"]
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        results = Path(scratch) / "result_Files"
+        return np.stack([np.fromfile(results / f"{name}_0.bin", np.float32) for name in names])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,8 +72,6 @@ def main(argv=None) -> int:
     parser.add_argument("mindir")
     parser.add_argument("images", help="folder of class folders")
     args = parser.parse_args(argv)
-    from src.errors import UserError
-
     if not APPLICATION.exists():
         print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
         return 2

@@ -1,12 +1,13 @@
-"""Inference with batch normalisation folded: MindSpore with the project's CPU operators, stock, and PyTorch with timm.
+"""Inference with folded batch normalisation, in MindSpore and in PyTorch with timm.
 
-    python benchmarks/inference_python.py                                    # MindSpore alone
-    python benchmarks/inference_python.py --torch_python PYTHON --rounds 50  # PYTHON has torch and timm
+    python benchmarks/inference_python.py                                    # MindSpore only
+    python benchmarks/inference_python.py --torch_python PYTHON --rounds 50
 
-Every contender is a process of its own, with its default number of threads
-(``benchmarks.contenders``). Timed is one batch of noise from NumPy array to logits as NumPy array;
-PyTorch computes in channels-last and in inference mode. On a machine with other work,
-OMP_WAIT_POLICY=passive in the environment is faster for PyTorch.
+MindSpore computes once with the project's CPU operators and once without (stock). PYTHON is an
+interpreter that has torch, timm and pydantic. Every contender is a process of its own, with its
+default number of threads (``benchmarks.contenders``). Timed is one batch of noise, from a NumPy
+array to logits as a NumPy array; PyTorch computes in channels-last and in inference mode. On a
+machine with other work, PyTorch is faster with OMP_WAIT_POLICY=passive in the environment.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import (
     CLASSES,
@@ -96,25 +95,19 @@ def measure(args: argparse.Namespace) -> None:
         pythons["torch"] = args.torch_python
     bases = [worker for worker in ("torch", "stock") if worker in pythons]
     for batch_size in args.batch_sizes:
-        options = [
-            "--arch",
-            args.arch,
-            "--batch_sizes",
-            str(batch_size),
-            "--image_size",
-            str(args.image_size),
-        ]
+        options = ["--arch", args.arch, "--batch_sizes", str(batch_size)]
+        options += ["--image_size", str(args.image_size)]
         commands = {
             worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
             for worker, python in pythons.items()
         }
-        print(
-            f"{args.arch}, {args.image_size}x{args.image_size}, batch {batch_size}, {args.rounds} rounds"
-        )
+        size = f"{args.image_size}x{args.image_size}"
+        print(f"{args.arch}, {size}, batch {batch_size}, {args.rounds} rounds")
         compare(commands, WORKERS, bases, args.rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,12 @@
 """A training step of the one-shot supernet in MindSpore, and of the same supernet in PyTorch.
 
-    python benchmarks/one_shot_step.py --torch_python PYTHON --rounds 20   # PYTHON has torch
+    python benchmarks/one_shot_step.py --torch_python PYTHON --rounds 20
 
-Every contender is a process of its own (``benchmarks.contenders``). A step is forward, backward and
-update of SGD with momentum and weight decay on a fixed batch of noise; every round draws a new
-path, the same for all, so each contender meets blocks that it has not run before. PyTorch leaves
-alone what has no gradient, as the supernet here does.
+PYTHON is an interpreter that has torch and pydantic. Every contender is a process of its own
+(``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum and weight
+decay on a fixed batch of noise; every round draws a new path, the same for all, so each contender
+comes to blocks that it has not run before. PyTorch does not change weights that have no gradient,
+nor does the supernet here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 from benchmarks.contenders import compare, noise, run, work
 from src.arch.space import SearchSpace, load_space
@@ -28,7 +27,8 @@ WORKERS = {
     "torch": "PyTorch, channels-last",
     "torch_nchw": "PyTorch, NCHW",
 }
-CLASSES, RATE, MOMENTUM, DECAY = 10, 0.025, 0.9, 3e-4
+CLASSES = 10
+RATE, MOMENTUM, DECAY = 0.025, 0.9, 3e-4  # learning rate and weight decay
 
 
 def paths(space: SearchSpace) -> Iterator[np.ndarray]:
@@ -115,10 +115,13 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--torch_python", metavar="PYTHON", help="interpreter that has torch")
+    parser.add_argument(
+        "--torch_python", metavar="PYTHON", help="interpreter that has torch, pydantic"
+    )
     parser.add_argument(
         "--workers", nargs="+", choices=WORKERS, default=["mindspore", "torch", "torch_nchw"]
     )

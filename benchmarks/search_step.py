@@ -1,6 +1,6 @@
-"""A step of the search, in the supernet, against a training step of the largest network of the space.
+"""A search step of the supernet, against a training step of the largest network of the space.
 
-    python benchmarks/search_step.py                          # the paper's space, 224x224, batch 128
+    python benchmarks/search_step.py                      # the paper's space, 224x224, batch 128
     python benchmarks/search_step.py --space imagenet_32
 
 Both are processes of their own (``benchmarks.contenders``) with the CPU operators and the same
@@ -14,78 +14,98 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 
-from benchmarks.contenders import CLASSES, compare, noise, run, work  # noqa: E402
-from src.arch.space import load_space  # noqa: E402
+from benchmarks.contenders import CLASSES, compare, noise, run, work
+from src.arch.space import SearchSpace, load_space
+
+if TYPE_CHECKING:  # only the contenders need MindSpore and configurations
+    from mindspore import nn
+
+    from src.config import SearchConfig
 
 WORKERS = {"supernet": "supernet, search step", "largest": "largest network"}
+RATES = np.full(1000, 0.05, np.float32)  # learning rate of every step
 
 
 def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import mindspore as ms
-    import numpy as np
     from mindspore import Tensor
 
-    from src.arch.cost_table import arithmetic_table
     from src.config import SearchConfig
-    from src.CrossEntropySmooth import CrossEntropySmooth
-    from src.kernels import use_kernels
-    from src.search.superkernel import Supernet
-    from src.search.superkernel_step import SearchStep
-    from src.spnasnet import SPNASNet
-    from src.training.optimizer import create_optimizer
-    from src.training.step import TrainStep, Update
     from src.utils import setup_device
 
     setup_device("CPU", 0)
-    config, space, kernels = (
-        SearchConfig(optimizer="momentum"),
-        load_space(space_name),
-        use_kernels("on"),
-    )
+    config, space = SearchConfig(optimizer="momentum"), load_space(space_name)
     ms.set_seed(config.seed)
-    rates, loss_fn = np.full(1000, 0.05, np.float32), CrossEntropySmooth(config.label_smooth_factor)
     images, labels = noise(batch_size, image_size)
-    inputs = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
+    inputs = [Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))]
     if worker == "largest":
-        network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
-        step = TrainStep(
-            network, loss_fn, Update(network, create_optimizer(network, config, rates), config)
-        )
+        step = create_training_step(space, config)
     else:
-        table = arithmetic_table(space, "macs", image_size=(image_size, image_size))
-        network = Supernet(
-            space, table, CLASSES, momentum=config.bn_momentum, kernels=kernels, even_slope=True
-        )
-        thresholds = network.decisions.thresholds
-        step = SearchStep(
-            network,
-            loss_fn,
-            Update(network, create_optimizer(network, config, rates, [thresholds]), config),
-            config,
-            decisions=network.decisions,
-            target=sum(table.range()) / 2,
-            gain=0.01,
-            threshold_rate=0.01,
-        )
-        inputs += Tensor(np.ones(thresholds.shape, np.float32)), Tensor(1.0, ms.float32)
+        step = create_search_step(space, config, image_size)
+        thresholds = step.network.decisions.thresholds
+        inputs += [Tensor(np.ones(thresholds.shape, np.float32)), Tensor(1.0, ms.float32)]
     step.set_train()
     return lambda: float(step(*inputs)[0].asnumpy())
 
 
+def create_training_step(space: SearchSpace, config: SearchConfig) -> nn.Cell:
+    """A step of the largest network of the space."""
+    from src.CrossEntropySmooth import CrossEntropySmooth
+    from src.kernels import use_kernels
+    from src.spnasnet import SPNASNet
+    from src.training.optimizer import create_optimizer
+    from src.training.step import TrainStep, Update
+
+    kernels = use_kernels("on")
+    network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
+    return TrainStep(
+        network,
+        CrossEntropySmooth(config.label_smooth_factor),
+        Update(network, create_optimizer(network, config, RATES), config),
+    )
+
+
+def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int) -> nn.Cell:
+    """A step of the supernet of the space."""
+    from src.arch.cost_table import arithmetic_table
+    from src.CrossEntropySmooth import CrossEntropySmooth
+    from src.kernels import use_kernels
+    from src.search.superkernel import Supernet
+    from src.search.superkernel_step import SearchStep
+    from src.training.optimizer import create_optimizer
+    from src.training.step import Update
+
+    table = arithmetic_table(space, "macs", image_size=(image_size, image_size))
+    network = Supernet(
+        space,
+        table,
+        CLASSES,
+        momentum=config.bn_momentum,
+        kernels=use_kernels("on"),
+        even_slope=True,
+    )
+    optimizer = create_optimizer(network, config, RATES, [network.decisions.thresholds])
+    return SearchStep(
+        network,
+        CrossEntropySmooth(config.label_smooth_factor),
+        Update(network, optimizer, config),
+        config,
+        decisions=network.decisions,
+        target=sum(table.range()) / 2,
+        gain=0.01,
+        threshold_rate=0.01,
+    )
+
+
 def measure(args: argparse.Namespace, image_size: int) -> None:
     """Run both and print the table and the ratio of memory."""
-    options = [
-        "--space",
-        args.space,
-        "--batch_size",
-        str(args.batch_size),
-        "--image_size",
-        str(image_size),
-    ]
+    options = ["--space", args.space, "--batch_size", str(args.batch_size)]
+    options += ["--image_size", str(image_size)]
     commands = {
         worker: [sys.executable, str(Path(__file__).resolve()), "--worker", worker, *options]
         for worker in WORKERS
@@ -96,6 +116,7 @@ def measure(args: argparse.Namespace, image_size: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

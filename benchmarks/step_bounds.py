@@ -1,12 +1,14 @@
-"""The two numbers that bound a training step: multiply-adds over the rate of a large matrix product, and bytes over
-the bandwidth of a large copy, both measured here, with all cores.
+"""The two numbers that bound a training step.
+
+They are multiply-adds over the rate of a large matrix product, and bytes over the bandwidth of a
+large copy, both measured here, with all cores.
 
     python benchmarks/step_bounds.py                                 # about 5 seconds
     python benchmarks/step_bounds.py --arch spnas_pixel1_32 --batch_size 128
 
-Multiply-adds are those of forward and, twice as many, of backward. Bytes are those of the tensors
-that the operators of ``src.kernels`` and the pointwise convolutions read and write once each,
-whatever a cache may save.
+Multiply-adds are those of the forward pass and, twice as many, of the backward pass. Bytes are
+those of the tensors that the operators of ``src.kernels`` and the pointwise convolutions read and
+write once each, as if no cache kept any of them.
 """
 
 from __future__ import annotations
@@ -17,18 +19,16 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import CLASSES
 from src.arch.architecture import Architecture, load_architecture
 from src.arch.blocks import Block
 from src.arch.cost import conv_out, layer_costs
 
-SIDE, COPIED = 2048, 1 << 26  # of the matrices; floats of the copy, far more than caches hold
+SIDE = 2048  # of the matrices
+COPIED = 1 << 26  # floats of the copy, far more than caches hold
 
 
 def step_macs(arch: Architecture, batch_size: int, image_size: int) -> int:
@@ -90,7 +90,7 @@ def matrices(columns: int = SIDE) -> list[np.ndarray]:
 
 
 def copy_seconds() -> float:
-    """Seconds of the copy of COPIED floats by one thread a core."""
+    """Seconds of the copy of COPIED floats by one thread per core."""
     threads = os.cpu_count() or 1
     source, target = (np.ones((threads, COPIED // threads), np.float32) for _ in range(2))
     with ThreadPoolExecutor(threads) as pool:
@@ -104,6 +104,7 @@ def copy_seconds() -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

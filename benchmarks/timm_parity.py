@@ -1,27 +1,27 @@
-"""Do timm's weights give timm's logits here? Two steps, as PyTorch and MindSpore may live in two environments.
+"""Do timm's weights give timm's logits here?
 
-    python benchmarks/timm_parity.py --write weights.safetensors logits.npz    # PyTorch, timm, safetensors
-    python benchmarks/timm_parity.py --check weights.safetensors logits.npz    # MindSpore, safetensors
+    PYTHONPATH=. PYTHON benchmarks/timm_parity.py --write weights.safetensors logits.npz
+    python benchmarks/timm_parity.py --check weights.safetensors logits.npz
 
-Weights are random, batch normalisation included, so that every parameter counts. Each step takes
-seconds; logits differ by 1e-5 of the largest one, as far as float32 is from float64 in each of the
-two; above 1e-4 the exit code is 1.
+PYTHON is an interpreter that has torch, timm, safetensors and pydantic: two steps, as PyTorch and
+MindSpore may be installed in two environments. Weights are random, those of batch normalisation
+too, so that every parameter counts. Each step takes seconds. Logits differ by 1e-5 of the largest
+one, which is as far as the results of each of the two, in float32, are from those in float64; above
+1e-4 the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 TOLERANCE = 1e-4
 
 
 def write(weights_file: str, logits_file: str) -> None:
+    """Write weights of timm's network, and images with the logits that it gives for them."""
     import torch
     from safetensors.torch import save_file
 
@@ -34,8 +34,8 @@ def write(weights_file: str, logits_file: str) -> None:
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.2)
             module.momentum = 1.0  # moving statistics are those of the last batch
-    # On noise alone, global averaging would make all logits alike; without it, channels hardly
-    # vary.
+    # Smooth images and noise: with nothing but noise, global averaging would make all logits alike;
+    # without noise, the values of a channel would hardly vary.
     images = torch.nn.functional.interpolate(
         torch.randn(12, 3, 8, 8), size=(224, 224), mode="bilinear"
     )
@@ -49,6 +49,7 @@ def write(weights_file: str, logits_file: str) -> None:
 
 
 def check(weights_file: str, logits_file: str) -> int:
+    """Load the weights here, print how far the logits are from timm's; returns the exit code."""
     from mindspore import Tensor
 
     from src.arch.architecture import load_architecture
@@ -67,6 +68,7 @@ def check(weights_file: str, logits_file: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Take one of the two steps; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The one-shot supernet in PyTorch, plainly written: the reference of its benchmark."""
+"""The one-shot supernet in PyTorch, as simple as possible: the reference of its benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.arch.space import SearchSpace
 
 
 def conv_bn(layer: ConvLayer, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Convolution, batch normalisation without scale and shift, and the activation where the layer has one."""
+    """Convolution, batch normalisation without scale and shift, activation if the layer has one."""
     conv = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -38,12 +38,13 @@ class ShuffleUnit(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (N, C, H, W) to (N, C', H / stride, W / stride)."""
         kept = x[:, ::2] if self.projection is None else self.projection(x)
         return torch.cat((kept, self.branch(x[:, 1::2] if self.projection is None else x)), 1)
 
 
 class OneShotSupernet(nn.Module):
-    """Several blocks a layer, of which a path takes one."""
+    """Several blocks per layer, of which a path takes one."""
 
     def __init__(self, space: SearchSpace, num_classes: int) -> None:
         super().__init__()
@@ -58,7 +59,8 @@ class OneShotSupernet(nn.Module):
         nn.init.normal_(self.classifier.weight, 0, 0.01)
 
     def forward(self, x: torch.Tensor, path: Sequence[int]) -> torch.Tensor:
+        """Logits (N, classes) of the network that takes block ``path[i]`` in layer i."""
         x = self.stem(x)
-        for blocks, choice in zip(self.blocks, path):
+        for blocks, choice in zip(self.blocks, path, strict=True):
             x = blocks[choice](x)
         return self.classifier(self.head(x).mean((2, 3)))

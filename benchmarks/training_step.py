@@ -1,14 +1,16 @@
-"""A training step in MindSpore with the project's CPU operators, in stock MindSpore, and in PyTorch with timm.
+"""A training step in MindSpore and in PyTorch with timm.
 
-    python benchmarks/training_step.py                                    # MindSpore alone
-    python benchmarks/training_step.py --torch_python PYTHON --rounds 10  # PYTHON has torch and timm
+    python benchmarks/training_step.py                                    # MindSpore only
+    python benchmarks/training_step.py --torch_python PYTHON --rounds 10
     python benchmarks/training_step.py --torch_python PYTHON --arch spnas_pixel1_32 --batch_size 128
-    python benchmarks/training_step.py --other_python PYTHON              # PYTHON has another MindSpore
+    python benchmarks/training_step.py --other_python OTHER               # another MindSpore
 
-Every contender is a process of its own, with its default number of threads
-(``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum, on a fixed
-batch of noise, with label smoothing 0.1; PyTorch computes in channels-last. The floor is one large
-matrix product of as many multiply-adds (``benchmarks.step_bounds``).
+MindSpore computes once with the project's CPU operators and once without (stock). PYTHON is an
+interpreter that has torch, timm and pydantic, OTHER one that has this project's requirements with
+another version of MindSpore. Every contender is a process of its own, with its default number of
+threads (``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum, on
+a fixed batch of noise, with label smoothing 0.1; PyTorch computes in channels-last. The floor is
+one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 
 from __future__ import annotations
@@ -19,9 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.contenders import (  # noqa: E402
+from benchmarks.contenders import (
     CLASSES,
     TORCH_ARCHS,
     add_arguments,
@@ -90,7 +90,7 @@ def create_torch_step(arch: str, batch_size: int, image_size: int) -> Callable[[
         .train()
         .to(memory_format=torch.channels_last)
     )
-    # As in src.train_step: weight decay on weights of convolutions and classifier only.
+    # As in src.training.step: weight decay on weights of convolutions and classifier only.
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -118,13 +118,13 @@ def create_floor(arch: str, batch_size: int, image_size: int) -> Callable[[], fl
     return lambda: product_seconds(*operands)
 
 
-def create(worker: str, *step) -> Callable[[], float]:
-    """What a worker does, for an architecture, batch size and image size."""
+def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
+    """What a worker does."""
     if worker == "torch":
-        return create_torch_step(*step)
+        return create_torch_step(arch, batch_size, image_size)
     if worker == "floor":
-        return create_floor(*step)
-    return create_mindspore_step(*step, kernels=worker != "stock")
+        return create_floor(arch, batch_size, image_size)
+    return create_mindspore_step(arch, batch_size, image_size, kernels=worker != "stock")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -136,25 +136,19 @@ def measure(args: argparse.Namespace) -> None:
         pythons["other"] = args.other_python
     pythons["floor"] = sys.executable
     bases = [worker for worker in ("torch", "other", "stock", "floor") if worker in pythons]
-    options = [
-        "--arch",
-        args.arch,
-        "--batch_size",
-        str(args.batch_size),
-        "--image_size",
-        str(args.image_size),
-    ]
+    options = ["--arch", args.arch, "--batch_size", str(args.batch_size)]
+    options += ["--image_size", str(args.image_size)]
     commands = {
         worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
         for worker, python in pythons.items()
     }
-    print(
-        f"{args.arch}, {args.image_size}x{args.image_size}, batch {args.batch_size}, {args.rounds} rounds"
-    )
+    size = f"{args.image_size}x{args.image_size}"
+    print(f"{args.arch}, {size}, batch {args.batch_size}, {args.rounds} rounds")
     compare(commands, WORKERS, bases, args.rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -12,25 +12,30 @@ fail() {
     exit "${2:-2}"
 }
 
-# Prints how long the work has taken and the last line of its log, once per second, until it is stopped.
-show_progress() {  # WHAT LOG
+# Prints how long the work has taken and the last line of its log, once per second, until it is
+# stopped.
+show_progress() {  # LOG
     local start=$SECONDS width text
+    width=$(tput cols 2> /dev/null || echo 80)
     while kill -0 $$ 2> /dev/null; do
-        width=$(tput cols 2> /dev/null || echo 80)
-        text="$1 ... $((SECONDS - start)) s  $(tail -c 400 "$2" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')"
+        text=$(tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')
+        text="  $((SECONDS - start)) s  $text"
         printf '\r\033[K%s' "${text:0:width - 1}"
         sleep 1
     done
 }
 
-# quietly LOG WHAT COMMAND...: runs the command with its output in the log, and returns its exit code.
-# A terminal shows the progress meanwhile. Elsewhere, for example in CI, one line says what was done and how long it took.
+# quietly LOG WHAT COMMAND...: runs the command with its output in the log, and returns its exit
+# code.
+# On a terminal the progress is shown meanwhile. Elsewhere, for example in CI, there is one line
+# with the time it took.
 quietly() {
-    local log=$1 what=$2 start=$SECONDS code=0 shown=
+    local log=$1 what=$2 start=$SECONDS code=0 shown="" time
     shift 2
     printf '\n== %s: %s\n' "$(date '+%F %T')" "$*" >> "$log"
     if [ -t 1 ]; then
-        show_progress "$what" "$log" &
+        echo "$what ..."
+        show_progress "$log" &
         shown=$!
     else
         printf '%s ... ' "$what"
@@ -39,17 +44,15 @@ quietly() {
     if [ -n "$shown" ]; then
         kill "$shown" 2> /dev/null || true
         wait "$shown" 2> /dev/null || true
-        printf '\r\033[K%s ... ' "$what"
+        printf '\r\033[K  '
     fi
-    if [ "$code" -eq 0 ]; then
-        echo "$((SECONDS - start)) s"
-    else
-        echo "failed after $((SECONDS - start)) s"
-    fi
+    time="$((SECONDS - start)) s"
+    if [ "$code" -eq 0 ]; then echo "done in $time"; else echo "failed after $time"; fi
     return "$code"
 }
 
-# first_error LOG: what the last command in the log gave as its reason: the first line that pip or apt marks as an error.
+# first_error LOG: what the last command in the log gave as its reason: the first line that pip or
+# apt marks as an error.
 first_error() {
     tac "$1" | sed '/^== /q' | tac | grep -m 1 -E '^(E|ERROR|Error): ?' || true
 }

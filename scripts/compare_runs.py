@@ -53,6 +53,7 @@ class Run:
 
 def read_run(folder: Path, num_classes: int) -> Run:
     """The run of a ``checkpoint_path``, or of the ``ckpt_0`` in it."""
+    # Both the folder that --checkpoint_path named and the ckpt_0 that was made in it.
     own = folder / "ckpt_0" if (folder / "ckpt_0").is_dir() else folder
     lines = [line for line in read_jsonl(own / RunLog.METRICS) if line["kind"] == "val"]
     if not lines or not (own / "arch.json").is_file():
@@ -89,6 +90,7 @@ def print_table(runs: Mapping[str, Run], groups: Mapping[str, Sequence[str]]) ->
             last["loss"],
         )
     for group, names in groups.items():
+        # A single run has no standard deviation.
         if len(names) > 1:
             top1 = [runs[name].top1 for name in names]
             log.info(
@@ -132,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.drawing import draw_comparison
 
     make_folder(out.parent)
+    # Runs of a group get one colour.
     curves = {group: [runs[name].validations for name in names] for group, names in groups.items()}
     draw_comparison(curves, out)
     log.info("%s: written", out)

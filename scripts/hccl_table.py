@@ -108,6 +108,8 @@ def own_table(args: argparse.Namespace) -> tuple[RankTable, str]:
     if args.visible_devices:
         numbers = visible_devices(args.visible_devices, numbers)
     addresses = device_addresses(args.hccn_conf)
+    # A file without some of the devices is an error, no file at all is not: addresses are only
+    # checked, not used, when a job starts.
     missing = [number for number in numbers if addresses and number not in addresses]
     if missing:
         raise UserError(

@@ -36,6 +36,7 @@ def diff(first: CostTable, second: CostTable, space: SearchSpace) -> None:
         if after[key] != value:
             log.info("%-12s %s -> %s", key, value, after[key])
     ratios, costs = compare_tables(first, second, space)
+    # Columns in the order in which choices appear; not every layer has all of them.
     names = list(dict.fromkeys(choice for entries in ratios.values() for choice in entries))
     header = "".join(f"{name:>8}" for name in names)
     log.info("%-10s%s   (second / first)", "", header)
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare, merge or draw; returns the exit code."""
     args = parse_arguments(argv)
     files = args.diff or args.merge or args.plot
+    # A table names its space; that of the first one decides, and the others have to be of it.
     space = load_space(args.space or space_of(files[0]))
     tables = {file: load_table(file, space) for file in files}
     if args.diff:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Install everything that is missing, Debian packages included; search a network on the embedded digits; train, evaluate
-# and export it; classify with it in C++.
+# Install everything that is missing, Debian packages included; search a network on the embedded
+# digits; train, evaluate and export it; classify with it in C++.
 # Usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
 
+usage="usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]"
 packages=--install
 setup=()
 run=
@@ -15,9 +16,9 @@ for word in "$@"; do
             packages=--suggest
             setup+=("$word")
             ;;
-        -*) fail "flag '$word' is unknown; usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]" ;;
+        -*) fail "flag '$word' is unknown; $usage" ;;
         *)
-            [ -z "$run" ] || fail "there are two run folders, '$run' and '$word'; should be one at most"
+            [ -z "$run" ] || fail "there are two run folders, '$run' and '$word'; $usage"
             run=$word
             ;;
     esac
@@ -39,7 +40,8 @@ step "search a network for 60 million multiply-adds on the digits: $run/search"
 .venv/bin/python search.py --dataset_name digits --target 60 --checkpoint_path "$run/search"
 
 step "train it: $run/ckpt_0"
-.venv/bin/python train.py --dataset_name digits --arch "$run/search/arch.json" --checkpoint_path "$run"
+.venv/bin/python train.py --dataset_name digits --arch "$run/search/arch.json" \
+    --checkpoint_path "$run"
 
 step "evaluate it"
 .venv/bin/python eval.py --checkpoint_path "$run/ckpt_0"
@@ -54,7 +56,8 @@ export_as spnas_unfolded --no_fold
 export_as spnas_onnx --file_format ONNX
 
 if [ "$with_cpp" = no ]; then
-    step "classify in C++: left out, as packages are missing: $(bash scripts/system_packages.sh --missing cpp)"
+    missing=$(bash scripts/system_packages.sh --missing cpp)
+    step "classify in C++: left out, as packages are missing: $missing"
     exit 0
 fi
 step "build the C++ application and classify the validation images: $run/acc.log"

@@ -85,11 +85,12 @@ def configure(flags: Flags) -> OneShotConfig:
         "weight_decay": flags.weight_decay,
         "label_smooth_factor": 0.0,
         "seed": flags.seed,
-        "log_steps": 1,
+        "log_steps": 1,  # scripts/loss.py compares every step
         "print_steps": flags.print_freq,
         "val_interval_epochs": flags.val_interval,
         "save_checkpoint_epochs": flags.val_interval,
         "checkpoint_path": str(folder),
+        # The same command again continues the run.
         "resume": any(folder.glob("ckpt_0/*.ckpt")),
     }
     return build_config(OneShotConfig, values)
@@ -105,6 +106,7 @@ def _sizes(flags: Flags) -> dict[str, Any]:
             "crop_scale": 0.08,
             "space": "one_shot_224",
         }
+    # The preset of CIFAR-10: a crop out of the image with 4 pixels of zeros around it.
     return {"image_height": 32, "image_width": 32, "resize": 32, "crop_padding": 4}
 
 

@@ -19,5 +19,6 @@ done
 # Where packages stay missing, the tests that need them are skipped and say why.
 bash scripts/system_packages.sh "$packages" tests || [ $? -eq 1 ]
 bash scripts/setup_env.sh "${setup[@]}" test
-# Two files of tests at a time: most tests compile graphs, on one core. The tests of a file share what they train.
+# Two files of tests at a time: most tests compile graphs, on one core. The tests of a file share
+# what they train.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "${flags[@]}"

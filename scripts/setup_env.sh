@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Make the virtual environment .venv and install the project into it: editable, so that src, scripts and benchmarks can
-# be imported from any folder. Takes no time where this was done before and neither pins nor folder have changed.
-# Usage: bash scripts/setup_env.sh [--no-system-packages] [EXTRA...], extras of pyproject.toml: test, dev
+# Make the virtual environment .venv and install the project into it: editable, so that src, scripts
+# and benchmarks can be imported from any folder. Takes no time where this was done before and
+# neither pins nor folder have changed.
+# Usage: bash scripts/setup_env.sh [--no-system-packages] [test] [dev], extras of pyproject.toml
 # PYTHON chooses the interpreter, 3.10 to 3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,7 +41,8 @@ find_python() {
             return
         fi
     done
-    [ -n "$python" ] || fail "no Python 3.10 to 3.12 was found; install one, or set PYTHON to where it is"
+    [ -n "$python" ] ||
+        fail "no Python 3.10 to 3.12 was found; install one, or set PYTHON to where it is"
 }
 
 make_environment() {
@@ -51,7 +53,8 @@ make_environment() {
         bash scripts/system_packages.sh "$packages" "$version-venv" ||
             fail "$python cannot make virtual environments: $version-venv is missing"
     fi
-    quietly "$setup_log" "making .venv" "$python" -m venv .venv || fail ".venv could not be made; $setup_log says more"
+    quietly "$setup_log" "making .venv" "$python" -m venv .venv ||
+        fail ".venv could not be made; $setup_log says more"
 }
 
 # A stamp per extra, and one for the run-time packages, holds what decided the installation.
@@ -69,10 +72,12 @@ flock -n 9 || { echo "waiting for another set-up of this folder ..." && flock 9;
 is_installed runtime "${extras[@]}" && exit 0
 
 [ -x .venv/bin/pip ] || make_environment
-is_suitable .venv/bin/python || fail ".venv has an unsuitable Python; remove the folder: it is made again with 3.10 to 3.12"
+is_suitable .venv/bin/python ||
+    fail ".venv has an unsuitable Python; remove the folder, it is made again with 3.10 to 3.12"
 names=$(IFS=, && echo "${extras[*]}")
-quietly "$setup_log" "installing Python packages into .venv: requirements.txt${names:+, extras $names}" \
-    .venv/bin/python -m pip install --disable-pip-version-check --editable ".${names:+[$names]}" || {
+quietly "$setup_log" \
+    "installing Python packages into .venv: requirements.txt${names:+, extras $names}" \
+    .venv/bin/python -m pip install --disable-pip-version-check -e ".${names:+[$names]}" || {
     reason=$(first_error "$setup_log")
     fail "Python packages could not be installed${reason:+ ($reason)}; $setup_log says more"
 }

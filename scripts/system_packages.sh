@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The Debian and Ubuntu packages that the project needs. This list is the only one.
-# Usage: bash scripts/system_packages.sh --missing|--install|--suggest cpp|tests|pythonX.Y-venv...
+# Usage: bash scripts/system_packages.sh --missing|--install|--suggest GROUP...
+# Groups: cpp, tests (cpp and what the tests of C++ need), and for example python3.11-venv.
 #   --missing  prints the names of those that are not there
-#   --install  installs them, as root or with a sudo that asks for no password; otherwise it does the same as --suggest
+#   --install  installs them, as root or with a sudo that asks for no password; otherwise it does
+#              the same as --suggest
 #   --suggest  prints the one command that installs them
-# The exit code of the last two is 1 if packages are missing afterwards, 2 if the usage is wrong.
+# The exit code of the last two is 1 if packages are missing afterwards.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -13,7 +15,8 @@ missing=()
 need_command() {  # PACKAGE COMMAND
     command -v "$2" > /dev/null || missing+=("$1")
 }
-# Headers are looked for instead of packages, so that libraries which were installed in another way count too.
+# Headers are looked for instead of packages, so that libraries which were installed in another way
+# count too.
 need_header() {  # PACKAGE HEADER...: the first that exists is enough
     local package=$1 prefix header
     shift
@@ -28,7 +31,7 @@ need_header() {  # PACKAGE HEADER...: the first that exists is enough
 need_cpp() {
     need_command g++ "${CXX:-g++}"  # also compiles the operators for CPU
     need_command cmake cmake
-    need_command make make  # cmake only recommends it
+    [ -n "${CMAKE_GENERATOR:-}" ] || need_command make make  # cmake only recommends it
     # Of OpenCV two modules: libopencv-dev would bring all of them, with Qt, VTK and FFmpeg.
     need_header libopencv-imgproc-dev {opencv4/,}opencv2/imgproc.hpp
     need_header libopencv-imgcodecs-dev {opencv4/,}opencv2/imgcodecs.hpp
@@ -47,8 +50,10 @@ find_missing() {  # GROUP...
                 need_cpp
                 need_header libgtest-dev gtest/gtest.h
                 ;;
-            python3.*-venv) "${group%-venv}" -c 'import ensurepip, venv' 2> /dev/null || missing+=("$group") ;;
-            *) fail "the group of packages is '$group', should be cpp, tests or for example python3.11-venv" ;;
+            python3.*-venv)
+                "${group%-venv}" -c 'import ensurepip, venv' 2> /dev/null || missing+=("$group")
+                ;;
+            *) fail "the group is '$group', should be cpp, tests or for example python3.11-venv" ;;
         esac
     done
 }
@@ -63,8 +68,10 @@ become_administrator() {
 }
 
 install_missing() {
-    local apt=("${administrator[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120)
-    # On a new machine apt knows no packages before an update. If that fails, it may know them from an earlier one.
+    local apt=("${administrator[@]}" env DEBIAN_FRONTEND=noninteractive)
+    apt+=(apt-get -o DPkg::Lock::Timeout=120)  # another installation may run: wait two minutes
+    # On a new machine apt knows no packages before an update. If that fails, it may know them from
+    # an earlier one.
     quietly "$setup_log" "reading the list of Debian packages" "${apt[@]}" update || true
     quietly "$setup_log" "installing Debian packages: ${missing[*]}" \
         "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
@@ -81,7 +88,7 @@ suggest() {
     fi
 }
 
-[ $# -ge 2 ] || fail "usage: bash scripts/system_packages.sh --missing|--install|--suggest cpp|tests|pythonX.Y-venv..."
+[ $# -ge 2 ] || fail "usage: bash scripts/system_packages.sh --missing|--install|--suggest GROUP..."
 action=$1
 shift
 find_missing "$@"
@@ -99,7 +106,8 @@ if [ "$action" = --install ] && become_administrator; then
         find_missing "$@"
     else
         reason=$(first_error "$setup_log")
-        echo "$program: Debian packages could not be installed${reason:+ ($reason)}; $setup_log says more" >&2
+        reason=${reason:+ ($reason)}
+        echo "$program: packages could not be installed$reason; $setup_log says more" >&2
     fi
     [ ${#missing[@]} -gt 0 ] || exit 0
 fi

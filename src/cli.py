@@ -57,7 +57,9 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].split("=")[0]
+            # A value without a flag is often the second word of a list: --mean 1 2 3.
             what = "unknown flag" if word.startswith("-") else "unexpected value"
+            # argparse has no public list of its flags.
             flags = [flag for action in self._actions for flag in action.option_strings]
             self.error(f"{what} '{word}'{nearest(word, flags)}")
         return known
@@ -92,14 +94,17 @@ def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: s
     Raises:
         UserError: a flag or key is unknown, or its value is wrong.
     """
+    # Only what was given: a default would win over the file and over the preset.
     given = vars(_create_parser(kind, description).parse_args(_underscored(argv)))
     path = given.pop("config")
     flags = {key: _value(kind, key, text) for key, text in given.items()}
     from_file = _read_yaml(path) if path else {}
-    # First by itself, so that an error names the file; what a flag replaces is of no interest.
+    # First by itself, so that an error names the file. What a flag replaces is not checked: the
+    # method of the file may be another one than that of the flag.
     rest = {key: value for key, value in from_file.items() if key not in flags}
     build_config(kind, rest, path or "")
     values = {**rest, **flags}
+    # The preset depends on what is given, such as the data set, so it comes last and counts least.
     return build_config(kind, {**kind.preset(values), **values})
 
 
@@ -118,6 +123,7 @@ def find_kind(
     Raises:
         UserError: the value is none of ``kinds``.
     """
+    # A first look at these two flags only; which others there are depends on what they say.
     parser = Parser(add_help=False)
     for flag in ("config", key):
         parser.add_argument(f"--{flag}")
@@ -141,8 +147,10 @@ def _create_parser(kind: type[ProgramConfig], description: str) -> Parser:
     parser = Parser(description)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys")
     for key, spec in kind.model_fields.items():
-        # A bare flag switches a boolean on.
+        # A bare flag switches a boolean on; with a value it is a flag like all others.
         bare: dict[str, Any] = {"nargs": "?", "const": "true"} if spec.annotation is bool else {}
+        # Values stay text here: pydantic checks them, in flags and files alike. argparse formats
+        # help texts with %, so a percent sign is doubled.
         parser.add_argument(
             f"--{key}",
             metavar=key.upper(),
@@ -166,12 +174,13 @@ def _underscored(argv: Sequence[str] | None) -> list[str]:
 
 def _value(kind: type[ProgramConfig], key: str, text: str) -> Any:
     """The value of a flag, read as YAML, so that flags and files follow one grammar."""
+    # A folder called 2012 or null is text.
     if kind.model_fields[key].annotation in (str, str | None):
         return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        return text
+        return text  # which pydantic refuses, with the key in the message
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -12,19 +12,19 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from src.arch.cost import CostName
 from src.data.preprocessing import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
+    PolicyName,
     Preprocessing,
 )
+from src.lr_scheduler import ScheduleName
 
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
-CostName = Literal["latency", "macs", "params"]
-ScheduleName = Literal["cosine", "step", "exponential", "one_cycle", "constant"]
-PolicyName = Literal["imagenet", "cifar10"]
 OptimizerName = Literal["momentum", "rmsprop"]
 Triple = tuple[float, float, float]
 Preset = dict[str, Any]
@@ -73,9 +73,10 @@ digits_cfg: Preset = {
     "image_height": 32,
     "image_width": 32,
     "resize": 32,
+    # Pixels become values from -1 to 1.
     "mean": (127.5, 127.5, 127.5),
     "std": (127.5, 127.5, 127.5),
-    "crop_padding": 2,
+    "crop_padding": 2,  # and no flip: a mirrored digit is not a digit
     "batch_size": 64,
     "lr_init": 0.1,
     "lr_scheduler": "one_cycle",
@@ -143,6 +144,10 @@ SEARCH_PRESETS: dict[str, Preset] = {
 # Keys.
 
 
+# A key is a flag, a line of a YAML file and a value of a configuration. Its description is what
+# --help says, and its limits are checked wherever it comes from.
+
+
 def _key(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
@@ -150,6 +155,7 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
 class ProgramConfig(BaseModel):
     """Keys of a program; a configuration is checked when it is made, and does not change."""
 
+    # An unknown key is an error: a misspelled one would otherwise be ignored in silence.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
@@ -240,13 +246,14 @@ class RunConfig(ComputeConfig):
     print_steps: int = _key(0, "steps between such lines on the terminal; 0 for none", ge=0)
     resume: bool = _key(False, "continue the run in checkpoint_path")
 
-    # Optimisation.
+    # Optimisation: length and batches.
     epoch_size: int = _key(180, "epochs to train", ge=1)
     epoch_steps: int = _key(0, "batches per epoch at most; 0 for the whole epoch", ge=0)
     batch_size: int = _key(128, "images per step on each device", ge=1)
     accumulate_steps: int = _key(
         1, "batches whose gradients are averaged for one optimizer step", ge=1
     )
+    # Learning rate; each schedule reads its own keys of these.
     lr_init: float | None = _key(
         None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted", gt=0
     )
@@ -256,6 +263,7 @@ class RunConfig(ComputeConfig):
     lr_epochs: tuple[float, ...] = _key((30, 60, 90), "epochs at which the step schedule decays")
     lr_gamma: float = _key(0.97, "decay factor of the step and exponential schedules", gt=0, le=1)
     lr_decay_epochs: float = _key(2.4, "epochs between decays of the exponential schedule", gt=0)
+    # Updates and loss.
     momentum: float = _key(0.9, "momentum", ge=0, lt=1)
     weight_decay: float = _key(
         1e-5, "L2 factor on weights, not on biases nor batch normalisation", ge=0
@@ -268,6 +276,7 @@ class RunConfig(ComputeConfig):
     ema_decay: float = _key(
         0.0, "decay of the weight average that is validated and saved; 0 for none", ge=0, lt=1
     )
+    # Precision. Level O1 is left out: MindSpore 2.8 fails on this network with it.
     amp_level: Literal["O0", "O2", "O3"] | None = _key(
         None, "mixed precision; O2 on Ascend and O0 on CPU where omitted"
     )
@@ -317,6 +326,7 @@ class OptimizerConfig(RunConfig):
     A one-shot supernet has an optimizer of its own, which changes only the blocks of a step's path.
     """
 
+    # The values of RMSProp are those of the released code (arXiv 1904.02877).
     optimizer: OptimizerName = _key("momentum", "optimizer")
     rmsprop_decay: float = _key(0.9, "decay of RMSProp's mean square", gt=0, lt=1)
     rmsprop_epsilon: float = _key(1e-3, "RMSProp's epsilon, added under the square root", gt=0)
@@ -348,6 +358,9 @@ class SearchConfig(OptimizerConfig):
     latency_table: str | None = _key(None, "shipped latency table or table file")
     target_latency_ms: float | None = _key(None, "latency to end at, milliseconds", gt=0)
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+
+    # The cost's part in the loss, and the epochs of a search: without it, with a rising part, with
+    # the whole of it, with fixed decisions.
     latency_weight: float = _key(
         0.02,
         "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
@@ -364,6 +377,8 @@ class SearchConfig(OptimizerConfig):
     settle_epochs: float | None = _key(
         None, "last epochs, in which decisions are fixed; an eighth of all where omitted", ge=0
     )
+
+    # Indicators, which say whether a part of a superkernel is used, and their thresholds.
     indicator_keep_prob: float = _key(
         0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1
     )
@@ -377,6 +392,8 @@ class SearchConfig(OptimizerConfig):
         "learning rate of bounded thresholds; crosses the norm within a ramp where omitted",
         gt=0,
     )
+
+    # In place of a single search.
     sweep: str | None = _key(None, "search for each of these targets, for example 40,60,80")
     random: int = _key(
         0, "draw this number of random networks near the target instead of searching", ge=0
@@ -406,6 +423,8 @@ class OneShotConfig(RunConfig):
 
     PRESETS: ClassVar[Mapping[str, Preset]] = _images
 
+    # An update changes the blocks of one path, that of its last batch.
+    accumulate_steps: Literal[1] = _key(1, "batches per optimizer step")
     layers: int = _key(20, "layers of the supernet", ge=1)
     num_choices: int = _key(4, "blocks that each layer chooses from", ge=1)
     space: str = _key(
@@ -430,6 +449,8 @@ class OneShotSearchConfig(CheckpointDataConfig):
     method: Literal["one_shot"] = _key("one_shot", "how to search")
     name: str = _key("one_shot", "first part of the found network's name", min_length=1)
     ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
+
+    # Which paths are evaluated.
     strategy: Literal["random", "evolution"] = _key("evolution", "how paths are drawn")
     search_num: int = _key(1000, "paths of a random search", ge=1)
     population: int = _key(50, "paths per generation", ge=1)
@@ -438,6 +459,8 @@ class OneShotSearchConfig(CheckpointDataConfig):
     mutation: int = _key(25, "paths per generation that have one parent", ge=0)
     mutation_prob: float = _key(0.1, "probability that a layer mutates", gt=0, le=1)
     top_k: int = _key(10, "best paths so far, which are the parents", ge=1)
+
+    # What a path may cost.
     cost: CostName = _key(
         "macs", "what is reported and limited: latency by a table, macs or params"
     )
@@ -446,6 +469,8 @@ class OneShotSearchConfig(CheckpointDataConfig):
         None, "most milliseconds of a path; no limit where omitted", gt=0
     )
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+
+    # How a path is evaluated.
     calibration_images: int = _key(
         2000, "training images from which a path's normalisation statistics are taken", ge=2
     )
@@ -453,6 +478,7 @@ class OneShotSearchConfig(CheckpointDataConfig):
         None, "validate on this number of images, a fixed random choice; on all where omitted", ge=1
     )
     batch_size: int = _key(200, "images per step", ge=2)
+
     checkpoint_path: str = _key(".", "folder of the results")
     seed: int = _key(1, "seed of the paths", ge=0)
     resume: bool = _key(False, "continue the search in checkpoint_path")
@@ -504,15 +530,20 @@ class ProfileConfig(ProgramConfig):
         "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore"
     )
     device_id: int = _key(0, "number of the Ascend device", ge=0)
+
+    # What is measured; these go into the table, which is only valid for them.
     threads: int = _key(1, "threads of the runtime on CPU", ge=1)
     batch_size: int = _key(1, "images per inference", ge=1)
     input_size: int | None = _key(
         None, "side of the square images, pixels; the space's own where omitted", ge=1
     )
     num_classes: int = _key(1000, "outputs of the classifier", ge=1)
+
     max_rounds: int = _key(
         400, "rounds after which medians that are not stable are taken as they are", ge=1
     )
+
+    # The table against networks that it was not made from.
     verify: int = _key(
         0,
         "measure this number of random networks, and the shipped ones, and compare them with the "

@@ -141,11 +141,14 @@ def _place(problem: ErrorDetails, data: Any) -> str:
         return ".".join(map(str, problem["loc"]))
     keys = []
     for part in problem["loc"]:
-        mapping, sequence = isinstance(data, Mapping), isinstance(data, (list, tuple))
-        if (mapping and part in data) or (sequence and isinstance(part, int)):
+        if isinstance(data, Mapping):
+            found = part in data
+        else:
+            found = isinstance(data, (list, tuple)) and part in range(len(data))
+        if found:
             data = data[part]
             keys.append(part)
-    if problem["type"] in _MISSING:
+    if problem["type"] in _MISSING:  # the last key is the missing one, so it was not found
         keys.append(problem["loc"][-1])
     return ".".join(map(str, keys))
 
@@ -220,6 +223,7 @@ def parse_record(
         raise error(f"{origin}: {first_problem(problem, field_names(kind), data)}") from None
     except UserError as problem:
         raise error(f"{origin}: {problem}") from None
+    # A file states what it is made of: a default of the program must not change its meaning.
     if optional is not None:
         for spec in fields(value):
             if spec.name not in data and spec.name not in optional:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import io
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mindspore as ms
 import pytest
 
 from src.data.sources import prepare_digits
+from src.utils import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 # MindSpore sets the level of the runtime's own log for child processes.
@@ -63,30 +71,106 @@ def application():
     return ROOT / "ascend310_infer/out/main"
 
 
+@contextlib.contextmanager
+def mode_of(mode: int) -> Iterator[None]:
+    """In one of MindSpore's modes: GRAPH compiles for seconds, PYNATIVE does not."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=before)
+
+
+@pytest.fixture(autouse=True)
+def own_mode():
+    """Each test starts in MindSpore's default mode, whatever ran before it in this process."""
+    with mode_of(ms.PYNATIVE_MODE):
+        yield
+
+
 @pytest.fixture(params=(ms.GRAPH_MODE, ms.PYNATIVE_MODE), ids=("graph", "pynative"))
 def mode(request):
     """Runs a test in both modes of MindSpore."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield request.param
-    ms.set_context(mode=before)
+    with mode_of(request.param):
+        yield request.param
 
 
 @pytest.fixture
-def run_program(tmp_path):
-    """Runs a root script in an empty folder; returns the finished process with its output as text."""
+def graph_mode():
+    """As all programs run."""
+    with mode_of(ms.GRAPH_MODE):
+        yield
 
-    def run(
-        script: str, *flags: object, timeout: float = 300, **environment: str
-    ) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, flags)],
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            timeout=timeout,
-            env={**os.environ, **environment},
-            check=False,
-        )
 
-    return run
+Program = Callable[..., subprocess.CompletedProcess]
+
+
+def run_in_own_process(
+    script: str, *flags: object, cwd: Path, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a program as a user does; returns the finished process with its output as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.fixture
+def run_program(tmp_path) -> Program:
+    """Runs a program in a process of its own, in an empty folder."""
+    return functools.partial(run_in_own_process, cwd=tmp_path)
+
+
+@contextlib.contextmanager
+def _restored_process() -> Iterator[None]:
+    """Give back what a program changes in its process: log, signal handlers, MindSpore's mode."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    root.handlers.clear()  # so that the program's basicConfig takes effect
+    try:
+        with mode_of(ms.get_context("mode")):
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def run_in_this_process(script: str, *flags: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a program in this process; see the fixture ``call_program``."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        _restored_process(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [script, *map(str, flags)])
+        # A folder of compiled graphs belongs to one program: MindSpore finds a graph in it by the
+        # number of graphs that the process has compiled before.
+        patch.setattr("src.training.compile_cache.CompileCache.__enter__", lambda self: self)
+        run_main(module.main)
+    code = 0 if ended.value.code is None else ended.value.code
+    return subprocess.CompletedProcess([script, *flags], code, out.getvalue(), errors.getvalue())
+
+
+@pytest.fixture
+def call_program(tmp_path) -> Program:
+    """As ``run_program``, but in this process, which saves the seconds of importing MindSpore.
+
+    For programs that end with a mistake or compile little: graphs are compiled without a cache.
+    What needs a process of its own (signals, several ranks, the cache, the environment) takes
+    ``run_program``, as does one test at least of each program.
+    """
+    return functools.partial(run_in_this_process, cwd=tmp_path)

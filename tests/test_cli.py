@@ -7,23 +7,17 @@ from typing import get_args
 import pytest
 
 from search import find_method
-from src.arch.cost_table import COSTS
 from src.cli import Parser, build_config, parse_config
 from src.config import (
     PRESETS,
     SEARCH_PRESETS,
-    CostName,
     DatasetName,
     OneShotConfig,
     OneShotSearchConfig,
-    PolicyName,
-    ScheduleName,
     SearchConfig,
     TrainConfig,
 )
-from src.data.preprocessing import POLICIES
 from src.errors import UserError
-from src.lr_scheduler import SCHEDULES
 
 
 @pytest.fixture
@@ -191,10 +185,7 @@ def test_flags_are_not_abbreviated_and_errors_are_no_exits():
 # Declarations.
 
 
-def test_names_of_the_configuration_are_those_of_the_modules():
-    assert get_args(CostName) == COSTS
-    assert get_args(ScheduleName) == SCHEDULES
-    assert get_args(PolicyName) == POLICIES
+def test_every_data_set_has_presets():
     assert get_args(DatasetName) == tuple(PRESETS) == tuple(SEARCH_PRESETS)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which checkpoints are kept, which one is the newest and which one the best."""
+"""The folder of a run: which checkpoints are kept, which is the newest and which the best."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ metadata of exported models. This module imports no framework.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ConfigDict
 
@@ -16,7 +16,6 @@ from src.files import parse_record
 Triple: TypeAlias = tuple[float, float, float]
 # Of AutoAugment (Cubuk et al., arXiv 1805.09501), by the data set that they were found for.
 PolicyName = Literal["imagenet", "cifar10"]
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 # Mean and standard deviation per RGB channel, of pixel values 0..255. ImageNet: the model zoo's;
 # CIFAR-10: those of its training set.

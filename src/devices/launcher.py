@@ -36,6 +36,7 @@ ONE_SHOT = "scripts/run_spnas.py"
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the job, in the background unless told otherwise; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # All that can be wrong is found here, before anything runs in the background.
     launch, foreground = parse(words)
     launch = _with_free_port(launch)
     try:
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[Launch, bool]:
             f"program is '{args.program}', should be a script of {ROOT}, such as train.py or "
             "search.py"
         )
+    # Ascend unless the user says otherwise, as in the model zoo's scripts.
     target = os.environ.get("DEVICE_TARGET", "Ascend")
     own = ["--dataset_name", dataset, "--device_target", target]
     if args.program == ONE_SHOT:
@@ -114,6 +116,7 @@ def _create_parser() -> argparse.ArgumentParser:
 
 def _split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     """Rank table, if there is one, data set, and flags of the program."""
+    # Words end at the first flag: a later one without a dash is the value of a flag of the program.
     rest = list(words)
     named = []
     while rest and not rest[0].startswith("-"):
@@ -138,7 +141,7 @@ def _launch_of_number(
         worker_num=device_num,
         local_worker_num=device_num,
         node_rank=0,
-        master_addr="127.0.0.1",
+        master_addr="127.0.0.1",  # no other machine takes part
         master_port=port or 0,
         device_ids=None,
         log_dir=log_dir,
@@ -161,6 +164,7 @@ def _launch_of_table(
         node_rank=node_rank,
         master_addr=table.master,
         master_port=port or default_port,
+        # On CPU the table says how many processes to start, and devices have no meaning.
         device_ids=devices if target == "Ascend" else None,
         log_dir=log_dir,
     )
@@ -183,7 +187,7 @@ def _with_free_port(launch: Launch) -> Launch:
     MindSpore itself would wait for minutes for a port that is in use.
     """
     if launch.node_rank:
-        return launch
+        return launch  # the scheduler runs on another server
     with socket.socket() as probe:
         try:
             # As the scheduler does: connections of a job that has just ended do not block it.
@@ -203,6 +207,7 @@ def _start_in_background(launch: Launch, words: Sequence[str]) -> None:
     foreground = ["--foreground", "--log_dir", str(launch.log_dir)]
     with open(output, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
+            # nohup: the end of the terminal must not end the job.
             ["nohup", sys.executable, sys.argv[0], *words, *foreground],
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -109,6 +109,7 @@ class RankTable:
         Raises:
             RankTableError: none or several of the servers are this machine.
         """
+        # server_id may be a name that no interface has; then host_ip or server_ip has the address.
         found = [
             number
             for number, server in enumerate(self.servers)
@@ -159,6 +160,7 @@ def parse_rank_table(data: Any, origin: str) -> RankTable:
         raise RankTableError(
             f"{origin}: holds {type(data).__name__} where keys and values should be"
         )
+    # The key says which form it is, as the older one has no version.
     record: _ServerTable | _GroupTable
     if "server_list" in data:
         record = parse_record(_ServerTable, data, origin, RankTableError)
@@ -190,6 +192,7 @@ def build_rank_table(
 
 def merge_rank_tables(tables: Iterable[RankTable]) -> RankTable:
     """One table of the servers of several, whose ranks follow the order of the tables."""
+    # Each table counts its ranks from 0; here every server goes on behind those before it.
     servers, first = [], 0
     for table in tables:
         for server in table.servers:
@@ -227,6 +230,7 @@ def _ip_address(value: Any) -> Any:
     return value
 
 
+# Under parse_record's strict rules text is no number, so it becomes one before they are applied.
 Number = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Status = Annotated[str, AfterValidator(_completed)]
 Address = Annotated[str, BeforeValidator(_ip_address)]
@@ -252,7 +256,8 @@ class _RankedDevice(_Device):
 
 class _Server(BaseModel):
     server_id: str
-    host_ip: str | None = None  # this and the next one: of servers whose id is a name
+    # Of servers whose id is a name; which of the two keys, depends on the program that wrote it.
+    host_ip: str | None = None
     server_ip: str | None = None
     device: list[_RankedDevice]
 
@@ -281,13 +286,15 @@ class _ServerTable(BaseModel):
 
 class _Instance(BaseModel):
     server_id: str
-    rank_id: Number | None = None  # of its first device; otherwise the one after those before
+    # Of the first of its devices; without it ranks go on behind those of the instance before.
+    rank_id: Number | None = None
     devices: list[_Device]
 
 
 class _Group(BaseModel):
     instance_count: Number | None = None
-    device_count: Number | None = None  # some programs call it device_num
+    # Two names of the same count, by different programs.
+    device_count: Number | None = None
     device_num: Number | None = None
     server_num: Number | None = None
     instance_list: list[_Instance]
@@ -374,6 +381,8 @@ def _check_ranks(servers: Sequence[Server], origin: str) -> None:
                 f"{origin}: has {wrong}; {len(ranks)} devices should have the ranks 0 to "
                 f"{len(ranks) - 1}"
             )
+    # msrun gives the ranks of a server by its place among the servers: node_rank * devices + 0, 1,
+    # ... A table that mixes the servers could be read, but not started.
     for server in sorted(servers, key=lambda server: server.devices[0].rank):
         first, last = server.devices[0].rank, server.devices[-1].rank
         if last - first >= len(server.devices):

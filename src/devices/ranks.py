@@ -54,6 +54,7 @@ class Ranks:
 
     def _all_gather(self, array: np.ndarray) -> np.ndarray:
         """The arrays of all ranks: (n,) -> (ranks, n)."""
+        # Imported here, as that takes seconds and a single process does not need it.
         from mindspore import Tensor, ops
 
         return ops.AllGather()(Tensor(array)).asnumpy().reshape(self.size, -1)
@@ -85,13 +86,14 @@ class Ranks:
         if self.size == 1:
             work()
         elif self.rank == 0:
+            # In a thread, so that this one can go on meeting the others.
             with ThreadPoolExecutor(1) as pool:
                 future = pool.submit(work)
                 done = False
                 while not done:
                     done, failure = self._progress(future)
                     self.gather([done, failure])
-            future.result()
+            future.result()  # raises on rank 0 what the work raised
         else:
             done, failure = False, None
             while not done:

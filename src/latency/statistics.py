@@ -1,4 +1,7 @@
-"""Statistics of latency measurements, and how well a table predicts: pure functions. Imports no framework."""
+"""Statistics of latency measurements, and how well a table predicts: pure functions.
+
+Imports no framework.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from scipy.stats import binom, kendalltau
 
 CONFIDENCE = 0.95
 NEIGHBOURS = 12  # samples on either side that tell the machine's speed at a sample
-RMSE_BAR = 0.05
-TAU_BAR = 0.9
+
+# What a good table reaches on networks to which it was not fitted.
+RMSE_LIMIT = 0.05  # at most
+TAU_LIMIT = 0.9  # at least
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class Summary:
 
     Attributes:
         median_ms: median, milliseconds.
-        margin: half the width of the median's 95 % confidence interval, relative to it.
+        margin: half the width of the median's 95 % confidence interval, relative to the median.
         spread: interquartile range, relative to the median.
+        samples: how many there are.
         outliers: samples further than three interquartile ranges from the quartiles (Tukey's "far
             out").
         largest_ms: the largest sample.
@@ -38,6 +44,7 @@ class Summary:
     largest_ms: float
 
     def to_dict(self) -> dict[str, Any]:
+        """For the provenance of a table."""
         return {
             key: round(value, 5) if isinstance(value, float) else value
             for key, value in vars(self).items()
@@ -45,38 +52,44 @@ class Summary:
 
 
 def summarise(milliseconds: np.ndarray) -> Summary:
-    """Summary of the samples of one model; the interval comes from order statistics and assumes no distribution."""
+    """Summary of the samples of one model, (N,).
+
+    The confidence interval comes from order statistics and assumes no distribution.
+    """
     ordered = np.sort(milliseconds)
     count = len(ordered)
     low, median, high = np.quantile(ordered, (0.25, 0.5, 0.75))
     # P(x_(a) <= median <= x_(b + 1)) = P(a <= B <= b) for B binomial with probability 1/2, and
     # x_(1) the smallest.
     first, last = (int(rank) for rank in binom.interval(CONFIDENCE, count, 0.5))
-    margin = (
-        (ordered[last] - ordered[first - 1]) / 2 / median if first > 0 and last < count else np.inf
-    )
+    margin = np.inf  # few samples hold the median with less confidence
+    if first > 0 and last < count:
+        margin = (ordered[last] - ordered[first - 1]) / 2 / median
     reach = 3 * (high - low)
     outliers = int(np.sum((ordered < low - reach) | (ordered > high + reach)))
     return Summary(
-        float(median),
-        float(margin),
-        float((high - low) / median),
-        count,
-        outliers,
-        float(ordered[-1]),
+        median_ms=float(median),
+        margin=float(margin),
+        spread=float((high - low) / median),
+        samples=count,
+        outliers=outliers,
+        largest_ms=float(ordered[-1]),
     )
 
 
 def machine_slowness(models: np.ndarray, milliseconds: np.ndarray) -> np.ndarray:
-    """How slow the machine was at each sample, 1 being its median: a running median over the samples around it.
+    """How slow the machine was at each sample, relative to its median.
 
     A shared machine changes its speed for tenths of a second at a time. Models are measured in
-    random order, so the samples around one are of many models; each is taken relative to its
-    model's median.
+    random order, so the samples around one are of many models: each is divided by its model's
+    median, and the running median of these ratios is the slowness.
 
     Args:
-        models: number of each sample's model, in the order of measurement, (N,) of int.
+        models: index of each sample's model, in the order of measurement, (N,) of int.
         milliseconds: the samples, (N,).
+
+    Returns:
+        (N,), with a median of 1.
     """
     slowness = np.ones(len(milliseconds))
     for _ in range(3):  # medians and slowness depend on each other; the third round changes little
@@ -91,11 +104,15 @@ def _medians(models: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def summarise_all(models: np.ndarray, milliseconds: np.ndarray) -> tuple[list[Summary], float]:
-    """Summaries of interleaved measurements at the machine's median speed, and the noise of the machine.
+    """Summaries of interleaved measurements, corrected to the machine's median speed.
+
+    Args:
+        models: index of each sample's model, in the order of measurement, (N,) of int.
+        milliseconds: the samples, (N,).
 
     Returns:
-        A summary for each model, and the median over models of the raw samples' relative
-        interquartile range.
+        A summary for each model, and the noise of the machine: the median over models of the
+        relative interquartile range of the samples as they were taken.
     """
     steadied = milliseconds / machine_slowness(models, milliseconds)
     each = range(models.max() + 1)
@@ -105,12 +122,15 @@ def summarise_all(models: np.ndarray, milliseconds: np.ndarray) -> tuple[list[Su
 
 @dataclass(frozen=True)
 class Correction:
-    """From isolated blocks to their share of a network: ``slope * isolated + weight_ms * weights + offset_ms``.
+    """From the time of an isolated block to what the block adds to a network.
+
+    ``slope * isolated + weight_ms * weights + offset_ms``
 
     Attributes:
-        constant_ms: what every network pays beside its searched blocks.
+        constant_ms: what every network costs besides its searched blocks.
         slope: what a millisecond of an isolated block costs within a network.
-        weight_ms: what a million weights cost: alone, a block finds them in the nearest cache.
+        weight_ms: what a million weights cost: an isolated block finds them in the nearest cache, a
+            block within a network does not.
         offset_ms: usually below 0: an isolated block also pays for being a model of its own.
     """
 
@@ -120,32 +140,49 @@ class Correction:
     offset_ms: float
 
     def entry(self, isolated_ms: float, weights: float) -> float:
-        """Milliseconds of a block of so many million weights; the cheapest may compute to -1e-17."""
-        return max(0.0, self.slope * isolated_ms + self.weight_ms * weights + self.offset_ms)
+        """Milliseconds that a block of that many million weights adds to a network."""
+        entry = self.slope * isolated_ms + self.weight_ms * weights + self.offset_ms
+        return max(0.0, entry)  # that of the cheapest block may be -1e-17 by rounding
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the provenance of a table, which holds the constant itself."""
+        return {
+            "entry": "slope * isolated + weight_ms * millions of weights + offset_ms",
+            "slope": round(self.slope, 5),
+            "weight_ms": round(self.weight_ms, 5),
+            "offset_ms": round(self.offset_ms, 5),
+        }
 
 
 def fit_correction(
     isolated: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], whole: Sequence[float]
 ) -> Correction:
-    """Least squares of relative errors over whole networks, under which no block and no constant is below 0.
+    """Least squares of relative errors over whole networks.
+
+    No block that was measured, and no constant, becomes negative.
 
     Args:
-        isolated: milliseconds of the searched blocks of each network, one at a time.
+        isolated: milliseconds of the isolated searched blocks of each network.
         weights: of the same blocks, millions.
         whole: milliseconds of each network.
     """
     measured = np.asarray(whole, np.float64)
     cheapest = min(min(blocks) for blocks in isolated if len(blocks))
     # whole = constant + slope * sum(isolated - cheapest) + weight_ms * sum(weights) + count * cost
-    # of the cheapest; all four are not negative.
+    # of the cheapest; with these four unknowns "not negative" is what nnls solves.
     columns = np.array(
         [
             (1.0, sum(blocks) - len(blocks) * cheapest, sum(millions), len(blocks))
-            for blocks, millions in zip(isolated, weights)
+            for blocks, millions in zip(isolated, weights, strict=True)
         ]
     )
     (constant, slope, weight, floor), _ = nnls(columns / measured[:, None], np.ones(len(measured)))
-    return Correction(float(constant), float(slope), float(weight), float(floor - slope * cheapest))
+    return Correction(
+        constant_ms=float(constant),
+        slope=float(slope),
+        weight_ms=float(weight),
+        offset_ms=float(floor - slope * cheapest),
+    )
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,7 @@ class Verdict:
     """How predicted latencies compare with measured ones.
 
     Attributes:
+        networks: how many were compared.
         mean_error: mean of predicted / measured - 1.
         rmse: root of the mean squared error, relative to the mean measured latency.
         worst: predicted / measured - 1 of the network where it is furthest from 0.
@@ -167,9 +205,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return self.rmse <= RMSE_BAR and self.kendall_tau >= TAU_BAR
+        """Whether error and rank correlation are within ``RMSE_LIMIT`` and ``TAU_LIMIT``."""
+        return self.rmse <= RMSE_LIMIT and self.kendall_tau >= TAU_LIMIT
 
     def to_dict(self) -> dict[str, Any]:
+        """For the provenance of a table."""
         return {
             "networks": self.networks,
             **{key: round(value, 4) for key, value in vars(self).items() if key != "networks"},
@@ -178,14 +218,14 @@ class Verdict:
 
 
 def judge(predicted: Sequence[float], measured: Sequence[float]) -> Verdict:
-    """Compare predictions, in milliseconds, with measurements."""
+    """Compare predictions with measurements of the same networks, both in milliseconds."""
     guess, truth = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     errors = guess / truth - 1
     rmse = np.sqrt(np.mean((guess - truth) ** 2)) / truth.mean()
     return Verdict(
-        len(truth),
-        float(errors.mean()),
-        float(rmse),
-        float(errors[np.abs(errors).argmax()]),
-        float(kendalltau(guess, truth).statistic),
+        networks=len(truth),
+        mean_error=float(errors.mean()),
+        rmse=float(rmse),
+        worst=float(errors[np.abs(errors).argmax()]),
+        kendall_tau=float(kendalltau(guess, truth).statistic),
     )

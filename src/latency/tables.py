@@ -1,9 +1,12 @@
-"""Work with several latency tables: merge measurements of one device, compare two tables. Imports no framework."""
+"""Work with several latency tables: merge measurements of one device, compare two tables.
+
+Imports no framework.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +17,14 @@ from src.arch.space import SearchSpace
 
 CONDITIONS = ("threads", "image_size", "num_classes")  # that a measured table's provenance holds
 
+Layers = dict[str, dict[str, float]]  # milliseconds by layer and choice
+
 
 def conditions(table: CostTable) -> dict[str, Any]:
-    """Under which conditions a table was measured; tables with the same may be merged, others only compared."""
+    """Under which conditions a table was measured.
+
+    Tables of equal conditions may be merged, others only compared.
+    """
     return {
         "space": table.space,
         "device": table.device,
@@ -31,47 +39,58 @@ def merge_tables(tables: Mapping[str, CostTable], name: str) -> CostTable:
 
     Args:
         tables: by file; the file is named in errors.
+        name: of the merged table.
 
     Raises:
         CostTableError: two tables were measured under different conditions.
     """
-    (origin, first), *others = tables.items()
-    for other, table in others:
-        for key, value in conditions(first).items():
-            if conditions(table)[key] != value:
-                raise CostTableError(
-                    f"{other}: measured with {key} {conditions(table)[key]!r}, {origin} with {value!r}; "
-                    "only measurements of one kind can be merged"
-                )
-    parts = [table.layers for table in tables.values()]
+    _check_equal_conditions(tables)
+    parts = list(tables.values())
+    first = parts[0]
     layers = {
         layer: {
-            choice: round(math.fsum(part[layer][choice] for part in parts) / len(parts), 5)
+            choice: round(math.fsum(part.layers[layer][choice] for part in parts) / len(parts), 5)
             for choice in entries
         }
         for layer, entries in first.layers.items()
     }
-    spread = max(
-        np.ptp([part[layer][choice] for part in parts]) / cost
-        for layer, entries in layers.items()
-        for choice, cost in entries.items()
-        if cost > 0
-    )
     provenance = {
         "source": "scripts/latency_tables.py --merge",
         **{key: first.provenance.get(key) for key in CONDITIONS},
-        "widest_spread_of_an_entry": round(float(spread), 4),
+        "widest_spread_of_an_entry": round(_widest_spread(parts, layers), 4),
         "merged": [
             {
                 "name": table.name,
                 "date": table.provenance.get("date"),
                 "noise": table.provenance.get("noise"),
             }
-            for table in tables.values()
+            for table in parts
         ],
     }
-    constant = round(math.fsum(table.constant for table in tables.values()) / len(tables), 5)
+    constant = round(math.fsum(table.constant for table in parts) / len(parts), 5)
     return replace(first, name=name, constant=constant, layers=layers, provenance=provenance)
+
+
+def _check_equal_conditions(tables: Mapping[str, CostTable]) -> None:
+    (origin, first), *others = tables.items()
+    for other, table in others:
+        for key, value in conditions(first).items():
+            found = conditions(table)[key]
+            if found != value:
+                raise CostTableError(
+                    f"{other}: measured with {key} {found!r}, {origin} with {value!r}; "
+                    "only measurements of one kind can be merged"
+                )
+
+
+def _widest_spread(parts: Sequence[CostTable], mean: Layers) -> float:
+    """Largest difference between tables in an entry, relative to the entry's mean."""
+    return max(
+        float(np.ptp([part.layers[layer][choice] for part in parts])) / cost
+        for layer, entries in mean.items()
+        for choice, cost in entries.items()
+        if cost > 0
+    )
 
 
 def compare_tables(
@@ -81,12 +100,19 @@ def compare_tables(
     *,
     networks: int = 1000,
     seed: int = 0,
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+) -> tuple[Layers, np.ndarray]:
     """How two tables of a space differ.
 
+    Args:
+        before: a table of the space.
+        after: another one, which is divided by it.
+        space: of both.
+        networks: how many random networks are compared.
+        seed: of the random networks.
+
     Returns:
-        ``after / before`` of each layer and choice that costs something, and the costs of random
-        networks by both tables, (networks, 2).
+        ``after / before`` of each layer and choice that costs something, and the costs of the
+        random networks by both tables, (networks, 2).
     """
     ratios = {
         layer: {
@@ -101,6 +127,5 @@ def compare_tables(
         [layer.names[random.integers(len(layer.names))] for layer in searched]
         for _ in range(networks)
     ]
-    return ratios, np.array(
-        [(before.total(decisions), after.total(decisions)) for decisions in drawn]
-    )
+    costs = [(before.total(decisions), after.total(decisions)) for decisions in drawn]
+    return ratios, np.array(costs)

@@ -6,7 +6,7 @@ steps by a linear rise. Imports no framework.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from src.lr_scheduler.schedules import (
 )
 
 __all__ = [
-    "SCHEDULES",
     "ScheduleName",
     "constant_lr",
     "cosine_lr",
@@ -36,7 +35,6 @@ __all__ = [
 ONE_DEVICE_LR, EIGHT_DEVICES_LR = 0.26, 1.5
 
 ScheduleName = Literal["cosine", "step", "exponential", "one_cycle", "constant"]
-SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 
 def documented_lr(device_num: int) -> float:
@@ -72,6 +70,7 @@ def learning_rates(
     Returns:
         Array (steps_per_epoch * epoch_size,) of float32.
     """
+    # Computed in float64 and rounded once, at the end.
     steps = np.arange(steps_per_epoch * epoch_size, dtype=np.float64)
     total = max(len(steps), 1)
     if schedule == "cosine":
@@ -82,7 +81,7 @@ def learning_rates(
         )
     elif schedule == "exponential":
         rates = exponential_lr(steps, base_lr, decay_epochs * steps_per_epoch, decay_rate)
-    elif schedule == "one_cycle":
+    elif schedule == "one_cycle":  # it has a warm-up of its own
         return one_cycle_lr(steps, base_lr, total).astype(np.float32)
     else:
         rates = constant_lr(steps, base_lr)

@@ -1,0 +1,1 @@
+"""Searches: superkernels, one-shot supernets, and random networks as a control."""

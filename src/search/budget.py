@@ -1,6 +1,6 @@
-"""What a search counts as cost, and where that should end: latency by a table, multiply-adds or parameters.
+"""What a search counts as cost, and the value that the cost should have.
 
-Imports no framework.
+The cost is latency by a table, multiply-adds or parameters. Imports no framework.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from src.latency.runtimes import installed_version
 
 log = logging.getLogger(__name__)
 
+DEFAULT_CLASSES = 1000  # where the number of classes is not known: those of ImageNet
+
 
 def open_table(
     config: SearchConfig | OneShotSearchConfig,
@@ -24,11 +26,17 @@ def open_table(
     images: Preprocessing,
     num_classes: int | None,
 ) -> CostTable:
-    """The table of costs that the configuration asks for, for preprocessed ``images``.
+    """The table of costs that the configuration asks for.
 
     Args:
-        num_classes: outputs of the classifier, for which arithmetic is counted; 1000 where not
+        config: names the cost and, for latency, the table.
+        space: that is searched.
+        images: the size of the images, for which arithmetic is counted.
+        num_classes: outputs of the classifier, for which arithmetic is counted; None where not
             known.
+
+    Raises:
+        UserError: a table is missing, damaged, of another space, or not for this cost.
     """
     if config.cost == "latency":
         if config.latency_table is None:
@@ -37,21 +45,23 @@ def open_table(
                 "or --cost macs|params does without"
             )
         table = load_table(config.latency_table, space)
-        _tell_changes(table, images)
+        _warn_of_differences(table, images)
         return table
     if config.latency_table is not None:
         raise UserError(
             f"latency_table is for --cost latency, cost is {config.cost}; give one of the two"
         )
-    return arithmetic_table(space, config.cost, num_classes or 1000, (images.height, images.width))
+    size = (images.height, images.width)
+    return arithmetic_table(space, config.cost, num_classes or DEFAULT_CLASSES, size)
 
 
-def _tell_changes(table: CostTable, images: Preprocessing) -> None:
-    """Warn where a measured table is of another runtime than the one installed, or of other images."""
+def _warn_of_differences(table: CostTable, images: Preprocessing) -> None:
+    """Warn where a table was measured with another runtime than is installed, or other images."""
     installed = installed_version(table.runtime)
     if installed not in (None, table.runtime):
         log.warning(
-            "latency table '%s' was made with %s, installed is %s; scripts/profile_latency.py makes it again",
+            "latency table '%s' was made with %s, installed is %s; "
+            "scripts/profile_latency.py makes it again",
             table.name,
             table.runtime,
             installed,
@@ -69,7 +79,11 @@ def _tell_changes(table: CostTable, images: Preprocessing) -> None:
 
 
 def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
-    """The target or limit of the cost, in the unit of its table; None where none is given."""
+    """The target or limit of the cost, in the unit of its table; None where none is given.
+
+    Raises:
+        UserError: the value given is one for another cost.
+    """
     if config.cost == "latency":
         if config.target is not None:
             raise UserError(

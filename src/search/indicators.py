@@ -19,7 +19,7 @@ FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
 def padded_shape(space: SearchSpace) -> tuple[int, int]:
     """Most kernel sizes and most expansions that any layer has."""
-    layers = space.searched.values()
+    layers = space.superkernels.values()
     sizes = max(len(layer.kernel_sizes) for layer in layers)
     return sizes, max(len(layer.expansions) for layer in layers)
 
@@ -53,7 +53,7 @@ def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
 
 def missing_indicators(space: SearchSpace) -> np.ndarray:
     """Values (L, D) of the indicators that layers lack, and FREE for those that they have."""
-    layers = list(space.searched.values())
+    layers = list(space.superkernels.values())
     sizes, parts = padded_shape(space)
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
     for row, layer in zip(values, layers, strict=True):
@@ -67,7 +67,7 @@ def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
     """Choices that indicators (L, D) of 0 and 1 stand for, one per searched layer."""
     sizes = padded_shape(space)[0] - 1
     decisions = []
-    for layer, row in zip(space.searched.values(), indicators, strict=True):
+    for layer, row in zip(space.superkernels.values(), indicators, strict=True):
         kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
         expansion = layer.expansions[int(np.cumprod(row[sizes:-1]).sum())]
         decisions.append(choice_name(kernel_size, expansion) if row[-1] else SKIP)
@@ -78,7 +78,7 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     """Inverse of ``to_decisions``; a skipped layer has its largest choice."""
     space.check(decisions)
     values = missing_indicators(space)
-    for row, layer, choice in zip(values, space.searched.values(), decisions, strict=True):
+    for row, layer, choice in zip(values, space.superkernels.values(), decisions, strict=True):
         kernel_size, expansion = layer.choices[layer.largest if choice == SKIP else choice]
         own = [
             *(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
@@ -130,30 +130,9 @@ def match_target(
         tolerance: relative distance from the target at which costs match; where no network is so
             near, the nearest one is taken.
     """
-    layers, prices = list(space.searched.values()), list(table.layers.values())
-    sizes, unit = padded_shape(space)[0], 1e-4 * target
-    # The knapsack: total costs in units, as indices. A cost is rounded once per layer and for the
-    # constant, so the largest total may lie so many units above the table's.
-    bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
-    least = np.full(bins, np.inf)  # change needed for each total cost so far
-    least[round(table.constant / unit)] = 0
-    picks = np.zeros((len(layers), bins), np.int64)
-    for number, (layer, costs) in enumerate(zip(layers, prices, strict=True)):
-        before, least = least, np.full(bins, np.inf)
-        for pick, choice in enumerate(layer.names):
-            required = _required(layer, choice, sizes, indicators.shape[1])
-            change = sum(
-                abs(margins[number, column])
-                for column, value in required.items()
-                if indicators[number, column] != value
-            )
-            shift = round(costs[choice] / unit)
-            total = np.full(bins, np.inf)
-            total[shift:] = before[: bins - shift] + change
-            better = total < least
-            least[better], picks[number, better] = total[better], pick
-
-    distance = np.abs(np.arange(bins) * unit / target - 1)
+    unit = 1e-4 * target
+    least, picks = _least_changes(space, table, indicators, margins, unit, target)
+    distance = np.abs(np.arange(len(least)) * unit / target - 1)
     reached = np.isfinite(least)
     near = reached & (distance <= tolerance)
     if near.any():
@@ -162,10 +141,50 @@ def match_target(
         place = int(np.argmin(np.where(reached, distance, np.inf)))
 
     # Back from the total cost to the choice of each layer.
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
     matched = indicators.copy()
     for number in reversed(range(len(layers))):
         choice = layers[number].names[picks[number, place]]
-        for column, value in _required(layers[number], choice, sizes, indicators.shape[1]).items():
+        for column, value in _required(layers[number], choice, sizes, count).items():
             matched[number, column] = value
         place -= round(prices[number][choice] / unit)
     return matched
+
+
+def _least_changes(
+    space: SearchSpace,
+    table: CostTable,
+    indicators: np.ndarray,
+    margins: np.ndarray,
+    unit: float,
+    target: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least change that each total cost needs, and the choices that it takes.
+
+    Returns:
+        By cost in units, (B,): the change, infinite where no network costs that much; and for each
+        layer the number of its choice in the network of that change, (L, B).
+    """
+    layers, prices = list(space.superkernels.values()), list(table.layers.values())
+    sizes, count = padded_shape(space)[0], indicators.shape[1]
+    # A cost is rounded once per layer and once for the constant, so the largest total may lie that
+    # many units above the table's.
+    bins = round(max(table.range()[1], target) / unit) + len(layers) + 1
+    least = np.full(bins, np.inf)
+    least[round(table.constant / unit)] = 0
+    picks = np.zeros((len(layers), bins), np.int64)
+    for number, (layer, costs) in enumerate(zip(layers, prices, strict=True)):
+        before, least = least, np.full(bins, np.inf)
+        for pick, choice in enumerate(layer.names):
+            change = sum(
+                abs(margins[number, column])
+                for column, value in _required(layer, choice, sizes, count).items()
+                if indicators[number, column] != value
+            )
+            shift = round(costs[choice] / unit)
+            total = np.full(bins, np.inf)
+            total[shift:] = before[: bins - shift] + change
+            better = total < least
+            least[better], picks[number, better] = total[better], pick
+    return least, picks

@@ -1,4 +1,6 @@
-"""The one-shot supernet: several blocks a layer, each with weights of its own, of which a step trains one.
+"""The one-shot supernet: several blocks per layer, each with weights of its own.
+
+A step trains one block of each layer.
 
 Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv
 1904.00420. A path is an int32 array (L,) with the number of the block that each layer takes. As a
@@ -25,13 +27,14 @@ BlockPath = tuple[int, ...]  # number of the block that each layer takes
 
 def draw_path(space: SearchSpace, *key: int) -> np.ndarray:
     """A path, uniformly among all of a space and always the same for the same key."""
-    counts = [len(layer.names) for layer in space.layers]
+    counts = [len(layer.names) for layer in space.block_layers]
     return np.random.default_rng(key).integers(counts).astype(np.int32)
 
 
 def path_names(space: SearchSpace, path: Sequence[int]) -> list[str]:
     """The decisions of a path, by name."""
-    return [layer.names[choice] for layer, choice in zip(space.layers, path)]
+    layers = space.block_layers
+    return [layer.names[choice] for layer, choice in zip(layers, path, strict=True)]
 
 
 class OneShotSupernet(BlockNetwork):
@@ -81,7 +84,9 @@ def _move_tensor(apply, parameter, moment, gradient, factors):
 
 
 class PathMomentum(nn.Optimizer):
-    """SGD with momentum and weight decay that leaves alone what is not on the path, its momentum included.
+    """SGD with momentum and weight decay that changes nothing but what is on the path.
+
+    Momenta of other blocks do not change either.
 
     Args:
         rates: learning rate of each step.
@@ -93,7 +98,7 @@ class PathMomentum(nn.Optimizer):
         super().__init__(Tensor(rates), network.trainable_params())
         self.momentum, self.weight_decay_factor = momentum, weight_decay
         self.moments = self.parameters.clone(prefix="moments", init="zeros")
-        counts = [len(layer.names) for layer in network.space.layers]
+        counts = [len(layer.names) for layer in network.space.block_layers]
         self.choices = Tensor(np.arange(max(counts))[None], ms.int32)
         # Where each parameter's flag is among those of all blocks; the last flag is that of stem,
         # head and classifier.
@@ -107,7 +112,9 @@ class PathMomentum(nn.Optimizer):
     @staticmethod
     def _place(parameter: Parameter, choices: int, layers: int) -> int:
         words = parameter.name.split(".")
-        return int(words[1]) * choices + int(words[2]) if words[0] == "blocks" else layers * choices
+        if words[0] != "blocks":
+            return layers * choices
+        return int(words[1]) * choices + int(words[2])
 
     def construct(self, gradients: tuple, path: Tensor) -> Tensor:
         """Update what is on the path, (L,) of int32."""
@@ -119,7 +126,7 @@ class PathMomentum(nn.Optimizer):
         # by a single bit.
         rates, decays = self.flags(rate * trained), self.flags(self.weight_decay_factor * trained)
         momenta = self.flags(1 + (self.momentum - 1) * trained)
-        factors = ()
+        factors: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
         for place in self.places:
             factors += ((rates[place].reshape(()), momenta[place].reshape(()), decays[place]),)
         return self.map_(

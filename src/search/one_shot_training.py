@@ -7,7 +7,7 @@ from typing import Any
 
 from mindspore import Tensor, nn
 
-from src.arch.space import BlockLayer, SearchSpace, load_space
+from src.arch.space import SearchSpace, load_space
 from src.config import OneShotConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
@@ -25,22 +25,16 @@ _TRAINING, _VALIDATION = 0, 1
 def one_shot_space(name_or_file: str, layers: int, num_choices: int) -> SearchSpace:
     """The first layers of a space, with the first choices of each."""
     space = load_space(name_or_file)
-    if not all(isinstance(layer, BlockLayer) for layer in space.layers):
-        raise UserError(
-            f"space '{space.name}' is none of a one-shot supernet, whose layers all choose among "
-            "blocks"
-        )
-    most = min(len(layer.names) for layer in space.layers)
+    searched = space.block_layers
+    most = min(len(layer.names) for layer in searched)
     for what, value, limit in (
-        ("layers", layers, len(space.layers)),
+        ("layers", layers, len(searched)),
         ("num_choices", num_choices, most),
     ):
         if not 1 <= value <= limit:
             raise UserError(f"{what} is {value}, space '{space.name}' has {limit}")
-    chosen = tuple(
-        replace(layer, names=layer.names[:num_choices]) for layer in space.layers[:layers]
-    )
-    if chosen == space.layers:
+    chosen = tuple(replace(layer, names=layer.names[:num_choices]) for layer in searched[:layers])
+    if chosen == searched:
         return space
     return replace(space, name=f"{space.name}_{layers}x{num_choices}", layers=chosen)
 
@@ -59,6 +53,7 @@ class RandomPaths:
         self._network, self._space, self._seed, self._batch = network, space, seed, 0
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Logits of the next batch."""
         self._batch += 1
         path = draw_path(self._space, self._seed, _VALIDATION, self._batch)
         return self._network(images, Tensor(path))
@@ -67,7 +62,7 @@ class RandomPaths:
 class OneShotTraining:
     """The training of a one-shot supernet as a task of the training loop.
 
-    The path of a step depends on seed, epoch and batch alone, so that all ranks agree.
+    The path of a step depends only on seed, epoch and batch, so that all ranks agree.
     """
 
     def __init__(self, run: Run[OneShotConfig], space: SearchSpace) -> None:

@@ -1,8 +1,8 @@
 """Accuracy of the paths of a trained one-shot supernet, each with statistics of its own.
 
 Before a path is evaluated its batch normalisation gets the mean over some batches of training
-images of the statistics of each batch (Guo et al., arXiv 1904.00420, section 3.4). They depend on
-the path alone, not on what was evaluated before it.
+images of the statistics of each batch (Guo et al., arXiv 1904.00420, section 3.4). They depend
+only on the path, not on what was evaluated before it.
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ class Batches:
         if self._kept:
             yield from self._kept
             return
-        batches, size = [], 0
+        batches: list[tuple[np.ndarray, np.ndarray]] = []
+        size = 0
         for images, labels in self._loader.epoch():
             size += images.nbytes
-            batches = [*batches, (images.copy(), labels.copy())] if size <= self.MOST_BYTES else []
+            if size <= self.MOST_BYTES:
+                batches.append((images.copy(), labels.copy()))
+            else:
+                batches.clear()
             yield images, labels
         self._kept = batches
 

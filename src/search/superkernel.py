@@ -1,4 +1,4 @@
-"""The supernet of Single-Path NAS: one superkernel a layer, its size, expansion and presence decided by thresholds.
+"""The supernet of Single-Path NAS: one superkernel per layer, and thresholds that decide it.
 
 A searched layer has one depthwise kernel w of the largest size and expansion. With 1(.) an
 indicator and t its trained threshold (Stamoulis et al., arXiv 1904.02877, equations 2 to 7):
@@ -24,8 +24,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from src.arch.blocks import Block
 from src.arch.cost_table import CostTable
-from src.arch.space import SKIP, SearchedLayer, SearchSpace
+from src.arch.space import SearchedLayer, SearchSpace
 from src.layers.conv_bn import LayerOptions
 from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
@@ -35,8 +36,8 @@ from src.spnasnet import BlockNetwork
 class Decisions(nn.Cell):
     """Thresholds of all searched layers, and what follows from them; always in float32.
 
-    Arrays have a row a searched layer (L) and room for the most choices that any layer has: S
-    kernel sizes, P expansions and D = (S - 1) + (P - 1) + 1 indicators, in the order kernel sizes,
+    Arrays have one row per searched layer (L). S and P are the most kernel sizes and expansions
+    that any layer has, and D = (S - 1) + (P - 1) + 1 the indicators, in the order kernel sizes,
     expansions, presence. An indicator that a layer lacks is fixed: 0 for sizes and expansions, 1
     for presence.
 
@@ -47,6 +48,7 @@ class Decisions(nn.Cell):
 
     Args:
         weights: depthwise kernel (C, 1, k, k) of each searched layer.
+        even_slope: see above.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Decisions(nn.Cell):
         self.even_slope = even_slope
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
         object.__setattr__(self, "weights", tuple(weights))
-        layers = space.searched
+        layers = space.superkernels
         self.sizes, self.parts = padded_shape(space)
         missing = missing_indicators(space)
         self.thresholds = Parameter(Tensor(np.zeros(missing.shape, np.float32)), name="thresholds")
@@ -68,14 +70,11 @@ class Decisions(nn.Cell):
             Tensor(np.ones(missing.shape, np.float32)), name="scales", requires_grad=False
         )
         self.fixed = Parameter(Tensor(missing), name="fixed", requires_grad=False)
-        self.rings = tuple(
-            Tensor(ring_masks(layer, self.sizes)) for layer in layers.values()
-        )  # each (S, k * k)
-        self.channels = tuple(
-            Tensor(part_masks(layer, self.parts)) for layer in layers.values()
-        )  # each (P, C)
+        # Per layer (S, k * k) and (P, C).
+        self.rings = tuple(Tensor(ring_masks(layer, self.sizes)) for layer in layers.values())
+        self.channels = tuple(Tensor(part_masks(layer, self.parts)) for layer in layers.values())
         costs = np.zeros((len(layers), self.sizes, self.parts), np.float32)
-        for row, (name, layer) in zip(costs, layers.items()):
+        for row, (name, layer) in zip(costs, layers.items(), strict=True):
             matrix = table.matrix(name, layer)
             row[: matrix.shape[0], : matrix.shape[1]] = matrix
         self.costs = Tensor(costs)
@@ -89,7 +88,11 @@ class Decisions(nn.Cell):
         self.rest = Tensor(np.zeros((len(layers), 1), np.float32))
 
     def indicator(self, norm: Tensor, first: int, last: int) -> Tensor:
-        """Indicators ``first`` to ``last`` of all layers, (L, n): 1 where a norm is above its threshold, 0 elsewhere."""
+        """Indicators ``first`` to ``last`` of all layers.
+
+        Returns:
+            (L, n): 1 where a norm is above its threshold, 0 elsewhere.
+        """
         threshold, fixed = self.thresholds[:, first:last], self.fixed[:, first:last]
         t = threshold * self.scales[:, first:last]
         hard = ops.select(fixed >= 0, fixed, (norm > t).astype(ms.float32))
@@ -97,30 +100,32 @@ class Decisions(nn.Cell):
         if self.even_slope:
             soft = soft - threshold
         soft = ops.select(fixed >= 0, ops.zeros_like(soft), soft)  # what is fixed has no gradient
-        return ops.stop_gradient(hard) + (
-            soft - ops.stop_gradient(soft)
-        )  # the sum is exactly ``hard``
+        # The second term is exactly 0; it gives the gradient.
+        return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))
 
     def indicators(self) -> tuple[Tensor, Tensor]:
         """Indicators and the norms that decide them, both (L, D)."""
-        energy = ()  # of each channel part in each ring
-        for weight, rings, channels in zip(self.weights, self.rings, self.channels):
+        energies: tuple[Tensor, ...] = ()  # of each channel part in each ring
+        for i, weight in enumerate(self.weights):
             squares = ops.square(weight).reshape((weight.shape[0], -1))
-            energy += (self.product_transposed(self.product(channels, squares), rings),)
-        energy = ops.stack(energy)  # (L, P, S)
+            parts = self.product(self.channels[i], squares)
+            energies += (self.product_transposed(parts, self.rings[i]),)
+        energy = ops.stack(energies)  # (L, P, S)
         d, last = self.sizes - 1, self.thresholds.shape[1]
         ring_norm = _norm(energy.sum(1)[:, 1:])
         size = self.indicator(ring_norm, 0, d)
         # Of the kernel whose size is decided.
         part_norm = _norm((energy * ops.square(self.nest(size)).expand_dims(1)).sum(2))  # (L, P)
         part_norm = ops.concat((part_norm[:, 1:], part_norm[:, :1]), 1)
-        return ops.concat((size, self.indicator(part_norm, d, last)), 1), ops.concat(
-            (ring_norm, part_norm), 1
-        )
+        indicators = ops.concat((size, self.indicator(part_norm, d, last)), 1)
+        return indicators, ops.concat((ring_norm, part_norm), 1)
 
     def nest(self, indicators: Tensor) -> Tensor:
-        """Factors of nested parts, (L, n + 1), of n indicators: the first is 1, each later one needs all before."""
-        factors = (self.first,)
+        """Factors of nested parts, (L, n + 1), of n indicators.
+
+        The first is 1, and each later one is the product of all indicators up to it.
+        """
+        factors: tuple[Tensor, ...] = (self.first,)
         for i in range(indicators.shape[1]):
             factors += (factors[-1] * indicators[:, i : i + 1],)
         return ops.concat(factors, 1)
@@ -131,7 +136,10 @@ class Decisions(nn.Cell):
         return self.nest(indicators[:, :d]), self.nest(indicators[:, d:-1]), indicators[:, -1:]
 
     def cost(self, indicators: Tensor) -> Tensor:
-        """Expected cost of the network, (): multilinear in the indicators and exact at every choice."""
+        """Expected cost of the network, ().
+
+        Multilinear in the indicators, and exact where all of them are 0 or 1.
+        """
         rings, parts, presence = self.split(indicators)
         size = rings - ops.concat((rings[:, 1:], self.rest), 1)
         part = parts - ops.concat((parts[:, 1:], self.rest), 1)
@@ -154,12 +162,9 @@ class Decisions(nn.Cell):
         """
         indicators, norms = self.indicators()
         rings, parts, presence = self.split(indicators * factors)
-        rings, parts, presence, masks = (
-            self.rows(rings),
-            self.rows(parts),
-            self.rows(presence.reshape((-1,))),
-            (),
-        )
+        rings, parts = self.rows(rings), self.rows(parts)
+        presence = self.rows(presence.reshape((-1,)))
+        masks: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
         for i, weight in enumerate(self.weights):
             side = weight.shape[-1]
             masks += (
@@ -173,15 +178,14 @@ class Decisions(nn.Cell):
 
 
 def _norm(squared: Tensor) -> Tensor:
-    return ops.sqrt(
-        ops.maximum(squared, Tensor(1e-12, ms.float32))
-    )  # whose gradient at 0 is finite
+    # The gradient of a root at 0 is not finite.
+    return ops.sqrt(ops.maximum(squared, Tensor(1e-12, ms.float32)))
 
 
 class SuperBlock(MBConv):
     """An MBConv of the largest choice, masked by its layer's decisions."""
 
-    def construct(
+    def construct(  # type: ignore[override]  # takes the decisions of its layer too
         self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor
     ) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ...); masks as ``Decisions`` gives them."""
@@ -251,12 +255,12 @@ class Supernet(BlockNetwork):
             self.no_dropout if factors is None else factors
         )
         x, layer = self.stem(x), 0
-        for block, searched in zip(self.blocks, self.searched):
+        for i, searched in enumerate(self.searched):
             if searched:
-                x = block(x, *masks[layer])
+                x = self.blocks[i](x, *masks[layer])
                 layer += 1
             else:
-                x = block(x)
+                x = self.blocks[i](x)
         logits = self.classify(x, dropout)
         return logits if factors is None else (logits, cost, indicators, norms)
 
@@ -268,34 +272,33 @@ def inherit(
 
     Args:
         parameters: the supernet's, by name.
+        space: the supernet's.
+        decisions: one name per searched layer.
     """
-    inherited = {
-        name: value
-        for name, value in parameters.items()
-        if name.split(".")[0] in ("stem", "head", "classifier")
-    }
-    rest, position = iter(decisions), 0
-    for index, layer in enumerate(space.layers):
+    ends = ("stem", "head", "classifier")
+    inherited = {name: value for name, value in parameters.items() if name.split(".")[0] in ends}
+    position = 0  # of the block in the derived network
+    for index, (layer, block) in enumerate(zip(space.layers, space.blocks(decisions), strict=True)):
+        if block is None:
+            continue
         prefix = f"blocks.{index}."
-        own = {
-            name[len(prefix) :]: value
-            for name, value in parameters.items()
-            if name.startswith(prefix)
-        }
-        if isinstance(layer, SearchedLayer):
-            choice = next(rest)
-            if choice == SKIP:
-                continue
-            block = layer.block(choice)
-            trim = (layer.kernel_sizes[-1] - block.kernel_size) // 2
-            for name, value in own.items():
-                if name == "project.conv.weight":
-                    value = value[:, : block.mid_channels]
-                elif not name.startswith("project."):
-                    value = value[: block.mid_channels]
-                if name == "depthwise.conv.weight" and trim:
-                    value = value[:, :, trim:-trim, trim:-trim]
-                own[name] = np.ascontiguousarray(value)
-        inherited.update({f"blocks.{position}.{name}": value for name, value in own.items()})
+        for name, value in parameters.items():
+            if name.startswith(prefix):
+                own = name[len(prefix) :]
+                if isinstance(layer, SearchedLayer) and isinstance(block, Block):
+                    value = _slice(own, value, layer, block)
+                inherited[f"blocks.{position}.{own}"] = value
         position += 1
     return inherited
+
+
+def _slice(name: str, value: np.ndarray, layer: SearchedLayer, block: Block) -> np.ndarray:
+    """The part of a superkernel's parameter that a block of its layer has."""
+    trim = (layer.kernel_sizes[-1] - block.kernel_size) // 2
+    if name == "project.conv.weight":
+        value = value[:, : block.mid_channels]
+    elif not name.startswith("project."):
+        value = value[: block.mid_channels]
+    if name == "depthwise.conv.weight" and trim:
+        value = value[:, :, trim:-trim, trim:-trim]
+    return np.ascontiguousarray(value)

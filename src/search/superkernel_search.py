@@ -217,7 +217,8 @@ class SuperkernelSearch:
 
     def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
         """Write a line of the history for each step; tell what the last one decided."""
-        run, lines = self._run, []
+        run = self._run
+        lines: list[dict[str, Any]] = []
         # Ranks differ in their losses only.
         own = [[float(step[0].asnumpy()), float(step[2].asnumpy())] for step in outputs]
         losses = np.mean(run.ranks.gather(own), 0)
@@ -239,18 +240,20 @@ class SuperkernelSearch:
             )
         if run.ranks.rank == 0:
             append_jsonl(self._results / HISTORY, lines)
-        now = lines[-1]["decisions"]
-        before = self._last_decisions or lines[0]["decisions"]
+        first_line, last_line = lines[0], lines[-1]
+        now: list[str] = last_line["decisions"]
+        before: list[str] = self._last_decisions or first_line["decisions"]
         self._last_decisions = now
         values = {
-            "cross_entropy": lines[-1]["cross_entropy"],
-            "cost": lines[-1]["cost"],
+            "cross_entropy": last_line["cross_entropy"],
+            "cost": last_line["cost"],
             "changed": sum(old != new for old, new in zip(before, now, strict=True)),
         }
         return values if self._target is None else {**values, "target": self._target}
 
     def evaluate(self, loader: Loader) -> Result:
         """Accuracy of the network that the decisions of now describe."""
+        assert self.network is not None
         return evaluate(self.network, loader, ranks=self._run.ranks)
 
     def finish(self) -> None:

@@ -1,0 +1,1 @@
+"""Training: the loop, its tasks and steps, evaluation, log, compiled graphs between runs."""

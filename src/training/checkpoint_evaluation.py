@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoints(config: EvalConfig) -> int:
-    """Evaluate what the configuration selects, print a table and write it; returns the exit code."""
+    """Evaluate what the configuration selects and write a table; returns the exit code."""
     files = find_checkpoints(config.checkpoint_path, config.which)
     ranks = setup_device(config.device_target, config.device_id)
     rows, bad = [], {}

@@ -51,8 +51,8 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
         print_steps=config.print_steps,
         resume_from=run.resumed.meta.progress if run.resumed else None,
     )
-    # What is written to disk explains itself before the first step.
     with closing(run_log):
+        # The folder explains itself before the first step.
         ranks.run_on_rank_0(lambda: _describe(run, files))
         cached = config.compile_cache and ranks.size == 1
         with CompileCache({**run.graph_values(), "files": dict(files)}, cached):
@@ -64,25 +64,31 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
             first_epoch, first_batch = run.start
             for epoch in range(first_epoch, config.epoch_size):
                 if not loop.train_epoch(epoch, first_batch):
-                    assert stop.agreed
-                    log.info(
-                        "stopped by %s in epoch %d and saved; --resume continues",
-                        stop.agreed.name,
-                        epoch + 1,
-                    )
-                    return 128 + stop.agreed
+                    return _stopped(stop, epoch)
                 first_batch = 0
             task.finish()
     ranks.run_on_rank_0(run_log.draw_curves)
+    _tell_end(run)
+    return 0
+
+
+def _stopped(stop: StopSignal, epoch: int) -> int:
+    """Say what ended the run; returns the exit code that shells give to a signal."""
+    assert stop.agreed
+    name = stop.agreed.name
+    log.info("stopped by %s in epoch %d and saved; --resume continues", name, epoch + 1)
+    return 128 + stop.agreed
+
+
+def _tell_end(run: Run) -> None:
     bad = len(run.loader.bad_images)
     log.info(
         "trained %d epochs%s%s; checkpoints in %s",
-        config.epoch_size,
+        run.config.epoch_size,
         f", best validation top-1 {run.checkpoints.best_top1():.2f} %" if run.val_loader else "",
         f", {bad} images could not be used" if bad else "",
         run.folder,
     )
-    return 0
 
 
 def _describe(run: Run, files: Mapping[str, dict[str, Any]]) -> None:

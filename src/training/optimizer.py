@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.config import SearchConfig, TrainConfig
+from src.config import OptimizerConfig
 
 
 def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[dict]:
-    """Optimizer groups: weight decay on weights of convolutions and classifier, none on all else."""
+    """Optimizer groups: weight decay on weights of convolutions and classifier only."""
     weights = [p for p in parameters if p.name.endswith(".weight")]
     others = [p for p in parameters if not p.name.endswith(".weight")]
     # MindSpore takes float weight decay only, and order_params keeps the network's order in the
@@ -34,7 +34,9 @@ def _rmsprop_tensor(decay, momentum, epsilon, rate, parameter, mean_square, mome
 
 
 class RMSProp(nn.Optimizer):
-    """RMSProp with momentum as in the released code (TensorFlow): epsilon under the root, mean square from 1.
+    """RMSProp with momentum, as the paper's released code has it from TensorFlow.
+
+    Epsilon is added under the root, and the mean square starts from 1.
 
     MindSpore's own takes the processor's approximate root on CPU, right to 2e-4.
     """
@@ -58,7 +60,7 @@ class RMSProp(nn.Optimizer):
 
 def create_optimizer(
     network: nn.Cell,
-    config: TrainConfig | SearchConfig,
+    config: OptimizerConfig,
     rates: np.ndarray,
     without: Sequence[Parameter] = (),
 ) -> nn.Optimizer:

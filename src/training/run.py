@@ -1,4 +1,4 @@
-"""What a run trains with: everything is opened and checked here, in seconds, before hours of work."""
+"""What a run trains with: all is opened and checked here, in seconds, before hours of work."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclass(frozen=True)
 class Run(Generic[Config]):
-    """A training run in its folder ``<checkpoint_path>/ckpt_0``, which rank 0 alone writes.
+    """A training run in its folder ``<checkpoint_path>/ckpt_0``, which only rank 0 writes.
 
     Attributes:
         arch: the network that is trained, of a supernet its largest.
@@ -192,9 +192,10 @@ def prepare(
             checkpoint that is to be continued.
     """
     ranks = setup_device(config.device_target, config.device_id)
-    if config.lr_init is None:
-        rate = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
-        config = config.model_copy(update={"lr_init": rate})
+    base_lr = config.lr_init
+    if base_lr is None:
+        base_lr = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
+        config = config.model_copy(update={"lr_init": base_lr})
     amp_level, kernels = _precision(config)
     _check_image_size(config, arch)
     loader, val_loader = _open_loaders(config, ranks)
@@ -217,17 +218,22 @@ def prepare(
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
         resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
-        rates=learning_rates(
-            config.lr_scheduler,
-            base_lr=config.lr_init,
-            steps_per_epoch=steps_per_epoch,
-            epoch_size=config.epoch_size,
-            warmup_epochs=config.warmup_epochs,
-            min_lr=config.eta_min,
-            decay_rate=config.lr_gamma,
-            decay_epochs=config.lr_decay_epochs,
-            milestones=config.lr_epochs,
-        ),
+        rates=_rates(config, base_lr, steps_per_epoch),
+    )
+
+
+def _rates(config: RunConfig, base_lr: float, steps_per_epoch: int) -> np.ndarray:
+    """Learning rate of each optimizer step."""
+    return learning_rates(
+        config.lr_scheduler,
+        base_lr=base_lr,
+        steps_per_epoch=steps_per_epoch,
+        epoch_size=config.epoch_size,
+        warmup_epochs=config.warmup_epochs,
+        min_lr=config.eta_min,
+        decay_rate=config.lr_gamma,
+        decay_epochs=config.lr_decay_epochs,
+        milestones=config.lr_epochs,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.arch.architecture import load_architecture
 from src.checkpoint.pretrained import load_pretrained
@@ -28,12 +29,26 @@ def train_network(config: TrainConfig) -> int:
     return train(prepare(config, arch), SingleNetwork, {"arch.json": arch.to_dict()})
 
 
-class SingleNetwork:
-    """A network with fixed layers, as a task of the training loop."""
+def create_network(run: Run[TrainConfig]) -> nn.Cell:
+    """The network of a run's architecture."""
+    momentum = run.config.bn_momentum
+    return SPNASNet(run.arch, len(run.classes), momentum=momentum, kernels=run.kernels)
 
-    def __init__(self, run: Run[TrainConfig]) -> None:
+
+class SingleNetwork:
+    """A network with fixed layers, as a task of the training loop.
+
+    Args:
+        create: makes the network, once to be trained and once to be validated.
+    """
+
+    def __init__(
+        self,
+        run: Run[TrainConfig],
+        create: Callable[[Run[TrainConfig]], nn.Cell] = create_network,
+    ) -> None:
         self._run = run
-        config, network = run.config, self._create_network(run)
+        config, network = run.config, create(run)
         if config.pre_trained and not run.resumed:
             log.info("%s", load_pretrained(network, config.pre_trained).summary())
         optimizer = create_optimizer(network, config, run.rates)
@@ -47,13 +62,7 @@ class SingleNetwork:
         loss_fn = CrossEntropySmooth(config.label_smooth_factor)
         drops = config.drop_rate > 0
         self.step = TrainStep(run.mixed(network), loss_fn, update, drops=drops).set_train()
-        self.network = self._create_network(run).set_train(False) if run.val_loader else None
-
-    @staticmethod
-    def _create_network(run: Run[TrainConfig]) -> SPNASNet:
-        return SPNASNet(
-            run.arch, len(run.classes), momentum=run.config.bn_momentum, kernels=run.kernels
-        )
+        self.network = create(run).set_train(False) if run.val_loader else None
 
     def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
         """Dropout factors of the pooled features."""
@@ -65,6 +74,7 @@ class SingleNetwork:
 
     def evaluate(self, loader: Loader) -> Result:
         """Accuracy on all images of ``loader``."""
+        assert self.network is not None
         return evaluate(self.network, loader, ranks=self._run.ranks)
 
     def finish(self) -> None:

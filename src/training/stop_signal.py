@@ -8,7 +8,9 @@ from types import FrameType
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT, so that the loop can end between two steps; a second one ends at once.
+    """Notes SIGTERM and SIGINT, so that the loop can end between two steps.
+
+    A second signal ends the process at once.
 
     Attributes:
         received: what this process got.
@@ -21,7 +23,7 @@ class StopSignal:
         self.listen()
 
     def listen(self) -> None:
-        """Install the handlers, again after every data pipeline that starts: it puts its own there."""
+        """Install the handlers, again after each start of a data pipeline, which replaces them."""
         if self.received is None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._note)

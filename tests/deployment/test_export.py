@@ -1,4 +1,4 @@
-"""Export and C++ inference: every format gives the network's logits, and the application gives Python's answers."""
+"""Export and C++ inference give the logits of the network in Python, in every format."""
 
 from __future__ import annotations
 
@@ -87,9 +87,13 @@ def random_network(arch: Architecture) -> SPNASNet:
     return network.set_train(False)
 
 
+def meta_of(arch: Architecture) -> Meta:
+    return Meta(arch, PREPROCESSING, tuple("0123456789"))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(few_digits, tmp_path_factory):
-    """A small network with squeeze-and-excitation: random weights, and a classifier that fits some digits."""
+    """A small network with squeeze-and-excitation, random but for a classifier fitted to digits."""
     network = random_network(ARCH)
     train = Loader(ImageFolder(few_digits / "train"), PREPROCESSING, batch_size=120, training=False)
     ((images, labels),) = train.epoch()
@@ -100,7 +104,7 @@ def checkpoint(few_digits, tmp_path_factory):
     network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
     network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))
     path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
-    write_checkpoint(path, cell_weights(network), Meta(ARCH, PREPROCESSING, tuple("0123456789")))
+    write_checkpoint(path, cell_weights(network), meta_of(ARCH))
     return read_checkpoint(path)
 
 
@@ -215,10 +219,15 @@ def test_all_formats_agree(models, checkpoint, few_digits):
     for kind, path in models.items():
         if path.suffix == ".onnx":
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            predict = lambda batch, session=session: session.run(None, {"x": batch})[0]
+
+            def predict(batch, session=session):
+                return session.run(None, {"x": batch})[0]
         else:
             graph = nn.GraphCell(ms.load(str(path)))
-            predict = lambda batch, graph=graph: graph(Tensor(batch)).asnumpy()
+
+            def predict(batch, graph=graph):
+                return graph(Tensor(batch)).asnumpy()
+
         size = KINDS[kind].get("batch_size", 1)
         assert_close(
             np.concatenate([predict(images[i : i + size]) for i in range(0, 6, size)]),
@@ -263,7 +272,7 @@ def test_mistakes_are_named(run_program, checkpoint, tmp_path, flags, message):
 
 
 class Shuffled(nn.Cell):
-    """What one-shot networks of ShuffleNet blocks use, and other primitives that the conversion knows."""
+    """The primitives of ShuffleNet blocks, and others that the conversion knows."""
 
     def __init__(self):
         super().__init__()
@@ -293,8 +302,7 @@ class Shuffled(nn.Cell):
 )
 def test_networks_of_shuffle_blocks_give_pythons_logits(classify, few_digits, tmp_path, options):
     path = tmp_path / "shuffles.ckpt"
-    meta = Meta(SHUFFLES, PREPROCESSING, tuple("0123456789"))
-    write_checkpoint(path, cell_weights(random_network(SHUFFLES)), meta)
+    write_checkpoint(path, cell_weights(random_network(SHUFFLES)), meta_of(SHUFFLES))
     model = export(read_checkpoint(path), file_name=str(tmp_path / "model" / "shuffles"), **options)
     process, answers = classify(model, few_digits / "val")
     assert process.returncode == 0, process.stderr
@@ -322,7 +330,7 @@ def test_conversion_knows_the_primitives_of_other_networks(classify, models, few
     process, answers = classify(file, few_digits / "val")
     assert process.returncode == 0, process.stderr
     loader = Loader(ImageFolder(few_digits / "val"), PREPROCESSING, batch_size=1, training=False)
-    for (image, _), name in zip(loader.epoch(), answers):
+    for (image, _), name in zip(loader.epoch(), answers, strict=True):
         assert_close(logits_of(tmp_path, name), network(Tensor(image)).asnumpy()[0])
 
 
@@ -408,7 +416,8 @@ def test_script_gives_the_accuracy_of_evaluation(
     ranks = label_ranks(
         np.stack(list(logits.values())), np.array([int(file[0]) for file in logits])
     )
-    line = f"Total data: 50, top1 accuracy: {(ranks < 1).mean():.5f}, top5 accuracy: {(ranks < 5).mean():.5f}.\n"
+    top1, top5 = (ranks < 1).mean(), (ranks < 5).mean()
+    line = f"Total data: 50, top1 accuracy: {top1:.5f}, top5 accuracy: {top5:.5f}.\n"
     assert (tmp_path / "acc.log").read_text() == line
     assert line in process.stdout and "images/s" in process.stdout
 

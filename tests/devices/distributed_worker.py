@@ -10,25 +10,33 @@ the number of processes that it is compared with.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.arch.architecture import load_architecture
+from src.arch.cost_table import arithmetic_table
+from src.arch.space import load_space
 from src.cli import Parser, build_config
 from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig
+from src.dataset import Loader
 from src.errors import Fault
-from src.search.one_shot_training import OneShotTrainer
-from src.search.superkernel_search import Searcher
+from src.search.one_shot_training import OneShotTraining, one_shot_space
+from src.search.superkernel_search import Phases, SuperkernelSearch
 from src.spnasnet import SPNASNet
-from src.training.evaluation import evaluate
-from src.training.loop import Trainer
+from src.training.loop import train
+from src.training.run import Run, prepare
+from src.training.single import SingleNetwork
+from src.training.task import Task
 from src.utils import run_main, setup_device
 
 PROCESSES = 2
@@ -83,77 +91,63 @@ COMMON = {
 IMAGE_KEYS = {key: PRESETS["digits"][key] for key in ("name", "mean", "std")}
 
 
-def digest(trainer: Trainer) -> str:
-    """Digest of everything that training changes and that is the same on all ranks.
-
-    Moving statistics differ from rank to rank.
-    """
+def digest(task: Task) -> str:
+    """Of all that training changes, but for moving statistics, which differ between ranks."""
     code = hashlib.sha256()
-    for parameter in trainer.step.get_parameters():
+    for parameter in task.step.get_parameters():
         if "moving_" not in parameter.name:
             code.update(parameter.name.encode() + parameter.asnumpy().tobytes())
     return code.hexdigest()
 
 
-class WithoutBN(Trainer):
-    """Trains the network whose convolutions have biases and that has no batch normalisation."""
-
-    def _create_network(self) -> nn.Cell:
-        return SPNASNet(self.arch, len(self.classes), folded=True)
-
-
-class FrozenBN(Trainer):
-    """Trains with batch normalisation in evaluation form.
-
-    In it the output for an image does not depend on the other images of its batch.
-    """
-
-    def _build(self) -> None:
-        super()._build()
-        self.step.network.set_train(False)
+def digest_of_weights(task: SingleNetwork) -> str:
+    """Of what the optimizer changes."""
+    weights = [parameter.asnumpy().tobytes() for parameter in task.step.update.weights]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
-class FrozenBNSearch(FrozenBN, Searcher):
-    """A search."""
+def without_bn(run: Run) -> SingleNetwork:
+    """The network whose convolutions have biases and that has no batch normalisation."""
+    return SingleNetwork(run, network_without_bn)
 
 
-class FrozenBNOneShot(FrozenBN, OneShotTrainer):
-    """Training of a one-shot supernet."""
+def network_without_bn(run: Run) -> nn.Cell:
+    """See above."""
+    return SPNASNet(run.arch, len(run.classes), folded=True)
 
 
-class OfAllRanks(Trainer):
+def frozen(task: Task) -> Task:
+    """Batch normalisation in evaluation form, in which an image does not depend on its batch."""
+    task.step.network.set_train(False)
+    return task
+
+
+def in_turn(loader: Loader, epoch: int, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """On one process: the batches of every rank in turn, whose gradients are accumulated."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        if self.device_num == 1:
-            self.loader.epoch = self._in_turn
-
-    def _in_turn(self, epoch: int, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        images, labels = (
-            np.concatenate(parts)
-            for parts in zip(*type(self.loader).epoch(self.loader, epoch, first), strict=True)
-        )
-        for start in range(0, len(images) - PROCESSES * BATCH + 1, PROCESSES * BATCH):
-            for rank in range(PROCESSES):
-                own = slice(start + rank, start + PROCESSES * BATCH, PROCESSES)
-                yield images[own], labels[own]
+    batches = Loader.epoch(loader, epoch, first)
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    for start in range(0, len(images) - PROCESSES * BATCH + 1, PROCESSES * BATCH):
+        for rank in range(PROCESSES):
+            own = slice(start + rank, start + PROCESSES * BATCH, PROCESSES)
+            yield images[own], labels[own]
 
 
-class Disturbed(WithoutBN):
+class Disturbed(SingleNetwork):
     """Only the last rank gets a signal, or not-a-number, at the third batch."""
 
-    DISTURBANCE = ""
+    def __init__(self, run: Run, disturbance: str) -> None:
+        super().__init__(run, network_without_bn)
+        self._disturbance = disturbance if run.ranks.rank == run.ranks.size - 1 else ""
 
-    def _step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        if batch == 3 and self.rank == self.device_num - 1:
-            if self.DISTURBANCE == "signal":
-                os.kill(os.getpid(), signal.SIGTERM)
-            else:
-                # The classifier's: ReLU turns not-a-number into 0 on CPU.
-                weight = self.step.weights[-1]
-                weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32)))
-        return super()._step_inputs(epoch, batch)
+    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
+        """As ever, and a disturbance."""
+        if batch == 3 and self._disturbance == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if batch == 3 and self._disturbance == "nan":
+            # Of the classifier: ReLU turns not-a-number into 0 on CPU.
+            weight = self.step.update.weights[-1]
+            weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32)))
+        return super().step_inputs(epoch, batch)
 
 
 class Work:
@@ -181,10 +175,21 @@ class Work:
         }
         return build_config(TrainConfig, values, name)
 
-    def train(self, kind: type[Trainer], name: str, **keys: Any) -> dict[str, Any]:
-        trainer = kind(self.config(name, **keys))
-        code = trainer.run()
-        return {"exit code": code, "digests": trainer.ranks.gather(digest(trainer))}
+    def run(self, name: str, **keys: Any) -> Run:
+        """A run that is ready to be trained."""
+        config = self.config(name, **keys)
+        return prepare(config, load_architecture(config.arch))
+
+    def train(self, run: Run, create_task: Callable[[Run], Task]) -> dict[str, Any]:
+        """Train; what all ranks have at the end."""
+        tasks: list[Task] = []
+
+        def create(run: Run) -> Task:
+            tasks.append(create_task(run))
+            return tasks[0]
+
+        code = train(run, create, {})
+        return {"exit code": code, "digests": run.ranks.gather(digest(tasks[0]))}
 
     def search(self) -> dict[str, Any]:
         values = {
@@ -201,15 +206,22 @@ class Work:
             "indicator_keep_prob": 0.8,
             "cpu_kernels": "off",
         }
-        trainer = FrozenBNSearch(build_config(SearchConfig, values, "search"))
-        trainer.run()
-        state = [
-            value.asnumpy().tolist() for value in (trainer.decisions.thresholds, *trainer.state())
-        ]
-        return {
-            "digests": trainer.ranks.gather(digest(trainer)),
-            "states": trainer.ranks.gather(state),
-        }
+        config = build_config(SearchConfig, values, "search")
+        space = load_space(config.space)
+        run = prepare(config, space.largest(), space)
+        table = arithmetic_table(space, "params", len(run.classes), (16, 16))
+        phases = Phases.of(config, run.batches_per_epoch)
+        tasks: list[SuperkernelSearch] = []
+
+        def create(run: Run) -> Task:
+            tasks.append(SuperkernelSearch(run, space, table, config.target, phases))
+            return frozen(tasks[0])
+
+        found = self.train(run, create)
+        thresholds = tasks[0].step.thresholds
+        values_at_the_end = (thresholds, *tasks[0]._state())
+        state = [value.asnumpy().tolist() for value in values_at_the_end]
+        return {**found, "states": run.ranks.gather(state)}
 
     def one_shot(self) -> dict[str, Any]:
         values = {
@@ -223,21 +235,20 @@ class Work:
             "train_images": 20 * PROCESSES * BATCH,
             "checkpoint_path": str(self.folder / "one_shot"),
         }
-        trainer = FrozenBNOneShot(build_config(OneShotConfig, values, "one_shot"))
-        trainer.run()
-        return {"digests": trainer.ranks.gather(digest(trainer))}
+        config = build_config(OneShotConfig, values, "one_shot")
+        space = one_shot_space(config.space, config.layers, config.num_choices)
+        run = prepare(config, space.largest(), space)
+        return self.train(run, lambda run: frozen(OneShotTraining(run, space)))
 
     def evaluation(self) -> dict[str, Any]:
-        """Evaluation of an untrained network on images of which one is broken."""
-        trainer = Trainer(
-            self.config("evaluation", val_data_path=str(self.args.broken), val_while_train=True)
-        )
-        trainer._build()
-        result = evaluate(trainer.val_network, trainer.val_loader, ranks=trainer.ranks)
+        """Of an untrained network on images of which one is broken."""
+        run = self.run("evaluation", val_data_path=str(self.args.broken), val_while_train=True)
+        ms.set_seed(run.config.seed)
+        result = SingleNetwork(run).evaluate(run.val_loader)
         return {
             **vars(result),
-            "bad": trainer.ranks.gather(len(trainer.val_loader.bad_images)),
-            "shares": trainer.ranks.gather(trainer.val_loader._indices(0).tolist()),
+            "bad": run.ranks.gather(len(run.val_loader.bad_images)),
+            "shares": run.ranks.gather(run.val_loader._indices(0).tolist()),
         }
 
     def overflow(self) -> dict[str, Any]:
@@ -245,34 +256,31 @@ class Work:
 
         All ranks must leave the step out and halve the scale.
         """
-        trainer = WithoutBN(self.config("overflow", amp_level="O3", cpu_kernels="off"))
-        trainer._build()
-        before = digest_of_weights(trainer)
-        last = trainer.rank == trainer.device_num - 1
-        for images, labels in trainer.loader.epoch(0):
-            trainer.step(
-                Tensor(images * (300 if last else 1e-3)),
-                Tensor(labels),
-                Tensor(np.ones(1, np.float32)),
-            )
-            break
+        run = self.run("overflow", amp_level="O3", cpu_kernels="off")
+        ms.set_seed(run.config.seed)
+        task = without_bn(run)
+        before = digest_of_weights(task)
+        factor = 300 if run.ranks.rank == run.ranks.size - 1 else 1e-3
+        images, labels = next(iter(run.loader.epoch(0)))
+        task.step(Tensor(images * factor), Tensor(labels), Tensor(np.ones(1, np.float32)))
+        scale = float(task.step.update.loss_scale.scale.asnumpy())
         return {
-            "scales": trainer.ranks.gather(float(trainer.step.loss_scale.scale.asnumpy())),
-            "unchanged": trainer.ranks.gather(digest_of_weights(trainer) == before),
+            "scales": run.ranks.gather(scale),
+            "unchanged": run.ranks.gather(digest_of_weights(task) == before),
         }
 
     def not_a_number(self) -> dict[str, Any]:
-        Disturbed.DISTURBANCE = "nan"
-        trainer = Disturbed(self.config("nan"))
+        """The error that all ranks raise when one of them has seen it."""
+        run = self.run("nan")
         try:
-            trainer.run()
+            train(run, lambda run: Disturbed(run, "nan"), {})
         except Fault as error:
-            return {"errors": trainer.ranks.gather(str(error))}
+            return {"errors": run.ranks.gather(str(error))}
         return {}
 
     def signal(self) -> dict[str, Any]:
-        Disturbed.DISTURBANCE = "signal"
-        return self.train(Disturbed, "signal")
+        """The end of a run of which one rank got a signal."""
+        return self.train(self.run("signal"), lambda run: Disturbed(run, "signal"))
 
     def alone(self) -> dict[str, Any]:
         """What all ranks hear when only rank 0 fails."""
@@ -288,52 +296,50 @@ class Work:
         return {}
 
     def all(self) -> dict[str, Any]:
+        """Everything, by name."""
+        rest = self.run(
+            "rest",
+            accumulate_steps=2,
+            clip_norm=0.5,
+            ema_decay=0.9,
+            optimizer="rmsprop",
+            lr_init=0.01,
+        )
         found = {
-            "plain": self.train(WithoutBN, "plain"),
-            "rest": self.train(
-                WithoutBN,
-                "rest",
-                accumulate_steps=2,
-                clip_norm=0.5,
-                ema_decay=0.9,
-                optimizer="rmsprop",
-                lr_init=0.01,
-            ),
+            "plain": self.train(self.run("plain"), without_bn),
+            "rest": self.train(rest, without_bn),
             "search": self.search(),
             "one_shot": self.one_shot(),
             "evaluation": self.evaluation(),
+            "own_statistics": self.of_all_ranks(
+                "own_statistics", train_images=4 * PROCESSES * BATCH
+            ),
+            # One step: at its start this network turns the last bit of a gradient into a percent
+            # of the next one.
+            "published": self.of_all_ranks(
+                "published",
+                arch="spnas_pixel1_32",
+                image_height=32,
+                resize=32,
+                image_width=32,
+                train_images=PROCESSES * BATCH,
+                lr_init=0.01,
+            ),
         }
-        alone = {"batch_size": BATCH, "accumulate_steps": PROCESSES} if self.processes == 1 else {}
-        found["own_statistics"] = self.train(
-            OfAllRanks, "own_statistics", train_images=4 * PROCESSES * BATCH, **alone
-        )
-        # One step: at its start this network turns the last bit of a gradient into a percent of the
-        # next one.
-        found["published"] = self.train(
-            OfAllRanks,
-            "published",
-            arch="spnas_pixel1_32",
-            image_height=32,
-            resize=32,
-            image_width=32,
-            train_images=PROCESSES * BATCH,
-            lr_init=0.01,
-            **alone,
-        )
         if self.processes > 1:
-            found.update(
-                overflow=self.overflow(),
-                nan=self.not_a_number(),
-                signal=self.signal(),
-                alone=self.alone(),
-            )
+            found["overflow"] = self.overflow()
+            found["nan"] = self.not_a_number()
+            found["signal"] = self.signal()
+            found["alone"] = self.alone()
         return found
 
-
-def digest_of_weights(trainer: Trainer) -> str:
-    return hashlib.sha256(
-        b"".join(parameter.asnumpy().tobytes() for parameter in trainer.step.weights)
-    ).hexdigest()
+    def of_all_ranks(self, name: str, **keys: Any) -> dict[str, Any]:
+        """A training in which one process accumulates the gradients of all ranks' batches."""
+        if self.processes > 1:
+            return self.train(self.run(name, **keys), SingleNetwork)
+        run = self.run(name, batch_size=BATCH, accumulate_steps=PROCESSES, **keys)
+        run.loader.epoch = functools.partial(in_turn, run.loader)
+        return self.train(run, SingleNetwork)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""One-shot supernets: blocks, paths, training, search, and the networks that come of them, on real small images."""
+"""One-shot supernets: blocks, paths, training, search, and what is found, on real small images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from src.search.one_shot_training import RandomPaths, one_shot_space
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
 from src.training.step import Update
-from tests.conftest import ROOT
+from tests.conftest import ROOT, mode_of, run_in_own_process, run_in_this_process
 from tests.kernels.test_kernels import assert_near, gradients, normal
 
 REFERENCE = [1, 0, 3, 1, 3, 0, 3, 0, 0, 3, 3, 0, 1, 0, 1, 2, 2, 1, 1, 3]
@@ -48,16 +48,9 @@ BLOCKS = [
     for kind in ("shuffle_k3", "shuffle_k5", "shuffle_k7", "xception_k3")
     for stride, out in ((1, 8), (1, 20), (2, 20))
 ]
+# What results are compared with is computed in PYNATIVE mode, which spares its compilation.
+pytestmark = pytest.mark.usefixtures("graph_mode")
 needs_operators = pytest.mark.skipif(not available(), reason="no CPU operators here")
-
-
-@pytest.fixture(autouse=True)
-def graph_mode():
-    """As all programs run."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 def test_counts_of_the_reference_path_and_the_supernet():
@@ -100,7 +93,10 @@ def test_malformed_shuffle_blocks_are_refused(text, reason):
 
 
 class Plain(nn.Cell):
-    """A block in plain operations, normalised with the batch's statistics, with the weights of a cell in its order."""
+    """A block in plain operations, with the weights of a cell in its order.
+
+    It is normalised with the batch's statistics.
+    """
 
     def __init__(self, block, cell):
         super().__init__()
@@ -167,11 +163,13 @@ def test_every_block_equals_a_plain_reference(text, kernels):
     assert params == block_cost(block, 8, 8).params - 2 * channels
     x = normal(1, 3, block.in_channels, 8, 10)
     factor = normal(2, 3, block.out_channels, 8 // block.stride, 10 // block.stride)
-    results, expected = gradients(cell, x, factor), gradients(plain, x, factor)
+    results = gradients(cell, x, factor)
+    with mode_of(ms.PYNATIVE_MODE):
+        expected = gradients(plain, x, factor)
+        assert_near(cell(Tensor(x)).asnumpy(), plain(Tensor(x)).asnumpy(), 1e-5)
     assert len(results) == len(expected)
-    for value, reference in zip(results.values(), expected.values()):
+    for value, reference in zip(results.values(), expected.values(), strict=True):
         assert_near(value, reference, 3e-5)
-    assert_near(cell(Tensor(x)).asnumpy(), plain(Tensor(x)).asnumpy(), 1e-5)
 
 
 def tiny_space(layers=3, choices=3):
@@ -199,7 +197,10 @@ class LossAndGradient(nn.Cell):
     "kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators")
 )
 def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
-    """Over several steps with momentum and weight decay: weights, momenta and statistics, bit for bit."""
+    """Over several steps with momentum and weight decay: weights, momenta and statistics.
+
+    Those of the path are near what its network alone gives, all others keep every bit.
+    """
     space = tiny_space()
     ms.set_seed(1)
     network = OneShotSupernet(space, 10, kernels=kernels)
@@ -228,11 +229,14 @@ def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
         for parameter in parameters_of:
             parameter.set_data(Tensor(inherit(before, path)[parameter.name]))
         names = [p.name for p in derived.trainable_params()]
-        loss, gradient = LossAndGradient(derived).set_train()(x, labels)
-        wanted = dict(zip(names, (g.asnumpy() for g in gradient)))
-        statistics = {
-            name: p.asnumpy() for name, p in zip(own_names, parameters_of) if "moving" in name
-        }
+        with mode_of(ms.PYNATIVE_MODE):
+            loss, gradient = LossAndGradient(derived).set_train()(x, labels)
+            wanted = dict(zip(names, (g.asnumpy() for g in gradient), strict=True))
+            statistics = {
+                name: p.asnumpy()
+                for name, p in zip(own_names, parameters_of, strict=True)
+                if "moving" in name
+            }
         assert_near(step(x, labels, tensor)[0].asnumpy(), loss.asnumpy(), 1e-5)
         after = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
         for name in before:
@@ -278,7 +282,7 @@ def test_spaces_have_only_so_many_layers_and_choices(layers, choices, reason):
 
 @pytest.fixture(scope="session")
 def cifar(few_digits, tmp_path_factory):
-    """The digits as CIFAR-10 in its binary version: 120 training and 50 test images, one folder below."""
+    """The digits as CIFAR-10 in its binary version, one folder below: 120 images and 50 of test."""
     folder = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-bin"
     folder.mkdir()
     for split, names in (
@@ -372,7 +376,7 @@ def test_training_writes_every_step_and_prints_some(supernet):
 
 
 def test_every_validation_is_that_of_the_weights_of_its_epoch(supernet, cifar):
-    """A validation network that has run before must see the new weights of the blocks within its branches."""
+    """A validation network that has run before must see the new weights within its branches."""
     (folder, _), lines = supernet, []
     source = cifar10(cifar, "val")
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
@@ -382,9 +386,11 @@ def test_every_validation_is_that_of_the_weights_of_its_epoch(supernet, cifar):
             network = OneShotSupernet(space, 10, kernels=available()).set_train(False)
             load_weights(network, checkpoint.network_weights(), checkpoint.path)
             loader = Loader(source, checkpoint.meta.preprocessing, batch_size=20, training=False)
-            lines.append((line["loss"], evaluate(RandomPaths(network, space, 0), loader).loss))
+            with mode_of(ms.PYNATIVE_MODE):
+                expected = evaluate(RandomPaths(network, space, 0), loader).loss
+            lines.append((line["loss"], expected))
     assert len(lines) == 3
-    np.testing.assert_allclose(*zip(*lines), rtol=1e-5)
+    np.testing.assert_allclose(*zip(*lines, strict=True), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -425,8 +431,8 @@ def test_the_same_command_again_continues_bit_for_bit(supernet, cifar, run_progr
         (("--epochs", 0), "epochs is 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags, reason, cifar, run_program, tmp_path):
-    run = run_program("scripts/run_spnas.py", *SUPERNET, "--data_path", cifar, *flags)
+def test_mistakes_are_told_in_one_line(flags, reason, cifar, call_program, tmp_path):
+    run = call_program("scripts/run_spnas.py", *SUPERNET, "--data_path", cifar, *flags)
     assert run.returncode == 2 and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -501,20 +507,9 @@ SEARCH = (
 )
 
 
-def search(supernet, folder, *flags):
-    command = [
-        sys.executable,
-        str(ROOT / "search.py"),
-        "--method",
-        "one_shot",
-        "--ckpt",
-        str(supernet[0]),
-        *map(str, SEARCH),
-        "--checkpoint_path",
-        str(folder),
-        *map(str, flags),
-    ]
-    return subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
+def search(supernet, folder, *flags, run=run_in_this_process):
+    flags = ("--method", "one_shot", "--ckpt", supernet[0], *SEARCH, *flags)
+    return run("search.py", *flags, "--checkpoint_path", folder, cwd=folder.parent)
 
 
 def paths_of(folder):
@@ -525,7 +520,8 @@ def paths_of(folder):
 def found(supernet, tmp_path_factory):
     """The folder of a random search among all four paths."""
     folder = tmp_path_factory.mktemp("found")
-    run = search(supernet, folder, "--strategy", "random", "--search_num", 9)
+    flags = ("--strategy", "random", "--search_num", 9)
+    run = search(supernet, folder, *flags, run=run_in_own_process)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -546,10 +542,10 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
     assert (found / "search.png").is_file()
 
 
-def test_statistics_are_those_of_the_path(found, supernet, run_program, cifar, tmp_path):
+def test_statistics_are_those_of_the_path(found, supernet, call_program, cifar, tmp_path):
     """The found network alone scores what the search said, in stock operators too."""
     for kernels in ("auto", "off"):
-        run = run_program(
+        run = call_program(
             "eval.py",
             "--checkpoint_path",
             found / "inherited.ckpt",
@@ -649,17 +645,17 @@ def test_mistakes_of_a_search_are_told(supernet, tmp_path, flags, reason):
     assert not (tmp_path / "run").exists()
 
 
-def test_supernets_and_superkernels_are_not_mixed_up(supernet, found, run_program):
-    run = run_program("eval.py", "--checkpoint_path", supernet[0])
+def test_supernets_and_superkernels_are_not_mixed_up(supernet, found, call_program):
+    run = call_program("eval.py", "--checkpoint_path", supernet[0])
     assert run.returncode == 2 and "--method one_shot" in run.stderr
-    run = run_program("search.py", "--space", "one_shot_32", "--cost", "macs")
+    run = call_program("search.py", "--space", "one_shot_32", "--cost", "macs")
     assert run.returncode == 2 and "that of a one-shot supernet" in run.stderr
-    run = run_program("search.py", "--method", "one_shot", "--ckpt", found / "inherited.ckpt")
+    run = call_program("search.py", "--method", "one_shot", "--ckpt", found / "inherited.ckpt")
     assert run.returncode == 2 and "holds no one-shot supernet" in run.stderr
 
 
-def test_the_found_network_is_retrained_from_its_weights(found, cifar, run_program, tmp_path):
-    run = run_program(
+def test_the_found_network_is_retrained_from_its_weights(found, cifar, call_program, tmp_path):
+    run = call_program(
         "train.py",
         "--dataset_name",
         "cifar10",
@@ -696,15 +692,18 @@ def test_the_found_network_is_retrained_from_its_weights(found, cifar, run_progr
     "text, losses",
     [
         (
-            "x Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s\n"
+            "x Epoch: 0 Iteration: 1 rank : 0 "
+            "train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s\n"
             "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 2.5 train.ips : 1 imgs/s\nother\n"
             "x Epoch: 0 Iteration: 2 rank : 0 train.loss : 1e-1 train.ips : 1 imgs/s\n"
             "x Epoch: 1 Iteration: 1 rank : 0 train.loss : nan train.ips",
             [2.2649757862091064, 0.1, float("nan")],
         ),
         (
-            '{"kind": "train", "epoch": 0, "step": 1, "loss": 3}\n{"kind": "val", "epoch": 1, "step": 0, "loss": 9}\n'
-            '{"kind": "train", "epoch": 1, "step": 0, "loss": 2}\n{"kind": "train", "epoch": 1, "step": 1, "loss": 1}\n{"kind',
+            '{"kind": "train", "epoch": 0, "step": 1, "loss": 3}\n'
+            '{"kind": "val", "epoch": 1, "step": 0, "loss": 9}\n'
+            '{"kind": "train", "epoch": 1, "step": 0, "loss": 2}\n'
+            '{"kind": "train", "epoch": 1, "step": 1, "loss": 1}\n{"kind',
             [3, 2, 1],
         ),
     ],
@@ -720,7 +719,7 @@ def test_losses_are_read_from_both_kinds_of_logs(tmp_path, text, losses):
     "factor, verdict, code",
     [(1.0, "pass", 0), (1.049, "pass", 0), (1.06, "fail", 1), (0.9, "fail", 1)],
 )
-def test_verdict_on_two_runs(supernet, run_program, tmp_path, factor, verdict, code):
+def test_verdict_on_two_runs(supernet, call_program, tmp_path, factor, verdict, code):
     """Of the training's own log against itself, scaled, in the form of other programs."""
     lines = [
         f"INFO Epoch: {epoch} Iteration: {step} rank : 0 train.loss : {loss} train.ips : 1.0 imgs/s"
@@ -736,19 +735,19 @@ def test_verdict_on_two_runs(supernet, run_program, tmp_path, factor, verdict, c
             for i, loss in enumerate(losses)
         )
     )
-    run = run_program("scripts/loss.py", mine, reference)
+    run = call_program("scripts/loss.py", mine, reference)
     assert run.returncode == code and verdict in run.stdout.splitlines()[-1], run.stderr
     relative = float(run.stdout.split("MeanRelativeError: ")[1].split()[0])
     assert relative == pytest.approx(factor - 1, abs=1e-5)
     assert (tmp_path / "loss.png").is_file()
 
 
-def test_a_small_mean_absolute_error_passes_too(run_program, tmp_path):
+def test_a_small_mean_absolute_error_passes_too(run_program, call_program, tmp_path):
     for name, losses in (("a", (0.0003, 0.0001)), ("b", (0.0001, 0.0001))):
         (tmp_path / name).write_text(
             "\n".join(f"Epoch: 0 Iteration: {i} loss: {x}" for i, x in enumerate(losses))
         )
     assert run_program("scripts/loss.py", "a", "b").stdout.splitlines()[-1].startswith("pass")
     (tmp_path / "empty").write_text("nothing")
-    run = run_program("scripts/loss.py", "a", "empty")
+    run = call_program("scripts/loss.py", "a", "empty")
     assert run.returncode == 2 and "empty: holds no training losses" in run.stderr

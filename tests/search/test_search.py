@@ -1,4 +1,4 @@
-"""The search through the command line on real images: what it writes, resume, weights and targets, mistakes."""
+"""The search through the command line on real images: its files, resume, targets, mistakes."""
 
 from __future__ import annotations
 
@@ -138,9 +138,11 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
 
 @pytest.mark.slow
 def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
-    reference, run_program, few_digits, tmp_path
+    reference, call_program, few_digits, tmp_path
 ):
-    run = run_program("eval.py", "--checkpoint_path", reference, "--output", tmp_path / "eval.json")
+    run = call_program(
+        "eval.py", "--checkpoint_path", reference, "--output", tmp_path / "eval.json"
+    )
     assert run.returncode == 0, run.stderr
     evaluated = json.loads((tmp_path / "eval.json").read_text())["results"][0]
     metrics = [
@@ -151,7 +153,7 @@ def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
     assert evaluated["top1"] == last["top1"] and evaluated["loss"] == pytest.approx(
         last["loss"], rel=1e-5
     )
-    run = run_program(
+    run = call_program(
         "train.py",
         "--dataset_name",
         "digits",
@@ -179,7 +181,7 @@ def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
     assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").arch == load_architecture(
         reference / "arch.json"
     )
-    run = run_program("eval.py", "--checkpoint_path", reference / "ckpt_0")
+    run = call_program("eval.py", "--checkpoint_path", reference / "ckpt_0")
     assert run.returncode == 2 and "inherited.ckpt" in run.stderr
 
 
@@ -219,11 +221,11 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
 
 
 @pytest.mark.slow
-def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file):
-    """From the largest network, which nothing but the cross-entropy could change, to the smallest legal one."""
+def test_cost_falls_as_its_weight_grows(flags, call_program, tmp_path, space_file):
+    """From the largest network, which the cross-entropy alone could change, to the smallest."""
     costs = []
     for weight in (0, 0.02, 100):
-        run = run_program(
+        run = call_program(
             "search.py",
             *flags,
             "--latency_weight",
@@ -239,8 +241,8 @@ def test_cost_falls_as_its_weight_grows(flags, run_program, tmp_path, space_file
 
 
 @pytest.mark.slow
-def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
-    run = run_program(
+def test_sweep_and_random_networks(flags, call_program, tmp_path, space_file):
+    run = call_program(
         "search.py",
         *flags,
         "--sweep",
@@ -258,7 +260,7 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
         tmp_path / "sweep" / "pareto.png"
     ).is_file()
     assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
-    run = run_program(
+    run = call_program(
         "search.py",
         *flags,
         "--random",
@@ -275,9 +277,9 @@ def test_sweep_and_random_networks(flags, run_program, tmp_path, space_file):
     assert all(abs(table.total(arch.provenance["decisions"]) / 0.4 - 1) <= 0.02 for arch in archs)
 
 
-def test_parameters_are_those_of_the_classes(flags, run_program, tmp_path, space_file):
+def test_parameters_are_those_of_the_classes(flags, call_program, tmp_path, space_file):
     target = np.mean(arithmetic_table(load_space(space_file), "params", 10).range())
-    run = run_program(
+    run = call_program(
         "search.py",
         *flags,
         "--random",
@@ -314,14 +316,14 @@ def test_parameters_are_those_of_the_classes(flags, run_program, tmp_path, space
         (("--latency_free_epochs", 4), "together are more than the 4 of epoch_size"),
     ],
 )
-def test_mistakes_are_told_before_any_training(flags, run_program, tmp_path, wrong, reason):
-    run = run_program("search.py", *flags, "--checkpoint_path", tmp_path / "run", *wrong)
+def test_mistakes_are_told_before_any_training(flags, call_program, tmp_path, wrong, reason):
+    run = call_program("search.py", *flags, "--checkpoint_path", tmp_path / "run", *wrong)
     assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
     assert reason in run.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_trained_networks_are_compared(run_program, tmp_path):
+def test_trained_networks_are_compared(run_program, call_program, tmp_path):
     for name, arch, top1 in (
         ("random_0", "spnas_smallest_32", 50.0),
         ("random_1", "spnas_smallest_32", 53.0),
@@ -345,9 +347,9 @@ def test_trained_networks_are_compared(run_program, tmp_path):
     )
     assert re.search(r"largest +4.83M +162.6M +2 +60.00", run.stdout)
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
-    run = run_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
+    run = call_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
     assert re.search(r"largest +3.57M +161.3M", run.stdout)
-    run = run_program("scripts/compare_runs.py", "random_2")
+    run = call_program("scripts/compare_runs.py", "random_2")
     assert run.returncode == 2 and run.stderr.startswith(
         "compare_runs.py: error: random_2: should be"
     )

@@ -1,12 +1,15 @@
-"""The supernet: equal to the network that its decisions describe, and its formulas to plain NumPy."""
+"""The supernet equals the network that its decisions describe, and its formulas plain NumPy."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from src.arch.architecture import load_architecture
 from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.restore import load_weights
@@ -14,6 +17,7 @@ from src.kernels import available
 from src.search.indicators import missing_indicators, to_decisions, to_indicators
 from src.search.superkernel import Supernet, inherit
 from src.spnasnet import SPNASNet
+from tests.conftest import mode_of
 
 LAYERS = [
     "r1_k3_s11_e1_i8_o8_noskip",
@@ -109,36 +113,32 @@ def derived_network(network, space, decisions, classes=4) -> SPNASNet:
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 def test_supernet_equals_the_derived_network(space, table, mode, kernels):
     """Random decisions and the extreme ones; without masks behind BN and ReLU, beta would leak."""
-    ms.set_context(mode=mode)
-    try:
-        network, random = (
-            Supernet(space, table, 4, kernels=kernels and available()).set_train(False),
-            np.random.default_rng(int(kernels)),
+    network, random = (
+        Supernet(space, table, 4, kernels=kernels and available()).set_train(False),
+        np.random.default_rng(int(kernels)),
+    )
+    images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
+    fixed = [
+        [layer.names[0] for layer in space.searched.values()],
+        [layer.largest for layer in space.searched.values()],
+        [layer.names[-1] for layer in space.searched.values()],
+        None,
+        None,
+    ]
+    for wanted in fixed:
+        randomise(network, space, random, wanted)
+        _, cost, indicators, _ = network(
+            images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
         )
-        images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
-        fixed = [
-            [layer.names[0] for layer in space.searched.values()],
-            [layer.largest for layer in space.searched.values()],
-            [layer.names[-1] for layer in space.searched.values()],
-            None,
-            None,
-        ]
-        for wanted in fixed:
-            randomise(network, space, random, wanted)
-            _, cost, indicators, _ = network(
-                images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
-            )
-            decisions = to_decisions(space, indicators.asnumpy())
-            assert wanted is None or decisions == wanted
-            assert float(cost.asnumpy()) == pytest.approx(table.total(decisions), rel=1e-6)
+        decisions = to_decisions(space, indicators.asnumpy())
+        assert wanted is None or decisions == wanted
+        assert float(cost.asnumpy()) == pytest.approx(table.total(decisions), rel=1e-6)
+        with mode_of(ms.PYNATIVE_MODE):
             expected = derived_network(network, space, decisions)(images).asnumpy()
-            difference = np.abs(network(images).asnumpy() - expected).max()
-            assert difference <= 1e-5 * np.abs(expected).max(), decisions
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+        difference = np.abs(network(images).asnumpy() - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), decisions
 
 
 def sigmoid(x):
@@ -149,6 +149,10 @@ def plain(space, table, weights, thresholds, hard=None):
     """The formulas of the paper in float64: indicators, distances, masks and cost.
 
     Args:
+        space: what is searched.
+        table: the cost of each choice.
+        weights: name of a searched layer: its superkernel (C, k, k).
+        thresholds: one for each indicator.
         hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point
             where sigmoids go through the indicators, which makes the straight-through gradient an
             ordinary one.
@@ -157,9 +161,9 @@ def plain(space, table, weights, thresholds, hard=None):
     for row, (name, layer) in enumerate(space.searched.items()):
         w = weights[name].astype(np.float64)
         columns = np.flatnonzero(missing_indicators(space)[row] < 0)
-        own = []
+        own: list[float] = []
 
-        def decide(norm):
+        def decide(norm, row=row, columns=columns, own=own):
             place = (row, columns[len(own)])
             x = norm - thresholds[place]
             own.append(
@@ -175,13 +179,13 @@ def plain(space, table, weights, thresholds, hard=None):
         kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
         kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
         sizes = [1.0]
-        for smaller, size in zip(layer.kernel_sizes, layer.kernel_sizes[1:]):
+        for smaller, size in pairwise(layer.kernel_sizes):
             outer = (ring > smaller // 2) & (ring <= size // 2)
             present = present * decide(np.linalg.norm(w * outer))
             sizes.append(present)
             kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
         bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
-        parts = [kernel[first:last] for first, last in zip(bounds, bounds[1:])]
+        parts = [kernel[first:last] for first, last in pairwise(bounds)]
         channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
         channel_mask[: bounds[1]] = 1
         for index, part in enumerate(parts[1:], start=1):
@@ -196,11 +200,11 @@ def plain(space, table, weights, thresholds, hard=None):
                 cost += chosen * table.layers[name][f"K{size}E{ratio}"]
         total += presence * cost + (1 - presence) * table.skip_cost(name)
         masks.append((kernel_mask, channel_mask, presence))
-        indicators += [((row, column), value) for column, value in zip(columns, own)]
+        indicators += [((row, column), value) for column, value in zip(columns, own, strict=True)]
     return dict(indicators), dict(distances), masks, total
 
 
-def test_decisions_cost_and_gradients_equal_numpy(space, table):
+def test_decisions_cost_and_gradients_equal_numpy(space, table, graph_mode):
     random = np.random.default_rng(3)
     network = Supernet(space, table, 4)
     randomise(network, space, random)
@@ -221,7 +225,8 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
     def objective(dropout):
         masks, cost, indicators, norms = cell(dropout)
         total = cost * 10
-        for (kernel, channel, presence), (a, b, c) in zip(masks, constants):
+        pairs = zip(masks, constants)  # noqa: B905  (the graph compiler knows no strict)
+        for (kernel, channel, presence), (a, b, c) in pairs:
             total = (
                 total
                 + (kernel.reshape(a.shape) * a).sum()
@@ -234,7 +239,7 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
     (_, cost, indicators, norms), gradients = ops.value_and_grad(
         objective, None, parameters, has_aux=True
     )(ones)
-    weights = dict(zip(names, (w.asnumpy()[:, 0] for w in cell.weights)))  # (C, k, k)
+    weights = dict(zip(names, (w.asnumpy()[:, 0] for w in cell.weights), strict=True))  # (C, k, k)
     thresholds = cell.thresholds.asnumpy().astype(np.float64)
     hard, distances, _, total = plain(space, table, weights, thresholds)
     assert float(cost.asnumpy()) == pytest.approx(total, rel=1e-5)
@@ -247,7 +252,8 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
     def surrogate(weights, thresholds):
         _, _, masks, cost = plain(space, table, weights, thresholds, (hard, distances))
         return 10 * cost + sum(
-            (k * a).sum() + (ch * b).sum() + p * c for (k, ch, p), (a, b, c) in zip(masks, factors)
+            (kernel * a).sum() + (channel * b).sum() + presence * c
+            for (kernel, channel, presence), (a, b, c) in zip(masks, factors, strict=True)
         )
 
     step = 1e-5
@@ -257,7 +263,7 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table):
         behind[place] -= step
         numeric = (surrogate(weights, ahead) - surrogate(weights, behind)) / (2 * step)
         assert gradients[0].asnumpy()[place] == pytest.approx(numeric, rel=2e-3, abs=2e-4), place
-    for name, gradient in zip(names, gradients[1:]):
+    for name, gradient in zip(names, gradients[1:], strict=True):
         for _ in range(5):
             place = tuple(random.integers(0, size) for size in weights[name].shape)
             values = []
@@ -300,8 +306,13 @@ def test_even_slope_has_the_sign_of_the_formula_and_does_not_vanish():
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(space, table, kernels):
-    """By the cross-entropy alone, against differences of a supernet whose factors are moved a little off 0 and 1."""
+def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(
+    space, table, graph_mode, kernels
+):
+    """By the cross-entropy alone, against differences of a supernet.
+
+    Its factors are moved a little off 0 and 1.
+    """
     random = np.random.default_rng(1)
     network = Supernet(space, table, 4, kernels=kernels and available()).set_train()
     randomise(network, space, random)
@@ -316,7 +327,8 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(space, table, 
 
     decisions.fixed.set_data(Tensor(np.ones(shape, np.float32)))  # so that the factors alone mask
     gradient = ops.grad(objective)(Tensor(off)).asnumpy()
-    places = [place for place in zip(*np.nonzero(missing_indicators(space) < 0)) if off[place] == 0]
+    places = [place for place in np.ndindex(shape) if missing_indicators(space)[place] < 0]
+    places = [place for place in places if off[place] == 0]
     assert len(places) >= 5
     for place in places:
         values = []
@@ -331,8 +343,8 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(space, table, 
 
 
 @pytest.mark.parametrize("level", ["O2", "O3"])
-def test_decisions_are_made_in_float32(space, table, level):
-    """Mixed precision changes logits a little, and neither cost nor decisions nor the type of any parameter."""
+def test_decisions_are_made_in_float32(space, table, graph_mode, level):
+    """Mixed precision changes logits a little; neither cost, decisions nor types of parameters."""
     random, results = np.random.default_rng(2), []
     images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
     network = Supernet(space, table, 4).set_train(False)
@@ -342,9 +354,9 @@ def test_decisions_are_made_in_float32(space, table, level):
     mixed = ms.amp.auto_mixed_precision(network, level)
     network.decisions.to_float(ms.float32)
     results.append(mixed(images, None, ones))
-    for exact, other in zip(*results):
+    for exact, other in zip(*results, strict=True):
         assert other.dtype == ms.float32 or exact is results[0][0]
-    for exact, other in zip(results[0][1:], results[1][1:]):
+    for exact, other in zip(results[0][1:], results[1][1:], strict=True):
         np.testing.assert_array_equal(exact.asnumpy(), other.asnumpy())
     exact, other = (
         logits.astype(ms.float32).asnumpy() for logits in (results[0][0], results[1][0])
@@ -356,8 +368,6 @@ def test_decisions_are_made_in_float32(space, table, level):
 def test_the_published_network_comes_out_of_the_supernet():
     space = load_space("imagenet_32")
     table, random = arithmetic_table(space, "macs", 10), np.random.default_rng(0)
-    from src.arch.architecture import load_architecture
-
     published = load_architecture("spnas_pixel1_32")
     decisions = space.decisions_of(published)
     network = Supernet(space, table, 10).set_train(False)

@@ -1,10 +1,8 @@
-"""Latency tables of one's own device: statistics, plans, interrupted and finished profiles, tables side by side."""
+"""From a space to a table: plans, interrupted and finished profiles, verification."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,19 +11,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from scripts import latency_tables
 from src.arch.architecture import load_architecture
 from src.arch.blocks import Block
 from src.arch.cost_table import CostTable, arithmetic_table, load_table, write_table
 from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
-from src.deployment.export import write_model
 from src.errors import UserError
-from src.latency.profile import SAMPLES, ProfilePlan, Session, profile
-from src.latency.runtimes import Model
-from src.latency.statistics import fit_correction, judge, machine_slowness, summarise, summarise_all
+from src.latency.plan import ProfilePlan
+from src.latency.profile import profile
+from src.latency.session import SAMPLES, Session
+from src.latency.statistics import judge
 from src.search.one_shot_training import one_shot_space
 from tests.conftest import ENVIRONMENT, ROOT
 
@@ -64,91 +60,6 @@ def space_file(tmp_path_factory):
     return file
 
 
-# Statistics.
-
-
-def test_summary_is_that_of_numpy_and_of_order_statistics():
-    values = np.random.default_rng(0).permutation(np.arange(1.0, 10.0))
-    summary = summarise(values)
-    # Of 9 values the 2nd to the 8th hold the median with 96 %, the 3rd to the 7th with 82 %.
-    assert summary.median_ms == np.median(values) == 5 and summary.margin == pytest.approx(
-        (8 - 2) / 2 / 5
-    )
-    assert summary.spread == pytest.approx((7 - 3) / 5) and summary.outliers == 0
-    # With two more at the ends the quartiles are 2.5 and 7.5, and three times their distance 15.
-    assert summarise(np.append(values, [22.6, -12.6])).outliers == 2
-    assert summarise(np.append(values, [22.4, -12.4])).outliers == 0
-    assert summarise(values[:5]).margin == np.inf
-    random = np.random.default_rng(1)
-    hits = [
-        abs(np.median(x) - 1) <= summarise(x).margin * np.median(x) * 1.5
-        for x in random.lognormal(0, 0.1, (300, 101))
-    ]
-    assert np.mean(hits) > 0.9  # the interval is not quite symmetric about the median
-
-
-def test_bursts_of_a_busy_machine_do_not_move_medians():
-    random, true = np.random.default_rng(0), np.linspace(1, 3, 8)
-    models = np.concatenate([random.permutation(8) for _ in range(200)])
-    busy = np.repeat(
-        np.arange(20) % 2 == 0, 80
-    )  # half of the time, so that a plain median lies anywhere in between
-    samples = true[models] * np.where(busy, 1.5, 1.0) * random.lognormal(0, 0.02, 1600)
-    slowness = machine_slowness(models, samples)
-    assert np.median(slowness[busy]) / np.median(slowness[~busy]) == pytest.approx(1.5, rel=0.02)
-    summaries, noise = summarise_all(models, samples)
-    raw = [summarise(samples[models == model]) for model in range(8)]
-    assert np.ptp(np.log([summary.median_ms for summary in summaries] / true)) < 0.02
-    assert (
-        max(summary.margin for summary in summaries)
-        < 0.01
-        < 0.1
-        < min(summary.margin for summary in raw)
-    )
-    assert noise == pytest.approx(0.4, abs=0.1)
-
-
-def test_correction_is_the_least_squares_of_numpy_and_never_negative():
-    random = np.random.default_rng(0)
-    isolated = [list(random.uniform(0.2, 2, count)) for count in (3, 8, 5, 6, 7, 4)]
-    weights = [list(random.uniform(0.01, 0.6, len(blocks))) for blocks in isolated]
-    exact = [
-        2 + sum(1.1 * block + 0.3 * millions - 0.05 for block, millions in zip(blocks, own))
-        for blocks, own in zip(isolated, weights)
-    ]
-    noisy = np.array(exact) * random.lognormal(0, 0.002, 6)
-    columns = np.array(
-        [(1, sum(blocks), sum(own), len(blocks)) for blocks, own in zip(isolated, weights)]
-    )
-    expected = np.linalg.lstsq(columns / noisy[:, None], np.ones(6), rcond=None)[0]
-    for whole, values in ((exact, (2, 1.1, 0.3, -0.05)), (noisy, expected)):
-        found = fit_correction(isolated, weights, whole)
-        assert (found.constant_ms, found.slope, found.weight_ms, found.offset_ms) == pytest.approx(
-            tuple(values), rel=1e-6
-        )
-    steep = fit_correction(
-        isolated, weights, [max(0.1, 3 * sum(blocks) - 2 * len(blocks)) for blocks in isolated]
-    )
-    assert steep.constant_ms >= 0
-    assert (
-        min(steep.entry(block, own) for block, own in zip(sum(isolated, []), sum(weights, []))) >= 0
-    )
-
-
-def test_verdict_counts_pairs_and_errors():
-    predicted, measured = [1.1, 2.0, 2.9, 4.4], [1.0, 2.0, 3.0, 2.5]
-    verdict = judge(predicted, measured)
-    pairs = list(itertools.combinations(range(4), 2))
-    agree = [np.sign((predicted[a] - predicted[b]) * (measured[a] - measured[b])) for a, b in pairs]
-    assert verdict.kendall_tau == pytest.approx(np.mean(agree))
-    errors = np.array(predicted) - measured
-    assert verdict.rmse == pytest.approx(np.sqrt(np.mean(errors**2)) / np.mean(measured))
-    assert verdict.mean_error == pytest.approx(
-        np.mean(errors / measured)
-    ) and verdict.worst == pytest.approx(0.76)
-    assert not verdict.passed and judge([1, 2, 3.1], [1, 2, 3]).passed
-
-
 # What is measured.
 
 
@@ -162,7 +73,8 @@ def test_a_plan_measures_each_shape_once_at_the_size_that_it_has_in_the_network(
         blocks[name]["K5E6"].shape for name in ("layer1", "layer2", "layer9", "layer10", "layer20")
     ] == [(2, 16, 100, 100), (2, 24, 50, 50), (2, 40, 25, 25), (2, 80, 13, 13), (2, 192, 7, 7)]
     assert blocks["layer5"]["K5E3"].network == Block(5, 2, 3, 24, 40)
-    for decisions, name in zip(plan.extremes(), ("spnas_smallest", "spnas_largest")):
+    names = ("spnas_smallest", "spnas_largest")
+    for decisions, name in zip(plan.extremes(), names, strict=True):
         assert plan.network(decisions, "any").network.blocks == load_architecture(name).blocks
 
 
@@ -401,7 +313,7 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
     "space", (SPACE, one_shot_space("one_shot_32", 2, 2).to_dict()), ids=lambda space: space["name"]
 )
 def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
-    """In this process: the networks that eval.py runs, by the same statistics; with either kind of blocks."""
+    """In this process: the networks that eval.py runs, with either kind of blocks."""
     monkeypatch.setattr("src.latency.profile.FIT_NETWORKS", 2)
     out, space_file = tmp_path / "training.json", tmp_path / "space.json"
     space_file.write_text(json.dumps(space))
@@ -421,115 +333,4 @@ def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
     assert table.runtime.startswith("MindSpore 2.") and all(
         entry["samples"] == 40 and entry["median_ms"] > 0
         for entry in table.provenance["isolated"].values()
-    )
-
-
-# Tables.
-
-
-@pytest.fixture
-def two_tables(tmp_path):
-    """Two tables of the shipped space: the second costs 1.2 times the first, and 2 ms more."""
-    space = load_space("imagenet")
-    first = load_table("pixel1", space)
-    provenance = {
-        "threads": 1,
-        "image_size": 224,
-        "num_classes": 1000,
-        "date": "2026-01-01",
-        "noise": 0.02,
-    }
-    layers = {
-        layer: {name: 1.2 * cost for name, cost in entries.items()}
-        for layer, entries in first.layers.items()
-    }
-    for name, changes in (("a", {}), ("b", {"layers": layers, "constant": first.constant + 2})):
-        write_table(
-            tmp_path / f"{name}.json", replace(first, name=name, provenance=provenance, **changes)
-        )
-    return tmp_path
-
-
-def test_tables_are_compared_merged_and_drawn(two_tables, caplog, monkeypatch):
-    caplog.set_level("INFO")
-    monkeypatch.chdir(two_tables)
-    assert latency_tables.main(["--diff", "a.json", "b.json"]) == 0
-    rows = [
-        message.split()
-        for message in caplog.messages
-        if message.startswith("layer") and "second" not in message
-    ]
-    assert len(rows) == 20 and all(row[1:] == ["1.200"] * 4 for row in rows)
-    assert "constant 19.600 -> 21.600 ms" in caplog.text and "Kendall's tau 1.000" in caplog.text
-    assert latency_tables.main(["--merge", "a.json", "b.json", "--out", "merged.json"]) == 0
-    space = load_space("imagenet")
-    a, b, merged = (load_table(f"{name}.json", space) for name in ("a", "b", "merged"))
-    largest = [layer.largest for layer in space.searched.values()]
-    assert merged.total(largest) == pytest.approx(
-        (a.total(largest) + b.total(largest)) / 2, rel=1e-4
-    )
-    assert merged.provenance["threads"] == 1
-    assert merged.provenance["widest_spread_of_an_entry"] == pytest.approx(0.2 / 1.1, abs=1e-3)
-    assert [entry["name"] for entry in merged.provenance["merged"]] == ["a", "b"]
-    assert latency_tables.main(["--plot", "pixel1", "b.json", "--out", "tables.png"]) == 0
-    assert Image.open("tables.png").size[1] > 400
-
-
-@pytest.mark.parametrize(
-    "flags, reason",
-    [
-        (
-            ("--merge", "a.json", "c.json", "--out", "m.json"),
-            "c.json: measured with threads 4, a.json with 1",
-        ),
-        (("--merge", "a.json", "b.json"), "out is 'None', should be a file that ends in .json"),
-        (
-            ("--diff", "a.json", "none.json"),
-            "latency table 'none.json' is neither a file nor one of",
-        ),
-        (("--plot", "a.json", "--out", "x.txt"), "should be a file that ends in .png or .svg"),
-    ],
-)
-def test_mistakes_with_tables_are_named(two_tables, monkeypatch, flags, reason):
-    monkeypatch.chdir(two_tables)
-    data = json.loads((two_tables / "b.json").read_text())
-    data["provenance"]["threads"] = 4
-    (two_tables / "c.json").write_text(json.dumps(data))
-    before = sorted(two_tables.iterdir())
-    with pytest.raises(UserError, match=re.escape(reason)):
-        latency_tables.main(list(flags))
-    assert sorted(two_tables.iterdir()) == before
-
-
-def test_the_program_takes_the_samples_it_is_asked_for(application, tmp_path):
-    files = []
-    for name, kernel_size in (("small", 3), ("large", 7)):
-        model = Model(name, Block(kernel_size, 1, 6, 8, 8), (1, 8, 12, 12))
-        files.append(str(tmp_path / f"{name}.mindir"))
-        write_model(model.cell(folded=True), model.shape, tmp_path / f"{name}.mindir", "MINDIR", 1)
-    command = [
-        str(application.parent / "profile"),
-        "--device",
-        "CPU",
-        "--rounds",
-        "5",
-        "--repeats",
-        "3",
-    ]
-    done = subprocess.run(
-        [*command, *files], capture_output=True, text=True, env=ENVIRONMENT, check=True
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["round"] for line in lines] == sorted([*range(5)] * 6) and all(
-        line["ms"] > 0 for line in lines
-    )
-    for index in range(2):
-        assert sum(line["model"] == index for line in lines) == 15
-    missing = subprocess.run(
-        [*command, "no.mindir"], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
-    assert missing.returncode == 2 and missing.stdout == ""
-    assert (
-        missing.stderr
-        == "profile: error: no.mindir: the runtime cannot load it; GLOG_v=2 shows its reason\n"
     )

@@ -1,0 +1,85 @@
+"""MindSpore itself as a runtime, with the networks that ``eval.py`` evaluates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from src.config import ProfileConfig
+from src.errors import UserError
+from src.latency.model import Model
+from src.utils import setup_device
+
+if TYPE_CHECKING:  # importing MindSpore takes seconds
+    from mindspore import Tensor, nn
+
+# Inferences of a model before its first round: the first one compiles, the next ones still allocate
+# memory. As many as kWarmUp of the C++ programs (ascend310_infer/src), so that the runtimes are
+# measured alike.
+WARM_UP = 3
+
+
+class MindSporeRuntime:
+    """The runtime of training and evaluation; members as in ``src.latency.runtimes.Runtime``."""
+
+    name: ClassVar[str] = "MindSpore"
+    devices: ClassVar[tuple[str, ...]] = ("CPU", "Ascend")
+
+    def __init__(self, config: ProfileConfig, folder: Path) -> None:
+        import mindspore as ms
+
+        from src import kernels
+
+        setup_device(config.device, config.device_id)
+        ms.set_context(runtime_num_threads=config.threads)
+        self.version = f"{self.name} {ms.__version__}"
+        self._kernels = kernels.available()
+        # What is prepared stays in memory, so nothing is written to ``folder``.
+        self._prepared: dict[str, tuple[nn.Cell, Tensor]] = {}
+        self._random = np.random.default_rng(0)
+
+    @staticmethod
+    def installed() -> str | None:
+        """The version of the installed package, without importing it."""
+        try:
+            return f"{MindSporeRuntime.name} {metadata.version('mindspore')}"
+        except metadata.PackageNotFoundError:
+            return None
+
+    def prepare(self, model: Model) -> None:
+        """Compile a model."""
+        from mindspore import Tensor
+
+        if model.name in self._prepared:
+            return
+        # Operators and folding as eval.py chooses them.
+        cell = model.cell(kernels=self._kernels, folded=self._kernels)
+        image = Tensor(self._random.standard_normal(model.shape).astype(np.float32))
+        try:
+            for _ in range(WARM_UP):
+                cell(image).asnumpy()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{model.name}: cannot be measured: {reason}") from None
+        self._prepared[model.name] = (cell, image)
+
+    def measure(
+        self, models: Sequence[Model], repeats: int, seed: int
+    ) -> Generator[list[tuple[int, float]], None, None]:
+        """Yield the samples of one round after the other."""
+        random = np.random.default_rng(seed)
+        while True:
+            samples = []
+            for index in random.permutation(len(models)):
+                cell, image = self._prepared[models[index].name]
+                cell(image).asnumpy()  # brings its weights back into the caches
+                for _ in range(repeats):
+                    start = time.perf_counter()
+                    cell(image).asnumpy()
+                    samples.append((int(index), (time.perf_counter() - start) * 1e3))
+            yield samples

@@ -1,0 +1,153 @@
+"""How well a latency table predicts networks to which it was not fitted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.arch.cost_table import CostTable, load_table, write_table
+from src.errors import UserError
+from src.latency.machine import utc_now
+from src.latency.plan import ProfilePlan
+from src.latency.runtimes import Runtime
+from src.latency.session import Measurement, Session, measure
+from src.latency.statistics import RMSE_LIMIT, TAU_LIMIT, Summary, Verdict, judge
+from src.latency.tables import conditions
+
+log = logging.getLogger(__name__)
+
+DRAWS = {
+    "range": "random ones, one in each equal part of the range of multiply-adds, "
+    "and the shipped ones",
+    "uniform": "random ones, uniform in their decisions, and the shipped ones",
+}
+
+
+def verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None:
+    """Measure networks, compare them with a table, write the verdict into it and draw it.
+
+    Args:
+        plan: names the space, and the networks to measure.
+        runtime: measures them.
+        folder: keeps the samples until the verdict is written.
+        out: the table; the drawing lies beside it.
+
+    Raises:
+        UserError: the table was measured under other conditions than those of now.
+    """
+    from src.drawing import draw_verdict  # importing Matplotlib takes a second
+
+    table = load_table(out, plan.space)
+    _check_conditions(table, plan, runtime, out)
+    # Networks of the fit, the smallest and the largest first; a merged table has none.
+    fitted = table.provenance.get("networks", {})
+    chosen = plan.networks_to_verify({facts["decisions"] for facts in fitted.values()})
+    ends = {name: facts["decisions"].split() for name, facts in islice(fitted.items(), 2)}
+    settings = plan.settings(runtime.version, "verification")
+    session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})
+    draw = DRAWS[plan.config.verify_draw]
+    log.info("verification of %s by %d networks: %s", out, len(chosen), draw)
+    models = [*plan.networks(chosen), *plan.networks(ends)]
+    found = measure(session, runtime, models, plan.config)
+
+    predicted = {name: table.total(decisions) for name, decisions in chosen.items()}
+    measured = {name: found.summaries[name].median_ms for name in chosen}
+    verdict = judge(list(predicted.values()), list(measured.values()))
+    _report(predicted, found.summaries, verdict)
+    record = {
+        "date": utc_now(),
+        "drawn": plan.config.verify_draw,
+        **verdict.to_dict(),
+        "noise": round(found.noise, 4),
+        **({"pace": _pace(fitted, list(ends), found)} if ends else {}),
+        "measured": _networks_record(chosen, predicted, found.summaries),
+    }
+    write_table(out, replace(table, provenance={**table.provenance, "verification": record}))
+    picture = out.with_suffix(".png")
+    title = f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau {verdict.kendall_tau:.3f}"
+    draw_verdict({name: (predicted[name], measured[name]) for name in chosen}, title, picture)
+    session.close()
+    log.info("%s holds the verdict, %s shows it", out, picture)
+
+
+def _check_conditions(table: CostTable, plan: ProfilePlan, runtime: Runtime, out: Path) -> None:
+    """Raise UserError where a table was made under other conditions than those of now."""
+    now = {
+        "runtime": runtime.version,
+        "device": plan.device,
+        "batch_size": plan.config.batch_size,
+        **plan.conditions(),
+    }
+    then = conditions(table)
+    for key, value in now.items():
+        if then[key] != value:
+            raise UserError(
+                f"{out}: measured with {key} {then[key]!r}, now it is {value!r}; measure again, "
+                "with another --out"
+            )
+
+
+def _networks_record(
+    chosen: Mapping[str, list[str]],
+    predicted: Mapping[str, float],
+    summaries: Mapping[str, Summary],
+) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "decisions": " ".join(decisions),
+            "predicted_ms": round(predicted[name], 4),
+            **summaries[name].to_dict(),
+        }
+        for name, decisions in chosen.items()
+    }
+
+
+def _pace(fitted: Mapping[str, Any], ends: list[str], found: Measurement) -> float:
+    """How slow the machine is now, relative to the profile.
+
+    Args:
+        fitted: networks of the fit by name, as the table's provenance holds them.
+        ends: names of those that were measured again.
+        found: what they took now.
+    """
+    ratios = [found.summaries[name].median_ms / fitted[name]["median_ms"] for name in ends]
+    pace = float(np.mean(ratios))
+    log.info(
+        "the smallest and the largest network took %.3f of their time in the profile: "
+        "the machine's own change",
+        pace,
+    )
+    return round(pace, 4)
+
+
+def _report(
+    predicted: Mapping[str, float], summaries: Mapping[str, Summary], verdict: Verdict
+) -> None:
+    log.info("%-20s %10s %10s %8s %8s", "network", "predicted", "measured", "error", "spread")
+    for name, milliseconds in predicted.items():
+        measured = summaries[name]
+        log.info(
+            "%-20s %10.3f %10.3f %+7.1f%% %7.1f%%",
+            name,
+            milliseconds,
+            measured.median_ms,
+            100 * (milliseconds / measured.median_ms - 1),
+            100 * measured.spread,
+        )
+    log.info(
+        "mean error %+.1f %%, RMSE %.1f %% of the mean latency, worst %+.1f %%, "
+        "Kendall's tau %.3f: %s",
+        100 * verdict.mean_error,
+        100 * verdict.rmse,
+        100 * verdict.worst,
+        verdict.kendall_tau,
+        "within the limits"
+        if verdict.passed
+        else f"not within the limits of {100 * RMSE_LIMIT:.0f} % and {TAU_LIMIT:g}",
+    )
