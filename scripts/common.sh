@@ -56,3 +56,29 @@ quietly() {
 first_error() {
     tac "$1" | sed '/^== /q' | tac | grep -m 1 -E '^(E|ERROR|Error): ?' || true
 }
+
+is_suitable() {  # PYTHON
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null
+}
+can_make_environments() {  # PYTHON: Debian has these modules in a package of their own
+    "$1" -c 'import ensurepip, venv' 2> /dev/null
+}
+
+# Sets `python` to PYTHON or to a suitable Python, one that can make environments where there is
+# one; to nothing if there is none.
+find_python() {
+    local candidate
+    python=${PYTHON:-}
+    if [ -n "$python" ]; then
+        is_suitable "$python" || fail "PYTHON is '$python', should be a Python 3.10 to 3.12"
+        return
+    fi
+    for candidate in python3 python3.11 python3.12 python3.10; do
+        is_suitable "$candidate" || continue
+        python=${python:-$candidate}
+        if can_make_environments "$candidate"; then
+            python=$candidate
+            return
+        fi
+    done
+}
