@@ -40,6 +40,7 @@ def draw_curves(lines: Iterable[Line], path: Path) -> None:
     for kind, label in (("train", "training"), ("val", "validation")):
         chosen = [line for line in lines if line["kind"] == kind]
         epochs = [line["progress"] for line in chosen]
+        # Validations are few: points show where they are.
         style: dict[str, Any] = {"linewidth": 1}
         if kind == "val":
             style = {"marker": "o", "markersize": 3}
@@ -63,8 +64,8 @@ def draw_comparison(groups: Mapping[str, Sequence[Sequence[Line]]], path: Path) 
             style = {
                 "marker": "o",
                 "markersize": 3,
-                "color": f"C{index}",
-                "label": None if number else group,
+                "color": f"C{index}",  # of Matplotlib's colour cycle
+                "label": None if number else group,  # one entry of the legend per group
             }
             left.plot(epochs, [line["loss"] for line in lines], **style)
             right.plot(epochs, [line["top1"] for line in lines], **style)
@@ -86,9 +87,10 @@ def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, pat
     for index, (layer, block) in enumerate(zip(space.layers, space.blocks(decisions), strict=True)):
         if layer.stride == 2:
             axis.axvline(index - 0.5, color=LINE_COLOR, linewidth=0.8, linestyle=":")
-        if block is None:
+        if block is None:  # a line on the axis where the bar would stand
             axis.plot([index - 0.4, index + 0.4], [0, 0], color=LINE_COLOR, linewidth=2)
             continue
+        # Of blocks of every kind, not only of those that store an expansion.
         ratio = block.mid_channels / block.in_channels
         tallest = max(tallest, ratio)
         color = KERNEL_COLORS[block.kernel_size]
@@ -148,10 +150,12 @@ def _draw_changes(figure: Figure, axis: Axes, history: Sequence[Line], space: Se
     choices = _choices(layer.names for layer in space.searched.values())
     names = [*choices, SKIP]
     rows = np.array([[names.index(choice) for choice in line["decisions"]] for line in history]).T
+    # Each element is the number of a choice, each number has one colour, and the first layer is at
+    # the top.
     picture = axis.imshow(
         rows,
         aspect="auto",
-        interpolation="nearest",
+        interpolation="nearest",  # no mixture of two choices
         extent=(0.5, len(history) + 0.5, len(rows), 0),
         cmap=ListedColormap([*(_color(name, choices) for name in choices), to_rgba(SKIP_COLOR)]),
         norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)),
@@ -181,12 +185,14 @@ def draw_path_search(history: Sequence[Line], strategy: str, unit: str, path: Pa
     scores = [line["top1"] for line in history]
     best: dict[str, Any] = {"color": KERNEL_COLORS[7], "label": f"best {max(scores):.2f} %"}
     if strategy == "random":
+        # About five paths per bar, within limits that can be seen.
         left.hist(scores, bins=min(40, max(5, len(scores) // 5)), color=KERNEL_COLORS[3])
         left.axvline(max(scores), linestyle="--", **best)
         left.set(xlabel="top-1 (%)", ylabel="paths")
     else:
         generations = [line["generation"] for line in history]
         left.scatter(generations, scores, s=8, alpha=0.5)
+        # Paths are in the order of their evaluation, so this is the best one so far.
         left.step(generations, np.maximum.accumulate(scores), where="post", **best)
         left.set(xlabel="generation", ylabel="top-1 (%)")
         left.xaxis.get_major_locator().set_params(integer=True)
@@ -208,7 +214,7 @@ def _color(name: str, choices: Sequence[str]) -> RGBA:
     if name == "X":
         return to_rgba(XCEPTION_COLOR)
     same = [other for other in choices if other[:2] == name[:2]]
-    rank = same.index(name) / max(len(same) - 1, 1)
+    rank = same.index(name) / max(len(same) - 1, 1)  # from 0 to 1
     return to_rgba(KERNEL_COLORS[int(name[1])], 0.35 + 0.65 * rank)
 
 
@@ -216,7 +222,7 @@ def draw_pareto(rows: Sequence[Line], unit: str, path: Path) -> None:
     """Draw validation top-1 over cost for the networks of a sweep."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
-    ordered = sorted(rows, key=lambda row: row["cost"])
+    ordered = sorted(rows, key=lambda row: row["cost"])  # the line joins neighbours
     axis.plot([row["cost"] for row in ordered], [row["top1"] for row in ordered], marker="o")
     for row in ordered:
         axis.annotate(
@@ -241,6 +247,7 @@ def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: 
     """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axis = figure.subplots()
+    # Both axes have the same ends, so that equality is the diagonal.
     values = [value for pair in networks.values() for value in pair]
     ends = np.array([0.9 * min(values), 1.1 * max(values)])
     axis.fill_between(ends, 0.95 * ends, 1.05 * ends, color=SKIP_COLOR, linewidth=0)
@@ -277,6 +284,7 @@ def draw_tables(tables: Sequence[CostTable], path: Path) -> None:
         width, places = 0.8 / len(choices), np.arange(len(table.layers))
         for index, name in enumerate(choices):
             costs = [entries.get(name, 0.0) for entries in table.layers.values()]
+            # The bars of a group stand side by side around the layer's place.
             offset = (index - (len(choices) - 1) / 2) * width
             axis.bar(places + offset, costs, width, label=name, color=_color(name, choices))
         axis.set(

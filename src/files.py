@@ -148,7 +148,7 @@ def _place(problem: ErrorDetails, data: Any) -> str:
         if found:
             data = data[part]
             keys.append(part)
-    if problem["type"] in _MISSING:
+    if problem["type"] in _MISSING:  # the last key is the missing one, so it was not found
         keys.append(problem["loc"][-1])
     return ".".join(map(str, keys))
 
@@ -223,6 +223,7 @@ def parse_record(
         raise error(f"{origin}: {first_problem(problem, field_names(kind), data)}") from None
     except UserError as problem:
         raise error(f"{origin}: {problem}") from None
+    # A file states what it is made of: a default of the program must not change its meaning.
     if optional is not None:
         for spec in fields(value):
             if spec.name not in data and spec.name not in optional:

@@ -29,8 +29,7 @@ OPTIONAL_KEYS = ("activation", "classifier_bias")
 class Architecture:
     """A whole network: 3x3 stem, blocks, 1x1 head, global average pooling, classifier.
 
-    Fields stand in the order of the file; only ``name``, ``image_size`` and ``blocks`` can be
-    given by position.
+    Only ``name``, ``image_size`` and ``blocks`` can be given by position.
 
     Attributes:
         image_size: side of the square images that the strides are meant for, in pixels.
@@ -44,6 +43,7 @@ class Architecture:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
+    # In the order of the file, which pydantic reads and writes by these fields.
     name: str
     image_size: int
     stem_channels: int = field(default=32, kw_only=True)
@@ -53,6 +53,7 @@ class Architecture:
     bn_epsilon: float = field(default=1e-5, kw_only=True)
     activation: Activation = field(default="relu", kw_only=True)
     classifier_bias: bool = field(default=True, kw_only=True)
+    # Not compared: networks that were found twice are equal.
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -64,6 +65,7 @@ class Architecture:
                 f"architecture '{self.name}': image size, stem and head channels are positive, "
                 "the stem's stride is 1 or 2"
             )
+        # Channels are stored and never inferred, so that a file with a missing block is noticed.
         channels = self.stem_channels
         for index, block in enumerate(self.blocks):
             if block.in_channels != channels:

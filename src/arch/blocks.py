@@ -79,6 +79,7 @@ class Block:
     @property
     def mid_channels(self) -> int:
         """Channels of the depthwise convolution."""
+        # Rounding takes away the error of the product; that it is whole was checked.
         return round(self.in_channels * self.expansion)
 
     @property
@@ -134,6 +135,7 @@ class ShuffleBlock:
 
     def __post_init__(self) -> None:
         _check_kernel_and_stride(self.kernel_size, self.stride)
+        # Half of the input is kept, and half of the output is the width of the branch.
         if self.in_channels < 2 or self.in_channels % 2 or self.out_channels % 2:
             raise ArchitectureError(
                 f"channels {self.in_channels} -> {self.out_channels} are not positive and even"
@@ -230,7 +232,7 @@ def _read_tokens(text: str, form: _Form) -> dict[str, str]:
     order, values = form.required + form.optional, {}
     for token in text.split("_"):
         match = _TOKEN.fullmatch(token)
-        # Only noskip has no value.
+        # noskip, and nothing else, has no value.
         if not match or match[1] not in order or (match[1] == "noskip") != (match[2] == ""):
             raise ArchitectureError(f"unknown token '{token}'")
         if match[1] in values:
@@ -294,6 +296,7 @@ def encode_block(block: AnyBlock) -> str:
     if isinstance(block, ShuffleBlock):
         word = next(word for word, kind in _KINDS.items() if type(block) is kind)
         return f"{word}_k{block.kernel_size}_{stride}_{channels}"
+    # r1: files write repeated blocks out, as a search decides on each of them.
     text = f"r1_k{block.kernel_size}_{stride}_e{block.expansion:g}_{channels}"
     if block.se_ratio:
         text += f"_se{block.se_ratio:g}"

@@ -54,6 +54,8 @@ def conv_bn_cost(
 ) -> Cost:
     """A convolution without bias, followed by batch normalisation, for ``pixels`` outputs."""
     weights = kernel_size**2 * in_channels * out_channels // groups
+    # Scale and shift of the normalisation are 2 parameters per channel. It costs no multiply-adds,
+    # as inference has it folded into the convolution.
     return Cost(weights + 2 * out_channels, weights * pixels)
 
 
@@ -77,6 +79,7 @@ def block_cost(block: AnyBlock, height: int, width: int) -> Cost:
     if isinstance(block, ShuffleBlock):
         size = height, width
         return _chain_cost(block.branch, size) + _chain_cost(block.projection, size)
+    # The expansion sees the block's input, what follows it the output of the strided convolution.
     pixels_in = height * width
     pixels_out = conv_out(height, block.stride) * conv_out(width, block.stride)
     mid = block.mid_channels
@@ -101,6 +104,7 @@ def layer_costs(
         num_classes: outputs of the classifier.
         image_size: height and width in pixels; the architecture's own where omitted.
     """
+    # The image, the input of each block, the output of the last block.
     _, *inputs, last = input_sizes(arch.strides, image_size or (arch.image_size, arch.image_size))
     after_stem = inputs[0]
     layers = [("stem", conv_bn_cost(3, 3, arch.stem_channels, math.prod(after_stem)))]

@@ -69,6 +69,7 @@ class CostTable:
                 f"{origin}: made for space '{self.space}', the space searched is '{space.name}'"
             )
         searched = space.searched
+        # Layers that lack a name first, then those that should have none.
         for name in (*searched, *self.layers):
             if name not in self.layers:
                 raise CostTableError(
@@ -87,6 +88,7 @@ class CostTable:
 
     def total(self, decisions: Sequence[str]) -> float:
         """Cost of the network of some decisions."""
+        # fsum rounds once: the sum does not depend on the order of the layers.
         return self.constant + math.fsum(
             entries[choice] for entries, choice in zip(self.layers.values(), decisions, strict=True)
         )
@@ -114,6 +116,7 @@ class CostTable:
         Returns:
             Array (kernel sizes, expansions).
         """
+        # ``choices`` lists all expansions of the first kernel size, then those of the second.
         costs = [self.layers[name][choice] for choice in layer.choices]
         return np.array(costs, np.float64).reshape(len(layer.kernel_sizes), len(layer.expansions))
 
@@ -130,6 +133,7 @@ class CostTable:
         """Inverse of ``to_dict`` for latencies; ``origin`` names the file in errors."""
         record = check_header(data, FORMAT, VERSION, origin, CostTableError)
         table = parse_record(cls, record, origin, CostTableError, optional=())
+        # Arithmetic tables follow from the space; a file of one could only be out of date.
         if table.unit != UNIT:
             raise CostTableError(f"{origin}: unit is '{table.unit}', should be '{UNIT}'")
         return table
@@ -190,7 +194,7 @@ def arithmetic_table(
             for choice in layer.choices
         }
         if layer.skippable:
-            layers[name][SKIP] = 0.0
+            layers[name][SKIP] = 0.0  # a skipped layer is absent from the network
     # The largest network has every layer, so what its layers do not explain is the constant.
     whole = getattr(network_cost(space.largest(), num_classes, image_size), cost) / 1e6
     largest = [layers[name][layer.largest] for name, layer in space.searched.items()]

@@ -69,14 +69,10 @@ def sample_decisions(
         for name, layer in space.searched.items()
     ]
     probabilities = _probabilities(costs, _choose_beta(costs, table.constant, target))
-    random = np.random.default_rng(seed)
     found: dict[tuple[str, ...], None] = {}  # a set that keeps its order
+    random = np.random.default_rng(seed)
     for _ in range(_DRAWS):
-        columns = [
-            random.choice(len(cost), _DRAWN, p=chance)
-            for cost, chance in zip(costs, probabilities, strict=True)
-        ]
-        picks = np.stack(columns, 1)  # (networks, layers)
+        picks = _draw(random, probabilities)
         totals = table.constant + sum(cost[picks[:, layer]] for layer, cost in enumerate(costs))
         for row in picks[np.abs(totals / target - 1) <= tolerance]:
             found[tuple(layer.names[pick] for pick, layer in zip(row, layers, strict=True))] = None
@@ -86,3 +82,10 @@ def sample_decisions(
         f"only {len(found)} networks of space '{space.name}' were found within {tolerance:.0%} of "
         f"{target:g} {table.unit}, {count} are needed"
     )
+
+
+def _draw(random: np.random.Generator, probabilities: list[np.ndarray]) -> np.ndarray:
+    """Numbers of the choices of random networks, (networks, layers)."""
+    # All networks of a layer at a time: one call of NumPy per layer.
+    columns = [random.choice(len(chance), _DRAWN, p=chance) for chance in probabilities]
+    return np.stack(columns, 1)

@@ -105,6 +105,7 @@ class SearchedLayer:
         for what, values in (("kernel sizes", self.kernel_sizes), ("expansions", self.expansions)):
             if list(values) != sorted(set(values)) or not values:
                 raise SpaceError(f"{what} {list(values)} are not nested: they must ascend")
+        # A block of expansion 1 has no expansion convolution, so the others could not share it.
         if self.expansions[0] <= 1:
             raise SpaceError(f"expansions {list(self.expansions)} must be above 1")
         if self.skippable and (self.stride != 1 or self.in_channels != self.out_channels):
@@ -119,6 +120,7 @@ class SearchedLayer:
     @property
     def choices(self) -> dict[str, tuple[int, float]]:
         """Kernel size and expansion of each choice by name, smaller ones first; without SKIP."""
+        # ``CostTable.matrix`` relies on this order.
         return {
             choice_name(size, expansion): (size, expansion)
             for size in self.kernel_sizes
@@ -137,6 +139,7 @@ class SearchedLayer:
 
     def block(self, name: str) -> Block:
         """The block of a choice other than SKIP."""
+        # Its residual connection follows from stride and channels, as in MnasNet.
         kernel_size, expansion = self.choices[name]
         return Block(kernel_size, self.stride, expansion, self.in_channels, self.out_channels)
 
@@ -159,6 +162,8 @@ class BlockLayer:
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    # A one-shot supernet has no SKIP: all its paths are equally deep (arXiv 1904.00420).
     skippable: ClassVar[bool] = False
 
     stride: int
@@ -224,6 +229,7 @@ class SearchSpace:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
+    # In the order of the file, which pydantic reads and writes by these fields.
     name: str
     image_size: int
     stem_channels: int = field(default=32, kw_only=True)
@@ -297,6 +303,7 @@ class SearchSpace:
             image_size: height and width in pixels; the space's own where omitted.
         """
         strides = (self.stem_stride, *(layer.stride for layer in self.layers))
+        # Without the stem's input and the head's.
         _, *inputs, _ = input_sizes(strides, image_size or (self.image_size, self.image_size))
         for index, (layer, size) in enumerate(zip(self.layers, inputs, strict=True)):
             if isinstance(layer, AnySearchedLayer):
@@ -315,6 +322,7 @@ class SearchSpace:
                 f"'{self.name}'"
             )
         for (name, layer), choice in zip(layers.items(), decisions, strict=True):
+            # SKIP exists, only not here: its own message says why.
             if choice == SKIP and not layer.skippable:
                 raise SpaceError(
                     f"{name} of space '{self.name}' cannot be skipped: its stage would be lost"
@@ -368,6 +376,8 @@ class SearchSpace:
         """
         foreign = f"architecture '{arch.name}' is not of space '{self.name}'"
         blocks, decisions = list(arch.blocks), []
+        # Layers of a stage after its first are alike. A block is taken for the first layer that it
+        # fits, so that what is missing counts as skipped at the end of its stage.
         for layer in self.layers:
             options = _options(layer)
             if blocks and blocks[0] in options:
@@ -382,6 +392,7 @@ class SearchSpace:
                 )
             if choice is not None:
                 decisions.append(choice)
+        # Blocks that are left over, and all that the space fixes.
         if self.derive(decisions, arch.name) != arch:
             raise SpaceError(f"{foreign}: stem, head, image size or the number of blocks differ")
         return decisions

@@ -76,8 +76,8 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a file, under the names they have there.
 
-    Of a checkpoint of this project, known by its ``meta``, these are the network's alone, averaged
-    ones (``ema.<name>``) in place of those they average.
+    Of a checkpoint of this project, known by its ``meta``, these are only the network's; averaged
+    ones (``ema.<name>``) stand in place of those that they average.
 
     Raises:
         UserError: there is no such file, it is of an unknown kind, or damaged.

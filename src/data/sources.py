@@ -46,6 +46,7 @@ class ImageFolder:
         labels: list[int] = []
         foreign: list[str] = []
         for label, folder in enumerate(self.classes):
+            # Sorted, so that indices and labels are the same on every machine.
             entries = os.scandir(self.path / folder)
             names = sorted(entry.name for entry in entries if entry.is_file())
             images = [name for name in names if _is_image(name)]
@@ -58,6 +59,7 @@ class ImageFolder:
             labels += [label] * len(images)
         self.labels = np.array(labels, np.int32)
         if foreign:
+            # Five names show what they are; a folder may hold thousands.
             more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
             log.warning(
                 "%s: skipped %d files that are no images: %s%s",
@@ -154,6 +156,7 @@ def _cifar_batch(file: IO[bytes], name: str, origin: str) -> tuple[np.ndarray, n
         records = records.reshape(-1, _CIFAR_RECORD)
         labels, pixels = records[:, 0], records[:, 1:]
     else:
+        # Written by Python 2, whose strings are read as bytes.
         batch = load_arrays(file, origin)
         try:
             labels, pixels = np.asarray(batch[b"labels"]), np.asarray(batch[b"data"])
@@ -175,6 +178,7 @@ def _batches_of_archive(path: Path, split: str) -> Iterator[tuple[np.ndarray, np
     """Labels and rows of pixels of each batch in the published archive."""
     try:
         with tarfile.open(path) as archive:
+            # By file name, whatever folder they are in.
             members = {
                 Path(member.name).name: member for member in archive.getmembers() if member.isfile()
             }
@@ -272,7 +276,7 @@ def prepare_digits(path: str | Path) -> None:
 
 
 def _write_digits(folder: Path) -> None:
-    # Both take seconds to import, and most runs need neither.
+    # Imported here: scikit-learn takes seconds, and most runs do not need it.
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -284,6 +288,7 @@ def _write_digits(folder: Path) -> None:
         for index in members:
             place = folder / split / str(digits.target[index])
             place.mkdir(parents=True, exist_ok=True)
+            # Grey levels 0..16 become 0..255.
             pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
             image = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
             image.convert("RGB").save(place / f"{index:04d}.jpg", quality=95)
@@ -294,6 +299,7 @@ def _split_folder(split: str, data_path: str, val_data_path: str | None) -> Path
     root = Path(data_path)
     if split == "val" and val_data_path:
         return Path(val_data_path)
+    # Also where there is no such folder, so that the error names what was expected.
     if (root / split).is_dir() or not root.is_dir():
         return root / split
     if split == "val":

@@ -70,6 +70,7 @@ def learning_rates(
     Returns:
         Array (steps_per_epoch * epoch_size,) of float32.
     """
+    # Computed in float64 and rounded once, at the end.
     steps = np.arange(steps_per_epoch * epoch_size, dtype=np.float64)
     total = max(len(steps), 1)
     if schedule == "cosine":
@@ -80,7 +81,7 @@ def learning_rates(
         )
     elif schedule == "exponential":
         rates = exponential_lr(steps, base_lr, decay_epochs * steps_per_epoch, decay_rate)
-    elif schedule == "one_cycle":
+    elif schedule == "one_cycle":  # it has a warm-up of its own
         return one_cycle_lr(steps, base_lr, total).astype(np.float32)
     else:
         rates = constant_lr(steps, base_lr)

@@ -1,7 +1,7 @@
 """Choosing a path of a one-shot supernet: random or evolutionary search with inherited weights.
 
 Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", arXiv
-1904.00420, section 3.4. An evaluation depends on its path alone and every draw on the seed alone.
+1904.00420, section 3.4. An evaluation depends only on its path, a draw only on the seed.
 So a search is resumed by taking it again from its beginning, with the results that it has written.
 """
 

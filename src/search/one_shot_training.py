@@ -62,7 +62,7 @@ class RandomPaths:
 class OneShotTraining:
     """The training of a one-shot supernet as a task of the training loop.
 
-    The path of a step depends on seed, epoch and batch alone, so that all ranks agree.
+    The path of a step depends only on seed, epoch and batch, so that all ranks agree.
     """
 
     def __init__(self, run: Run[OneShotConfig], space: SearchSpace) -> None:

@@ -1,8 +1,8 @@
 """Accuracy of the paths of a trained one-shot supernet, each with statistics of its own.
 
 Before a path is evaluated its batch normalisation gets the mean over some batches of training
-images of the statistics of each batch (Guo et al., arXiv 1904.00420, section 3.4). They depend on
-the path alone, not on what was evaluated before it.
+images of the statistics of each batch (Guo et al., arXiv 1904.00420, section 3.4). They depend
+only on the path, not on what was evaluated before it.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclass(frozen=True)
 class Run(Generic[Config]):
-    """A training run in its folder ``<checkpoint_path>/ckpt_0``, which rank 0 alone writes.
+    """A training run in its folder ``<checkpoint_path>/ckpt_0``, which only rank 0 writes.
 
     Attributes:
         arch: the network that is trained, of a supernet its largest.

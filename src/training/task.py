@@ -28,7 +28,7 @@ class Task(Protocol):
     network: nn.Cell | None
 
     def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """What the step takes besides images and labels, from the number of the batch alone.
+        """What the step takes besides images and labels, by the number of the batch only.
 
         Args:
             epoch: from 0.

@@ -49,7 +49,7 @@ def test_codec_is_an_identity_on_random_blocks(block):
     assert decode_block(encode_block(block)) == block
 
 
-@CODEC
+@settings(CODEC, max_examples=200)
 @given(
     block=MBCONV_BLOCKS | SHUFFLE_BLOCKS,
     place=st.integers(0, 40),
