@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kNewestMindIr = 1;  // that MindSpore Lite 2.0.0 reads
 
-// The first inferences of a model are slower; as WARM_UP of src/latency/runtimes.py.
+// The first inferences of a model are slower; as WARM_UP of src/latency/mindspore_runtime.py.
 constexpr int kWarmUp = 3;
 
 std::shared_ptr<mindspore::Context> CreateContext(const Device &device) {
