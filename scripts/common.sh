@@ -18,7 +18,7 @@ show_progress() {  # LOG
     local start=$SECONDS width text
     width=$(tput cols 2> /dev/null || echo 80)
     while kill -0 $$ 2> /dev/null; do
-        text=$(tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')
+        text=$(tail -c 1000 "$1" | tr '\r' '\n' | sed '/^ *$/d' | tail -n 1 | tr -cd '[:print:]')
         text="  $((SECONDS - start)) s  $text"
         printf '\r\033[K%s' "${text:0:width - 1}"
         sleep 1
