@@ -2,6 +2,7 @@
 # Install everything that is missing, Debian packages included; search a network on the embedded
 # digits; train, evaluate and export it; classify with it in C++.
 # Usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]
+# Variables: SEARCH_FLAGS and TRAIN_FLAGS, further flags of search.py and train.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -23,6 +24,8 @@ for word in "$@"; do
             ;;
     esac
 done
+read -ra search_flags <<< "${SEARCH_FLAGS:-}"
+read -ra train_flags <<< "${TRAIN_FLAGS:-}"
 run=${run:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
 
 number=0
@@ -37,11 +40,12 @@ bash scripts/system_packages.sh "$packages" python cpp || with_cpp=no
 bash scripts/setup_env.sh "${setup[@]}"
 
 step "search a network for 60 million multiply-adds on the digits: $run/search"
-.venv/bin/python search.py --dataset_name digits --target 60 --checkpoint_path "$run/search"
+.venv/bin/python search.py --dataset_name digits --target 60 --checkpoint_path "$run/search" \
+    "${search_flags[@]}"
 
 step "train it: $run/ckpt_0"
 .venv/bin/python train.py --dataset_name digits --arch "$run/search/arch.json" \
-    --checkpoint_path "$run"
+    --checkpoint_path "$run" "${train_flags[@]}"
 
 step "evaluate it"
 .venv/bin/python eval.py --checkpoint_path "$run/ckpt_0"

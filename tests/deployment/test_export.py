@@ -264,8 +264,10 @@ def test_one_description_is_not_taken_from_another_model(checkpoint, models):
         (["--ckpt_file", "missing.ckpt"], "missing.ckpt: no such checkpoint"),
     ],
 )
-def test_mistakes_are_named(run_program, checkpoint, tmp_path, flags, message):
-    process = run_program("export.py", "--ckpt_file", checkpoint.path, "--file_name", "net", *flags)
+def test_mistakes_are_named(call_program, checkpoint, tmp_path, flags, message):
+    process = call_program(
+        "export.py", "--ckpt_file", checkpoint.path, "--file_name", "net", *flags
+    )
     assert process.returncode == 2
     assert process.stderr.startswith("export.py: error: ") and message in process.stderr
     assert not list(tmp_path.glob("net*"))

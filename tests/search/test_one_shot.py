@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -193,6 +194,30 @@ class LossAndGradient(nn.Cell):
         return self.gradient(x, labels)
 
 
+def step_of_its_network(space, path, supernet, x, labels, kernels):
+    """Loss, gradients and moving statistics by name: of a path's own network.
+
+    Args:
+        space: that of the supernet.
+        path: indices of the chosen blocks.
+        supernet: its weights by name.
+        x: images.
+        labels: their classes.
+        kernels: whether the CPU operators compute.
+    """
+    arch = space.derive(path_names(space, path), "derived")
+    network = SPNASNet(arch, 10, affine=False, kernels=kernels)
+    own = {p.name: p for p in network.get_parameters()}  # wrapping it in a cell renames them
+    for name, parameter in own.items():
+        parameter.set_data(Tensor(inherit(supernet, path)[name]))
+    trained = [p.name for p in network.trainable_params()]
+    with mode_of(ms.PYNATIVE_MODE):
+        loss, values = LossAndGradient(network).set_train()(x, labels)
+    gradient = dict(zip(trained, (value.asnumpy() for value in values), strict=True))
+    statistics = {name: p.asnumpy() for name, p in own.items() if "moving" in name}
+    return loss.asnumpy(), gradient, statistics
+
+
 @pytest.mark.parametrize(
     "kernels", (False, pytest.param(True, marks=needs_operators)), ids=("stock", "operators")
 )
@@ -205,42 +230,32 @@ def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
     ms.set_seed(1)
     network = OneShotSupernet(space, 10, kernels=kernels)
     optimizer = PathMomentum(network, np.full(9, 0.1, np.float32), 0.9, 0.01)
-    step = OneShotStep(
-        network,
-        CrossEntropySmooth(0.0),
-        Update(network, optimizer, OneShotConfig(), mixed_precision=False),
-    ).set_train()
-    compiled = []
+    update = Update(network, optimizer, OneShotConfig(), mixed_precision=False)
+    step = OneShotStep(network, CrossEntropySmooth(0.0), update).set_train()
+
+    def state():
+        return {p.name: p.asnumpy().copy() for p in step.get_parameters()}
+
+    # With a compiled cell, MindSpore forgets what other cells were compiled for: none of an earlier
+    # test may be collected between two steps.
+    gc.collect()
+    compiled, trained = [], []
     random = np.random.default_rng(0)
-    expected = {}  # momenta, by SGD's formula
     for path in ([0, 1, 2], [1, 1, 0], [2, 2, 2], [0, 1, 2], [1, 0, 1]):
-        x, labels = (
-            Tensor(normal(sum(path), 6, 3, 8, 8)),
-            Tensor(random.integers(0, 10, 6).astype(np.int32)),
+        x = Tensor(normal(sum(path), 6, 3, 8, 8))
+        labels = Tensor(random.integers(0, 10, 6).astype(np.int32))
+        before = state()
+        loss = step(x, labels, Tensor(np.array(path, np.int32)))[0].asnumpy()
+        trained.append((path, x, labels, before, loss, state()))
+        compiled.append(len(step.compile_cache))
+    assert compiled == [1] * 5  # a new path compiles nothing
+
+    momenta = {}  # by SGD's formula
+    for path, x, labels, before, loss, after in trained:
+        expected, gradient, statistics = step_of_its_network(
+            space, path, before, x, labels, kernels
         )
-        tensor = Tensor(np.array(path, np.int32))
-        # The same path alone, of the same weights.
-        derived = SPNASNet(
-            space.derive(path_names(space, path), "derived"), 10, affine=False, kernels=kernels
-        )
-        before = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
-        parameters_of = list(derived.get_parameters())
-        own_names = [
-            parameter.name for parameter in parameters_of
-        ]  # wrapping it in a cell renames them
-        for parameter in parameters_of:
-            parameter.set_data(Tensor(inherit(before, path)[parameter.name]))
-        names = [p.name for p in derived.trainable_params()]
-        with mode_of(ms.PYNATIVE_MODE):
-            loss, gradient = LossAndGradient(derived).set_train()(x, labels)
-            wanted = dict(zip(names, (g.asnumpy() for g in gradient), strict=True))
-            statistics = {
-                name: p.asnumpy()
-                for name, p in zip(own_names, parameters_of, strict=True)
-                if "moving" in name
-            }
-        assert_near(step(x, labels, tensor)[0].asnumpy(), loss.asnumpy(), 1e-5)
-        after = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
+        assert_near(loss, expected, 1e-5)
         for name in before:
             plain = name.removeprefix("moments.")
             if name in ("global_step", "learning_rate"):
@@ -254,11 +269,9 @@ def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
                 assert_near(after[name], statistics[own], 1e-5)
                 assert not np.array_equal(after[name], before[name]), name
             elif name.startswith("moments."):
-                expected[plain] = 0.9 * expected.get(plain, 0) + wanted[own] + 0.01 * before[plain]
-                assert_near(after[name], expected[plain], 1e-4)
+                momenta[plain] = 0.9 * momenta.get(plain, 0) + gradient[own] + 0.01 * before[plain]
+                assert_near(after[name], momenta[plain], 1e-4)
                 assert_near(after[plain], before[plain] - 0.1 * after[name], 1e-6)
-        compiled.append(len(step.compile_cache))
-    assert compiled == [1] * 5  # a new path compiles nothing
 
 
 def test_paths_are_uniform_and_depend_on_their_key_alone():
