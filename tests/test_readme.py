@@ -75,6 +75,17 @@ def test_links_and_files_exist(text):
         assert any((ROOT / folder / name).exists() for folder in ("", "src", "scripts")), name
 
 
+def test_the_page_of_the_architecture_names_all_rooms_and_what_exists():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for room in (ROOT / "src").iterdir():
+        if room.is_dir() and room.name != "__pycache__":
+            assert f"`src/{room.name}`" in text, room.name
+    names = re.findall(r"`([\w/]+/\w+\.(?:py|cc))`", text)
+    assert len(names) > 25
+    for name in names:
+        assert any((ROOT / folder / name).exists() for folder in ("", "src")), name
+
+
 def test_figures_come_from_the_result_files():
     for folder in ("cifar10", "imagenet_mini"):
         (row,) = json.loads((ROOT / "docs/results" / folder / "eval.json").read_text())["results"]
