@@ -67,6 +67,7 @@ mv "$log" "$root/out/build.log"
 # With this file a search compares the runtime of a latency table with the installed one, without
 # starting a program.
 if [ "$root/out/profile" -nt "$root/out/runtime_version" ]; then
-    "$root/out/profile" --version > "$root/out/runtime_version.new" &&
+    if "$root/out/profile" --version > "$root/out/runtime_version.new"; then
         mv "$root/out/runtime_version.new" "$root/out/runtime_version"
+    fi  # otherwise the runtime lacks libraries here, those of a driver for example
 fi

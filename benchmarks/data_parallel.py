@@ -58,11 +58,8 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], flo
     architecture, config = load_architecture(arch), TrainConfig()
     network = SPNASNet(architecture, CLASSES, kernels=use_kernels("auto"))
     optimizer = create_optimizer(network, config, np.full(10_000, 1e-3, np.float32))
-    step = TrainStep(
-        network,
-        CrossEntropySmooth(config.label_smooth_factor),
-        Update(network, optimizer, config, device_num=device_num),
-    ).set_train()
+    update = Update(network, optimizer, config, mixed_precision=False, device_num=device_num)
+    step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update).set_train()
     images, labels = noise(batch_size, architecture.image_size)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     return lambda: float(step(*batch)[0].asnumpy())

@@ -49,7 +49,7 @@ def unchecked_pipeline(
     from mindspore.dataset import vision
 
     augmentation = config.augmentation()
-    assert augmentation is not None  # that of ImageNet
+    assert augmentation is not None and augmentation.color_jitter is not None  # of ImageNet
     images = ds.ImageFolderDataset(folder, num_parallel_workers=workers, shuffle=True)
     images = images.map(
         [

@@ -34,8 +34,9 @@ RATE, MOMENTUM, DECAY = 0.025, 0.9, 3e-4  # learning rate and weight decay
 def paths(space: SearchSpace) -> Iterator[np.ndarray]:
     """Random paths, the same in every process."""
     random = np.random.default_rng(0)
+    layers = space.block_layers
     while True:
-        yield random.integers(len(space.layers[0].names), size=len(space.layers)).astype(np.int32)
+        yield random.integers(len(layers[0].names), size=len(layers)).astype(np.int32)
 
 
 def create_mindspore_step(
@@ -56,9 +57,8 @@ def create_mindspore_step(
     ms.set_seed(0)
     network = OneShotSupernet(space, CLASSES, kernels=use_kernels("on" if kernels else "off"))
     optimizer = PathMomentum(network, np.full(1000, RATE, np.float32), MOMENTUM, DECAY)
-    step = OneShotStep(
-        network, CrossEntropySmooth(0.0), Update(network, optimizer, OneShotConfig())
-    ).set_train()
+    update = Update(network, optimizer, OneShotConfig(), mixed_precision=False)
+    step = OneShotStep(network, CrossEntropySmooth(0.0), update).set_train()
     images, labels = noise(batch_size, space.image_size, CLASSES)
     batch, path = (Tensor(images), Tensor(labels.astype(np.int32))), paths(space)
     return lambda: float(step(*batch, Tensor(next(path)))[0].asnumpy())

@@ -63,11 +63,9 @@ def create_training_step(space: SearchSpace, config: SearchConfig) -> nn.Cell:
 
     kernels = use_kernels("on")
     network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
-    return TrainStep(
-        network,
-        CrossEntropySmooth(config.label_smooth_factor),
-        Update(network, create_optimizer(network, config, RATES), config),
-    )
+    optimizer = create_optimizer(network, config, RATES)
+    update = Update(network, optimizer, config, mixed_precision=False)
+    return TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update)
 
 
 def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int) -> nn.Cell:
@@ -93,7 +91,7 @@ def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int
     return SearchStep(
         network,
         CrossEntropySmooth(config.label_smooth_factor),
-        Update(network, optimizer, config),
+        Update(network, optimizer, config, mixed_precision=False),
         config,
         decisions=network.decisions,
         target=sum(table.range()) / 2,

@@ -26,6 +26,7 @@ from benchmarks.contenders import CLASSES
 from src.arch.architecture import Architecture, load_architecture
 from src.arch.blocks import Block
 from src.arch.cost import conv_out, layer_costs
+from src.errors import UserError
 
 SIDE = 2048  # of the matrices
 COPIED = 1 << 26  # floats of the copy, far more than caches hold
@@ -66,6 +67,8 @@ def step_bytes(arch: Architecture, batch_size: int, image_size: int) -> int:
     stem = arch.stem_channels * size**2
     floats = conv_floats(3 * image_size**2, stem, data_gradient=False) + norm_floats(stem)
     for block in arch.blocks:
+        if not isinstance(block, Block):
+            raise UserError(f"architecture '{arch.name}': only MBConv blocks are counted")
         out = conv_out(size, block.stride)
         floats += block_floats(block, size**2, out**2)
         size = out

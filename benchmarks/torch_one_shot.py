@@ -22,6 +22,7 @@ def conv_bn(layer: ConvLayer, activation: type[nn.Module] = nn.ReLU) -> nn.Seque
         groups=layer.groups,
         bias=False,
     )
+    # As src.layers.shuffle.first_sigma.
     nn.init.normal_(conv.weight, 0, 1 / conv.weight.shape[1])
     norm = nn.BatchNorm2d(layer.out_channels, affine=False)
     return nn.Sequential(conv, norm, *([activation(inplace=True)] if layer.relu else []))
@@ -39,6 +40,7 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From (N, C, H, W) to (N, C', H / stride, W / stride)."""
+        # The channel shuffle of the block before: even channels pass by, odd ones are convolved.
         kept = x[:, ::2] if self.projection is None else self.projection(x)
         return torch.cat((kept, self.branch(x[:, 1::2] if self.projection is None else x)), 1)
 
@@ -52,7 +54,7 @@ class OneShotSupernet(nn.Module):
         self.stem = conv_bn(ConvLayer(3, space.stem_stride, 3, space.stem_channels), nn.ReLU6)
         self.blocks = nn.ModuleList(
             nn.ModuleList(ShuffleUnit(layer.block(name)) for name in layer.names)
-            for layer in space.layers
+            for layer in space.block_layers
         )
         self.head = conv_bn(ConvLayer(1, 1, width, head), nn.ReLU6)
         self.classifier = nn.Linear(head, num_classes, bias=False)

@@ -70,9 +70,8 @@ def create_mindspore_step(
         kernels=use_kernels("on" if kernels else "off"),
     )
     optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
-    step = TrainStep(
-        network, CrossEntropySmooth(config.label_smooth_factor), Update(network, optimizer, config)
-    ).set_train()
+    update = Update(network, optimizer, config, mixed_precision=False)
+    step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update).set_train()
     images, labels = noise(batch_size, image_size)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     return lambda: float(step(*batch)[0].asnumpy())

@@ -18,7 +18,7 @@ show_progress() {  # LOG
     local start=$SECONDS width text
     width=$(tput cols 2> /dev/null || echo 80)
     while kill -0 $$ 2> /dev/null; do
-        text=$(tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]')
+        text=$(tail -c 1000 "$1" | tr '\r' '\n' | sed '/^ *$/d' | tail -n 1 | tr -cd '[:print:]')
         text="  $((SECONDS - start)) s  $text"
         printf '\r\033[K%s' "${text:0:width - 1}"
         sleep 1
@@ -55,4 +55,30 @@ quietly() {
 # apt marks as an error.
 first_error() {
     tac "$1" | sed '/^== /q' | tac | grep -m 1 -E '^(E|ERROR|Error): ?' || true
+}
+
+is_suitable() {  # PYTHON
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null
+}
+can_make_environments() {  # PYTHON: Debian has these modules in a package of their own
+    "$1" -c 'import ensurepip, venv' 2> /dev/null
+}
+
+# Sets `python` to PYTHON or to a suitable Python, one that can make environments where there is
+# one; to nothing if there is none.
+find_python() {
+    local candidate
+    python=${PYTHON:-}
+    if [ -n "$python" ]; then
+        is_suitable "$python" || fail "PYTHON is '$python', should be a Python 3.10 to 3.12"
+        return
+    fi
+    for candidate in python3 python3.11 python3.12 python3.10; do
+        is_suitable "$candidate" || continue
+        python=${python:-$candidate}
+        if can_make_environments "$candidate"; then
+            python=$candidate
+            return
+        fi
+    done
 }

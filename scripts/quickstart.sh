@@ -33,7 +33,7 @@ step() {
 
 step "set up: Debian packages for C++, Python packages in .venv"
 with_cpp=yes
-bash scripts/system_packages.sh "$packages" cpp || with_cpp=no
+bash scripts/system_packages.sh "$packages" python cpp || with_cpp=no
 bash scripts/setup_env.sh "${setup[@]}"
 
 step "search a network for 60 million multiply-adds on the digits: $run/search"

@@ -17,7 +17,7 @@ for word in "$@"; do
 done
 
 # Where packages stay missing, the tests that need them are skipped and say why.
-bash scripts/system_packages.sh "$packages" tests || [ $? -eq 1 ]
+bash scripts/system_packages.sh "$packages" python tests || [ $? -eq 1 ] || exit 2
 bash scripts/setup_env.sh "${setup[@]}" test
 # Two files of tests at a time: most tests compile graphs, on one core. The tests of a file share
 # what they train.

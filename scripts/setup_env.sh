@@ -18,41 +18,12 @@ for word in "$@"; do
     esac
 done
 
-is_suitable() {  # PYTHON
-    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null
-}
-can_make_environments() {  # PYTHON: Debian has these modules in a package of their own
-    "$1" -c 'import ensurepip, venv' 2> /dev/null
-}
-
-# Sets `python` to a suitable Python, one that can make environments where there is one.
-find_python() {
-    local candidate
-    python=${PYTHON:-}
-    if [ -n "$python" ]; then
-        is_suitable "$python" || fail "PYTHON is '$python', should be a Python 3.10 to 3.12"
-        return
-    fi
-    for candidate in python3 python3.11 python3.12 python3.10; do
-        is_suitable "$candidate" || continue
-        python=${python:-$candidate}
-        if can_make_environments "$candidate"; then
-            python=$candidate
-            return
-        fi
-    done
+make_environment() {
+    find_python
     [ -n "$python" ] ||
         fail "no Python 3.10 to 3.12 was found; install one, or set PYTHON to where it is"
-}
-
-make_environment() {
-    local python version
-    find_python
-    if ! can_make_environments "$python"; then
-        version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-        bash scripts/system_packages.sh "$packages" "$version-venv" ||
-            fail "$python cannot make virtual environments: $version-venv is missing"
-    fi
+    bash scripts/system_packages.sh "$packages" python ||
+        fail "$python cannot make virtual environments: a package is missing"
     quietly "$setup_log" "making .venv" "$python" -m venv .venv ||
         fail ".venv could not be made; $setup_log says more"
 }

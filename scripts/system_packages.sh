@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Debian and Ubuntu packages that the project needs. This list is the only one.
 # Usage: bash scripts/system_packages.sh --missing|--install|--suggest GROUP...
-# Groups: cpp, tests (cpp and what the tests of C++ need), and for example python3.11-venv.
+# Groups: python (what makes .venv), cpp, tests (cpp and what the tests of C++ need).
 #   --missing  prints the names of those that are not there
 #   --install  installs them, as root or with a sudo that asks for no password; otherwise it does
 #              the same as --suggest
@@ -28,6 +28,14 @@ need_header() {  # PACKAGE HEADER...: the first that exists is enough
     missing+=("$package")
 }
 
+need_python() {
+    [ ! -x "$repository/.venv/bin/pip" ] || return 0
+    find_python
+    # Without a suitable Python there is nothing to do here; setup_env.sh says so.
+    [ -n "$python" ] && ! can_make_environments "$python" || return 0
+    missing+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
+}
+
 need_cpp() {
     need_command g++ "${CXX:-g++}"  # also compiles the operators for CPU
     need_command cmake cmake
@@ -50,10 +58,8 @@ find_missing() {  # GROUP...
                 need_cpp
                 need_header libgtest-dev gtest/gtest.h
                 ;;
-            python3.*-venv)
-                "${group%-venv}" -c 'import ensurepip, venv' 2> /dev/null || missing+=("$group")
-                ;;
-            *) fail "the group is '$group', should be cpp, tests or for example python3.11-venv" ;;
+            python) need_python ;;
+            *) fail "the group is '$group', should be python, cpp or tests" ;;
         esac
     done
 }
@@ -67,14 +73,14 @@ become_administrator() {
     command -v sudo > /dev/null && sudo -n true 2> /dev/null
 }
 
+# On a new machine apt knows no packages before an update. If that fails, it may know them from an
+# earlier one.
+# shellcheck disable=SC2317  # quietly calls it
 install_missing() {
     local apt=("${administrator[@]}" env DEBIAN_FRONTEND=noninteractive)
     apt+=(apt-get -o DPkg::Lock::Timeout=120)  # another installation may run: wait two minutes
-    # On a new machine apt knows no packages before an update. If that fails, it may know them from
-    # an earlier one.
-    quietly "$setup_log" "reading the list of Debian packages" "${apt[@]}" update || true
-    quietly "$setup_log" "installing Debian packages: ${missing[*]}" \
-        "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
+    "${apt[@]}" update || true
+    "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
 }
 
 suggest() {
@@ -101,7 +107,7 @@ case $action in
     *) fail "the action is '$action', should be --missing, --install or --suggest" ;;
 esac
 if [ "$action" = --install ] && become_administrator; then
-    if install_missing; then
+    if quietly "$setup_log" "installing Debian packages: ${missing[*]}" install_missing; then
         missing=()
         find_missing "$@"
     else

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
+from src.arch.architecture import Architecture
+from src.arch.blocks import Block
 from src.data.sources import prepare_digits
 from src.utils import run_main
 
@@ -26,6 +29,50 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {
     "PYTHON": sys.executable
 }
+
+
+# A network for tests in which it does not matter what is trained: the smaller it is, the sooner it
+# is compiled.
+TINY = Architecture(
+    name="tiny",
+    image_size=32,
+    stem_channels=8,
+    stem_stride=2,
+    head_channels=32,
+    blocks=(Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 16), Block(3, 1, 3, 16, 16)),
+)
+# Files that take longest, first, so that none of them is left for one of two processes at the end.
+LONGEST = (
+    "devices/test_distributed.py",
+    "test_readme.py",
+    "deployment/test_export.py",
+    "search/test_search.py",
+    "training/test_training.py",
+    "search/test_one_shot.py",
+    "kernels/test_kernels.py",
+    "latency/test_profile.py",
+    "search/test_superkernel.py",
+)
+
+
+def pytest_configure(config):
+    """Let pytest-xdist keep the order of files; by itself it takes those of most tests first."""
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files by ``LONGEST``."""
+    places = {str(ROOT / "tests" / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+@pytest.fixture(scope="session")
+def tiny_arch(tmp_path_factory) -> Path:
+    """The file of ``TINY``."""
+    file = tmp_path_factory.mktemp("arch") / "tiny.json"
+    file.write_text(json.dumps(TINY.to_dict()))
+    return file
 
 
 @pytest.fixture(scope="session")

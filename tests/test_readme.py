@@ -1,4 +1,7 @@
-"""Both READMEs say the same, what they name exists, their commands run, their figures come from result files."""
+"""Both READMEs say the same, and what they name exists.
+
+Their commands run, and their figures come from result files.
+"""
 
 from __future__ import annotations
 
@@ -154,5 +157,6 @@ def test_quickstart_runs(tmp_path):
     assert row["images"] == 360
     assert row["top1"] > 90
     if cpp_can_be_built():
-        line = f"Total data: 360, top1 accuracy: {row['top1'] / 100:.5f}, top5 accuracy: {row['top5'] / 100:.5f}.\n"
+        top1, top5 = row["top1"] / 100, row["top5"] / 100
+        line = f"Total data: 360, top1 accuracy: {top1:.5f}, top5 accuracy: {top5:.5f}.\n"
         assert (tmp_path / "run/acc.log").read_text() == line

@@ -109,8 +109,13 @@ def test_what_src_imports_is_required_and_what_is_required_is_imported():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).split(".")[0])
     foreign = imported - sys.stdlib_module_names - {"src"}
-    found = {distributions[module][0] for module in foreign}
-    assert {name.lower() for name in found} == {name.lower() for name in pins(REQUIREMENTS)}
+    required = {name.lower() for name in pins(REQUIREMENTS)}
+    used = set()
+    for module in foreign:
+        providers = required & {name.lower() for name in distributions.get(module, [])}
+        assert providers, f"{module} is not in requirements.txt"
+        used |= providers
+    assert used == required
 
 
 def test_hooks_call_the_pinned_tools_of_the_environment():
@@ -124,7 +129,7 @@ def test_hooks_call_the_pinned_tools_of_the_environment():
 def test_versions_of_python_and_of_the_project_agree():
     assert 'requires-python = ">=3.10,<3.13"' in PROJECT
     assert 'target-version = "py310"' in PROJECT and 'python_version = "3.10"' in PROJECT
-    setup = (ROOT / "scripts/setup_env.sh").read_text(encoding="utf-8")
+    setup = (ROOT / "scripts/common.sh").read_text(encoding="utf-8")
     assert "(3, 10) <= sys.version_info[:2] <= (3, 12)" in setup
     match = re.search(r'^version = "(.+)"', PROJECT, re.M)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -245,6 +250,15 @@ def test_environment_needs_a_suitable_python(folder, python):
     assert process.returncode == 2 and ".venv has an unsuitable Python" in process.stderr
 
 
+def test_package_of_debians_python_is_named(folder, tmp_path):
+    answers = 'case "$2" in *ensurepip*) exit 1 ;; *print*) echo python3.11-venv ;; esac'
+    python = write_program(tmp_path / "debian", answers)
+    script = folder / "scripts/system_packages.sh"
+    assert run(script, "--missing", "python", PYTHON=str(python)).stdout == "python3.11-venv\n"
+    write_program(folder / ".venv/bin/pip", "")
+    assert run(script, "--missing", "python", PYTHON=str(python)).stdout == "\n"
+
+
 def test_test_command_passes_flags_on_and_keeps_from_packages(folder, programs, python, tmp_path):
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     process = run(
@@ -265,7 +279,7 @@ def test_test_command_passes_flags_on_and_keeps_from_packages(folder, programs, 
     [
         ("quickstart.sh", ["--no-packages"], "flag '--no-packages' is unknown"),
         ("quickstart.sh", ["runs/a", "runs/b"], "two run folders"),
-        ("system_packages.sh", ["--missing", "gpu"], "should be cpp, tests or"),
+        ("system_packages.sh", ["--missing", "gpu"], "should be python, cpp or tests"),
         ("system_packages.sh", ["--remove", "cpp"], "should be --missing, --install or --suggest"),
         ("system_packages.sh", [], "usage"),
         ("guide.sh", ["0"], "should be a number from 1 to"),

@@ -154,7 +154,7 @@ def _validation_set(checkpoint: Checkpoint) -> ImageFolder | PixelArray | None:
     """That of the training; None where it was the embedded digits, or is not there any more."""
     config = checkpoint.meta.config
     name = config.get("dataset_name")
-    if not name or name == "digits":
+    if not name or name == "digits":  # weights of other origin have no data set
         return None
     try:
         sources = open_sources(name, config["data_path"], config["val_data_path"], splits=("val",))

@@ -146,7 +146,7 @@ def _check_description_is_free(path: Path) -> None:
     """
     try:
         other = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["model"]["file"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or no description of a model
         return
     if other != path.name and (path.parent / other).is_file():
         raise UserError(

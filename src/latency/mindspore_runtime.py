@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # importing MindSpore takes seconds
     from mindspore import Tensor, nn
 
 # Inferences of a model before its first round: the first one compiles, the next ones still allocate
-# memory. As many as kWarmUp of the C++ programs (ascend310_infer/src), so that the runtimes are
-# measured alike.
+# memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that the runtimes are measured
+# alike.
 WARM_UP = 3
 
 
@@ -41,7 +41,7 @@ class MindSporeRuntime:
         self._kernels = kernels.available()
         # What is prepared stays in memory, so nothing is written to ``folder``.
         self._prepared: dict[str, tuple[nn.Cell, Tensor]] = {}
-        self._random = np.random.default_rng(0)
+        self._random = np.random.default_rng(0)  # for the inputs, whose values do not matter
 
     @staticmethod
     def installed() -> str | None:

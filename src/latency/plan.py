@@ -11,7 +11,6 @@ import numpy as np
 
 from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.blocks import AnyBlock, encode_block
-from src.arch.cost import conv_out
 from src.arch.cost_table import CostTableError, arithmetic_table
 from src.arch.sampling import sample_decisions
 from src.arch.space import SearchSpace, SpaceError
@@ -43,22 +42,16 @@ class ProfilePlan:
 
     def blocks(self) -> dict[str, dict[str, Model]]:
         """The block of each searched layer and choice but SKIP; equal blocks are equal models."""
-        searched = self.space.searched
-        side = conv_out(self.image_size, self.space.stem_stride)
-        blocks = {}
-        for index, layer in enumerate(self.space.layers):
-            name = f"layer{index}"
-            if name in searched:
-                blocks[name] = {
-                    choice: self._block(searched[name].block(choice), side)
-                    for choice in searched[name].choices
-                }
-            side = conv_out(side, layer.stride)
-        return blocks
+        size = (self.image_size, self.image_size)
+        return {
+            name: {choice: self._block(layer.block(choice), size) for choice in layer.choices}
+            for name, layer, size in self.space.searched_inputs(size)
+        }
 
-    def _block(self, block: AnyBlock, side: int) -> Model:
-        shape = (self.config.batch_size, block.in_channels, side, side)
-        return Model(f"{encode_block(block)}_{side}x{side}", block, shape)
+    def _block(self, block: AnyBlock, size: tuple[int, int]) -> Model:
+        height, width = size
+        shape = (self.config.batch_size, block.in_channels, height, width)
+        return Model(f"{encode_block(block)}_{height}x{width}", block, shape)
 
     def network(self, decisions: Sequence[str], name: str) -> Model:
         """A whole network of the space."""

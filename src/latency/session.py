@@ -55,7 +55,7 @@ class Session:
         self.batches = read_jsonl(folder / SAMPLES)
         before = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else settings
         changed = different_settings(before, settings)
-        if changed and self.batches:
+        if changed and self.batches:  # samples of two kinds must not be mixed
             key, (then, now) = next(iter(changed.items()))
             raise UserError(
                 f"{folder}: of an interrupted measurement with {key} {then!r}, now {now!r}; "

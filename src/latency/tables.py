@@ -122,6 +122,7 @@ def compare_tables(
         }
         for layer, entries in before.layers.items()
     }
+    # All choices of a layer are equally likely.
     random, searched = np.random.default_rng(seed), space.searched.values()
     drawn = [
         [layer.names[random.integers(len(layer.names))] for layer in searched]

@@ -69,6 +69,7 @@ def verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None
         "measured": _networks_record(chosen, predicted, found.summaries),
     }
     write_table(out, replace(table, provenance={**table.provenance, "verification": record}))
+    # The table with its verdict first: a failed drawing must not cost the measurement.
     picture = out.with_suffix(".png")
     title = f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau {verdict.kendall_tau:.3f}"
     draw_verdict({name: (predicted[name], measured[name]) for name in chosen}, title, picture)

@@ -98,7 +98,7 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
 
 
 def count_classes(config: SearchConfig) -> int | None:
-    """Classes that the flags or the data tell, which arithmetic costs depend on; None for neither."""
+    """Classes that the flags or the data tell, for arithmetic costs; None where neither does."""
     if config.num_classes or config.cost == "latency" or config.data_path is None:
         return config.num_classes
     sources = open_sources(config.dataset_name, config.data_path, splits=("train",))

@@ -1,4 +1,7 @@
-"""Weights from every kind of file give the network that they were saved from; damaged and hostile files are refused."""
+"""Weights from every kind of file give the network that they were saved from.
+
+Damaged and hostile files are refused.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def build(num_classes: int = CLASSES) -> SPNASNet:
 
 @pytest.fixture(scope="module")
 def source() -> dict[str, np.ndarray]:
-    """Random weights, the statistics of batch normalisation too, at a scale that keeps activations alive."""
+    """Random weights and statistics of batch normalisation, so small that activations stay so."""
     random = np.random.RandomState(0)
 
     def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,7 +63,10 @@ def source_logits(source) -> np.ndarray:
 
 
 def zoo_name(name: str) -> str:
-    """The model zoo's name of a parameter, written out for the published network: stages of 3, 4, 4 and 8 blocks."""
+    """The model zoo's name of a parameter of the published network.
+
+    Written out for its stages of 3, 4, 4 and 8 blocks.
+    """
     places = (
         ["0.conv2"]
         + [f"{s}.{j}" for s, n in enumerate((3, 4, 4, 8), start=1) for j in range(n)]
@@ -75,7 +81,10 @@ def zoo_name(name: str) -> str:
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a parameter, written out for the published network: stages of 1, 3, 4, 4, 4, 4 and 1 blocks."""
+    """The name of a parameter of the published network in timm.
+
+    Written out for its stages of 1, 3, 4, 4, 4, 4 and 1 blocks.
+    """
     places = [f"{s}.{j}" for s, n in enumerate((1, 3, 4, 4, 4, 4, 1)) for j in range(n)]
     for ours, theirs in (
         ("gamma", "weight"),
@@ -126,7 +135,9 @@ def packed(entries) -> tuple[dict[str, tuple], np.ndarray]:
 
 
 def write_pth(path, tensors, storage, monkeypatch) -> None:
-    """Write a state dict as torch.save does, with stand-ins for the two objects of torch that it names.
+    """Write a state dict as torch.save does.
+
+    Stand-ins take the place of the two objects of torch that it names.
 
     Args:
         tensors: offset, size and stride of each tensor in the storage.
@@ -443,7 +454,7 @@ class TestRefusedFiles:
         self.refused(tmp_path / "flipped.ckpt", "damaged")
 
     def test_damage_without_a_checksum_ends_no_process(self, tmp_path):
-        """MindSpore's own reader dies of some of these: of a shape that promises more than there is."""
+        """MindSpore's own reader dies of some: where a shape promises more than there is."""
         path, random = tmp_path / "net.ckpt", np.random.default_rng(0)
         write_ckpt(path, {"stem.conv.weight": np.ones((4, 3, 3, 3), np.float32)})
         whole, refused = path.read_bytes(), 0

@@ -22,14 +22,13 @@ cmake --build "$folder/build" --target unit_tests fuzz --parallel "$(nproc)" >> 
 }
 "$folder/build/unit_tests" --gtest_brief=1
 if [ ${#files[@]} -eq 0 ]; then
-    "$python" - "$folder" "$root" <<'EOF'
+    PYTHONPATH=$root "$python" - "$folder" <<'EOF'
 import json, sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
-folder, root = map(Path, sys.argv[1:])
-sys.path.insert(0, str(root))
+folder = Path(sys.argv[1])
 from src.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 digit = Image.fromarray((load_digits().images[7] * 15).astype(np.uint8)).resize((70, 53), Image.BICUBIC)
 color = Image.merge("RGB", (digit, digit.rotate(90), digit.transpose(Image.FLIP_TOP_BOTTOM)))

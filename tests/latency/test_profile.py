@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from src.latency.profile import profile
 from src.latency.session import SAMPLES, Session
 from src.latency.statistics import judge
 from src.search.one_shot_training import one_shot_space
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ENVIRONMENT, ROOT, run_in_this_process
 
 SPACE = {
     "format": "spnas-space",
@@ -113,23 +114,10 @@ def test_a_session_continues_and_refuses_other_settings(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(space_file):
-    """Runs the profiler in C++ on the small space; returns the finished process."""
-
-    def call(*flags):
-        command = [
-            sys.executable,
-            str(ROOT / "scripts/profile_latency.py"),
-            "--space",
-            str(space_file),
-            *map(str, FLAGS),
-            *map(str, flags),
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False
-        )
-
-    return call
+def run(space_file, tmp_path_factory):
+    """Runs the profiler in C++ on the small space; returns it as a finished process."""
+    script, folder = "scripts/profile_latency.py", tmp_path_factory.mktemp("run")
+    return functools.partial(run_in_this_process, script, "--space", space_file, *FLAGS, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +229,7 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     assert (tmp_path / "mine.png").is_file() and not (tmp_path / "mine.partial").exists()
 
 
-def test_a_search_takes_the_table(table_file, space_file, run_program, tmp_path):
+def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path):
     space = load_space(space_file)
     table = load_table(table_file, space)
     target = float(np.mean(table.range()))
@@ -261,7 +249,7 @@ def test_a_search_takes_the_table(table_file, space_file, run_program, tmp_path)
         "--random",
         1,
     )
-    done = run_program("search.py", *flags, "--checkpoint_path", tmp_path)
+    done = call_program("search.py", *flags, "--checkpoint_path", tmp_path)
     assert done.returncode == 0 and "latency table" not in done.stdout, done.stderr
     decisions = load_architecture(tmp_path / "random_0.json").provenance["decisions"]
     assert abs(table.total(decisions) / target - 1) <= 0.02
@@ -271,12 +259,12 @@ def test_a_search_takes_the_table(table_file, space_file, run_program, tmp_path)
             table, runtime="MindSpore Lite 1.9.0", provenance={**table.provenance, "image_size": 32}
         ),
     )
-    done = run_program(
+    done = call_program(
         "search.py", *flags, "--latency_table", tmp_path / "old.json", "--checkpoint_path", tmp_path
     )
     assert "was made with MindSpore Lite 1.9.0, installed is MindSpore Lite 2.0.0" in done.stdout
     assert "is of images of 32x32, the search of 16x16" in done.stdout
-    done = run_program("search.py", *flags, "--cost", "macs", "--checkpoint_path", tmp_path)
+    done = call_program("search.py", *flags, "--cost", "macs", "--checkpoint_path", tmp_path)
     assert done.returncode == 2 and "latency_table is for --cost latency" in done.stderr
 
 

@@ -206,7 +206,9 @@ def test_a_step_trains_and_computes_exactly_the_blocks_on_its_path(kernels):
     network = OneShotSupernet(space, 10, kernels=kernels)
     optimizer = PathMomentum(network, np.full(9, 0.1, np.float32), 0.9, 0.01)
     step = OneShotStep(
-        network, CrossEntropySmooth(0.0), Update(network, optimizer, OneShotConfig())
+        network,
+        CrossEntropySmooth(0.0),
+        Update(network, optimizer, OneShotConfig(), mixed_precision=False),
     ).set_train()
     compiled = []
     random = np.random.default_rng(0)

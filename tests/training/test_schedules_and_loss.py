@@ -87,7 +87,7 @@ class _Linear(nn.Cell):
 
 
 class _NumpyStep:
-    """The same training in float64: softmax regression with the configured treatment of gradients."""
+    """The same training in float64: softmax regression, gradients treated as configured."""
 
     def __init__(self, weight: np.ndarray, config: TrainConfig, rates: np.ndarray) -> None:
         self.p = [weight.astype(np.float64), np.zeros(weight.shape[1])]
@@ -105,7 +105,7 @@ class _NumpyStep:
         p /= p.sum(1, keepdims=True)
         p[np.arange(len(labels)), labels] -= 1
         gradients = [x.T @ p / len(labels), p.mean(0)]
-        self.sums = [s + g / c.accumulate_steps for s, g in zip(self.sums, gradients)]
+        self.sums = [s + g / c.accumulate_steps for s, g in zip(self.sums, gradients, strict=True)]
         self.count += 1
         if self.count < c.accumulate_steps:
             return
@@ -127,7 +127,7 @@ class _NumpyStep:
                 self.moment[i] = c.momentum * self.moment[i] + gradient
                 self.p[i] = self.p[i] - rate * self.moment[i]
         decay = min(c.ema_decay, (1 + self.step) / (10 + self.step))
-        self.ema = [decay * e + (1 - decay) * p for e, p in zip(self.ema, self.p)]
+        self.ema = [decay * e + (1 - decay) * p for e, p in zip(self.ema, self.p, strict=True)]
 
 
 @pytest.mark.parametrize(

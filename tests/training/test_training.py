@@ -1,4 +1,7 @@
-"""Training and evaluation through the command line on real images: resume, signals, caches, mistakes."""
+"""Training and evaluation through the command line on real images.
+
+Resumed runs, signals, the cache of compiled graphs, mistakes, and what is left of a run.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +19,15 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.arch.architecture import Architecture, load_architecture
-from src.arch.blocks import Block
+from src.arch.architecture import load_architecture
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
 from src.data.preprocessing import Preprocessing
 from src.errors import Fault, UserError
 from src.kernels import available
 from src.spnasnet import SPNASNet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
-# What is trained does not matter here: the smaller, the sooner it is compiled.
-ARCH = Architecture(
-    name="tiny",
-    image_size=32,
-    stem_channels=8,
-    stem_stride=2,
-    head_channels=32,
-    blocks=(Block(3, 1, 1, 8, 8, skip=False), Block(5, 2, 3, 8, 16), Block(3, 1, 3, 16, 16)),
-)
 TRAIN = (
     "--dataset_name",
     "digits",
@@ -76,11 +69,9 @@ def assert_same_run(folder, reference) -> None:
 
 
 @pytest.fixture(scope="module")
-def train(few_digits, tmp_path_factory):
+def train(few_digits, tiny_arch):
     """Flags of a short training of a tiny network."""
-    file = tmp_path_factory.mktemp("arch") / "tiny.json"
-    file.write_text(json.dumps(ARCH.to_dict()))
-    return [*map(str, TRAIN), "--arch", str(file), "--data_path", str(few_digits)]
+    return [*map(str, TRAIN), "--arch", str(tiny_arch), "--data_path", str(few_digits)]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +106,7 @@ def test_a_run_explains_itself(reference):
         "digits-1_6.ckpt",
         "digits-2_6.ckpt",
     } <= names
-    assert load_architecture(reference / "ckpt_0" / "arch.json") == ARCH
+    assert load_architecture(reference / "ckpt_0" / "arch.json") == TINY
     kinds = [(kind, epoch) for kind, epoch, _, _ in losses(reference)]
     assert kinds.count(("val", 1)) == kinds.count(("val", 2)) == 1
     assert len([kind for kind, _ in kinds if kind == "train"]) == 12
@@ -208,7 +199,7 @@ def test_evaluation_counts_every_image_whatever_the_batch(reference, call_progra
         assert run.returncode == 0, run.stderr
         rows.append(json.loads(output.read_text())["results"])
     assert [row["images"] for row in rows[0]] == [50] * 6
-    for small, large in zip(*rows):
+    for small, large in zip(*rows, strict=True):
         assert (small["file"], small["top1"], small["top5"]) == (
             large["file"],
             large["top1"],
@@ -355,7 +346,7 @@ def test_which_checkpoints_are_kept(tmp_path, policy, kept):
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
-    """With a limit on the size of files, the system refuses to write on, as it does on a full disk."""
+    """With a limit on the size of files the system refuses to write on, as on a full disk."""
     path = tmp_path / "a.ckpt"
     write_checkpoint(path, some_weights(2), replace(META, epoch=1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
