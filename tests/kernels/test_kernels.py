@@ -636,9 +636,8 @@ def test_loss_curve_on_digits_equals_stock(few_digits):
         ms.set_seed(1)
         network = SPNASNet(small_architecture(), 10, kernels=kernels)
         optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
-        step = TrainStep(
-            network, CrossEntropySmooth(0.1), Update(network, optimizer, config)
-        ).set_train()
+        update = Update(network, optimizer, config, mixed_precision=False)
+        step = TrainStep(network, CrossEntropySmooth(0.1), update).set_train()
         batches = [order[i % 3 * 40 :][:40] for i in range(20)]
         curves.append(
             [float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches]
