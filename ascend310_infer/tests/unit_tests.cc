@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <future>
 #include <opencv2/imgcodecs.hpp>
 
 #include "error.h"
@@ -249,11 +250,19 @@ TEST(Pipeline, FaultsOfModelAndDeliveryEndIt) {
   options.tensor_size = options.classes = 1;
   const Prepare prepare = [](size_t, float *) {};
   const Infer good = [](const float *, float *) {};
-  const Infer bad = [](const float *, float *) { throw Fault("model"); };
-  EXPECT_THROW(RunPipeline(100, options, prepare, {good, bad}, [](const Answer &) {}), Fault);
-  EXPECT_THROW(
-      RunPipeline(100, options, prepare, {good, good}, [](const Answer &) { throw Fault("disk"); }),
-      Fault);
+  // Otherwise the other worker might answer all files before the bad one has begun.
+  std::promise<void> begun;
+  const Infer waiting = [has_begun = begun.get_future().share()](const float *, float *) {
+    has_begun.wait();
+  };
+  const Infer bad = [&begun](const float *, float *) {
+    begun.set_value();
+    throw Fault("model");
+  };
+  const Deliver accept = [](const Answer &) {};
+  const Deliver refuse = [](const Answer &) { throw Fault("disk"); };
+  EXPECT_THROW(RunPipeline(100, options, prepare, {waiting, bad}, accept), Fault);
+  EXPECT_THROW(RunPipeline(100, options, prepare, {good, good}, refuse), Fault);
 }
 
 TEST(Report, PercentilesAndTop) {
