@@ -401,9 +401,7 @@ def test_every_validation_is_that_of_the_weights_of_its_epoch(supernet, cifar):
             network = OneShotSupernet(space, 10, kernels=available()).set_train(False)
             load_weights(network, checkpoint.network_weights(), checkpoint.path)
             loader = Loader(source, checkpoint.meta.preprocessing, batch_size=20, training=False)
-            with mode_of(ms.PYNATIVE_MODE):
-                expected = evaluate(RandomPaths(network, space, 0), loader).loss
-            lines.append((line["loss"], expected))
+            lines.append((line["loss"], evaluate(RandomPaths(network, space, 0), loader).loss))
     assert len(lines) == 3
     np.testing.assert_allclose(*zip(*lines, strict=True), rtol=1e-5)
 
@@ -612,7 +610,9 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_path_exceeds_a_limit(supernet, tmp_path):
+def test_no_path_exceeds_a_limit(supernet, tmp_path, monkeypatch):
+    # Enough among four paths; the limits leave less than the population asks for.
+    monkeypatch.setattr("src.search.one_shot_search._TRIES", 1000)
     space = one_shot_space("one_shot_32", 2, 2)
     costs = sorted(
         network_cost(space.derive([a, b], "x"), 10).macs / 1e6

@@ -178,7 +178,7 @@ def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
     )
     assert run.returncode == 0, run.stderr
     assert " of " in run.stdout and "parameters loaded (project names)" in run.stdout
-    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").arch == load_architecture(
+    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").meta.arch == load_architecture(
         reference / "arch.json"
     )
     run = call_program("eval.py", "--checkpoint_path", reference / "ckpt_0")

@@ -276,7 +276,7 @@ MISTAKES = [
     (("--arch", "spnas_pixel9"), "spnas_pixel9"),
     (("--batch_size", 5000), "batch_size 5000"),
     (("--num_classes", 11), "num_classes is 11"),
-    (("--image_height", 4, "--image_width", 4, "--resize", 4), "below the total stride 8"),
+    (("--image_height", 2, "--image_width", 2, "--resize", 2), "below the total stride 4"),
     (("--pre_trained", "missing.ckpt"), "missing.ckpt"),
     (("--cpu_kernels", "perhaps"), "cpu_kernels is 'perhaps'"),
 ]
