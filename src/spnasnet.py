@@ -64,6 +64,7 @@ class BlockNetwork(nn.Cell):
             "kernels": kernels,
             "folded": folded,
         }
+        # The activation of an architecture is that of stem and head; MBConv blocks have ReLU.
         relu, relu6 = arch.activation == "relu", arch.activation == "relu6"
         channels = arch.blocks[-1].out_channels
         stem_sigma, head_sigma = None, None
@@ -101,7 +102,7 @@ class BlockNetwork(nn.Cell):
             dropout: factors of the pooled features, (N, head_channels): 0 where a feature is
                 dropped.
         """
-        x = ops.mean(self.head(x), (2, 3))
+        x = ops.mean(self.head(x), (2, 3))  # (N, head_channels)
         if dropout is not None:
             x = x * dropout.astype(x.dtype)
         return self.classifier(x)
@@ -151,17 +152,20 @@ def fold_batch_norm(parameters: Mapping[str, np.ndarray], epsilon: float) -> dic
     Returns:
         Parameters of the folded network, ``SPNASNet(..., folded=True)``.
     """
+    # What belongs to no normalisation stays: the classifier, squeeze-and-excitation.
     folded = {name: value for name, value in parameters.items() if ".bn." not in name}
     for name in parameters:
         layer, found, _ = name.partition(".bn.gamma")
         if not found:
             continue
+        # float64, so that folding adds no rounding but that of the result.
         gamma, beta, mean, variance = (
             parameters[f"{layer}.bn.{part}"].astype(np.float64)
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
         )
         scale = gamma / np.sqrt(variance + epsilon)
         weight = parameters[f"{layer}.conv.weight"]
+        # Every kind of convolution has its outputs in the first dimension, as scale has.
         folded[f"{layer}.conv.weight"] = (weight * scale[:, None, None, None]).astype(weight.dtype)
         folded[f"{layer}.conv.bias"] = (beta - mean * scale).astype(weight.dtype)
     return folded

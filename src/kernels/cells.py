@@ -94,10 +94,12 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
             weight: in place of its own, (C, 1, kernel_size, kernel_size).
         """
         weight = self.weight if weight is None else weight
+        # The operator knows batch statistics in both normalisations or in none.
         if not self.applies(x, weight) or norm.training != next_norm.training:
             return next_norm(self.convolve(norm(x), weight))
         if norm.training:
-            # y, then mean, inverse deviation, new moving mean and new moving variance of each.
+            # y, then mean, inverse deviation, new moving mean and new moving variance of each. One
+            # options for both: all layers of a network have the same epsilon and momentum.
             core = self.train_cores[1 if next_norm.with_relu else 0]
             y, _, _, mean, variance, _, _, next_mean, next_variance = core(
                 x,
@@ -247,7 +249,7 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
         self.with_relu = relu
         self.train_operator = norm_operator(relu, True)
         self.infer_operator = norm_operator(relu, False)
-        self.options = Tensor([eps, momentum], ms.float32)
+        self.options = Tensor([eps, momentum], ms.float32)  # epsilon first: NormOptions in C++
         self.assign = ops.Assign()
 
     def move(self, mean: Tensor, variance: Tensor) -> None:
@@ -269,10 +271,12 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
             y = super().construct(x)
             y = ops.relu(y) if self.with_relu else y
             return y if factor is None else y * factor.astype(y.dtype)
+        # As part of gamma and beta the factor costs nothing per pixel.
         gamma, beta = (
             (self.gamma, self.beta) if factor is None else (self.gamma * factor, self.beta * factor)
         )
         if self.training:
+            # Mean and inverse deviation of the batch, between them, are for the backward pass.
             y, _, _, mean, variance = self.train_operator(
                 x, gamma, beta, self.moving_mean, self.moving_variance, self.options
             )

@@ -18,9 +18,10 @@ from mindspore.ops.operations import nn_ops
 
 from src.kernels import build
 
+# What the C++ code is written for.
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
-MAX_IMAGE_CHANNELS = 4
+MAX_IMAGE_CHANNELS = 4  # kMaxImageChannels of image_conv_operators.h
 # Of more channels MindSpore's own 1x1 convolution is as fast (docs/cpu_operators.md).
 MAX_POINTWISE_CHANNELS = 96
 
@@ -50,6 +51,7 @@ def _custom(
             compiler parses it.
     """
 
+    # ops.Custom wants a single output bare, several in a tuple.
     def out_dtype(*types):
         return types[0] if outputs == 1 else (types[0],) * outputs
 
@@ -101,6 +103,7 @@ def depthwise_operator(stride: int) -> ops.Custom:
 
     backward = _custom(f"DepthwiseBackward{stride}", backward_shape, 2)
 
+    # MindSpore hands a bprop inputs, outputs and gradients, whether it needs them or not.
     def bprop(x, weight, out, dout):
         return backward(x, weight, dout)
 
@@ -156,7 +159,7 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
         return weight
 
     weight_gradient = _custom(f"ImageBackward{stride}", backward_shape, 1)
-    # MindSpore's own. Compilation removes it where nobody asks for the gradient of the images.
+    # MindSpore's operator. Compilation removes it where nobody asks for the gradient of the images.
     image_gradient = nn_ops.Conv2DBackpropInput(
         out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2, stride=stride
     )
@@ -244,6 +247,7 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
         out,
         dout,
     ):
+        # The second normalisation's outputs stand behind all of the first one's.
         dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta = backward(
             x,
             weight,
@@ -257,6 +261,7 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
             out[_INVERSE_DEVIATION + statistics],
             dout[0],
         )
+        # In the order of the inputs; moving statistics and options are not trained.
         return (
             dx,
             dweight,
@@ -294,6 +299,7 @@ def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
             )
         return _output_shape(x, weight[0], stride)
 
+    # A 1x1 convolution reads x as it lies in memory, larger ones need it packed with its padding.
     return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
 
 
@@ -322,6 +328,7 @@ def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
         )
 
     def forward_shape(x, *parameters):
+        # Weight and bias of one convolution after the other.
         weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
         if len(parameters) not in (4, 6) or not fits(x, weights, biases):
             shapes = ", ".join(str(tuple(shape)) for shape in (x, *parameters))

@@ -55,6 +55,7 @@ def _create_convolution(
 ) -> nn.Cell:
     """The convolution of a ``ConvBN``: one of ``src.kernels`` where it knows it, or MindSpore's."""
     shape = (in_channels, out_channels, kernel_size, stride)
+    # Folded projections, which have no ReLU, are part of whole blocks (FusedMBConv).
     if kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups):
         return ConvReLU(*shape, weight_init=weight_init)
     if kernels and not folded:
@@ -115,6 +116,7 @@ class ConvBN(nn.Cell):
         folded: bool = False,
     ) -> None:
         super().__init__()
+        # Fan-out: the outputs that each input of a group takes part in.
         sigma = sigma or math.sqrt(2 / (kernel_size**2 * out_channels / groups))
         kernels = kernels and available()
         self.conv = _create_convolution(
@@ -128,6 +130,7 @@ class ConvBN(nn.Cell):
             folded=folded,
             relu=relu,
         )
+        # Any: the type checker cannot know which options the methods below are used with.
         self.bn: Any = None  # stays so where it is folded
         if kernels and not folded:
             self.bn = BatchNormReLU(
@@ -154,6 +157,7 @@ class ConvBN(nn.Cell):
             factor: of the normalised output, (1,); not where there is a ReLU.
         """
         x = self.conv(x) if weight is None else self.conv.convolve(x, weight)
+        # Decided when the graph is compiled, as is every condition on None here.
         if factor is not None:
             return self._scaled(x, factor)
         if self.bn is not None:

@@ -77,6 +77,8 @@ class MBConv(nn.Cell):
             projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
             presence: factor of the output, (1,).
         """
+        # What lies between expansion and projection are the largest tensors of the network; as one
+        # operator they are not stored (block_core_operators.h).
         if self.fused:
             y = self.depthwise.conv.fused_norm_conv_norm(
                 self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel
@@ -128,6 +130,7 @@ def create_block(block: AnyBlock, **options: Unpack[LayerOptions]) -> nn.Cell:
     """
     if isinstance(block, ShuffleBlock):
         return ShuffleUnit(block, **options)
+    # The operator has no squeeze-and-excitation: such blocks are made of single layers.
     folded, kernels = options.get("folded", False), options.get("kernels", False)
     if folded and kernels and available() and not block.se_channels:
         return FusedMBConv(block, **options)

@@ -64,13 +64,13 @@ class Chain(nn.SequentialCell):
 
     def construct(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> what the last layer gives."""
-        layers = self.cell_list
+        layers = self.cell_list  # the compiler unrolls the loop
         for i, layer in enumerate(layers):
             if self.joined[i]:
                 x = layers[i + 1].conv.fused_norm_conv_norm(
                     layer.conv(x), layer.bn, layers[i + 1].bn
                 )
-            elif i == 0 or not self.joined[i - 1]:
+            elif i == 0 or not self.joined[i - 1]:  # otherwise computed with the layer before
                 x = layer(x)
         return x
 
@@ -104,5 +104,6 @@ class ShuffleUnit(nn.Cell):
         This is the channel shuffle of ShuffleNetV2 and the split behind it in one.
         """
         n, c, h, w = x.shape
+        # Channel 2 i + j becomes [i, j], of which the split takes j apart.
         even, odd = self.split(x.reshape((n, c // 2, 2, h, w)))
         return even.reshape((n, c // 2, h, w)), odd.reshape((n, c // 2, h, w))
