@@ -158,8 +158,9 @@ def test_commands_from_training_to_inference_run(tiny_arch, tmp_path):
 def test_quickstart_runs(tmp_path):
     """As in the README; search and training are cut short, the rest is as users have it."""
     flags = {
-        "SEARCH_FLAGS": "--epoch_size 1 --latency_free_epochs 0.3 --train_images 320",
-        "TRAIN_FLAGS": "--epoch_size 3",
+        "SEARCH_FLAGS": "--target 40 --epoch_size 1 --latency_free_epochs 0.3 --batch_size 16 "
+        "--train_images 160 --val_while_train false",
+        "TRAIN_FLAGS": "--epoch_size 2 --batch_size 32",
     }
     # A test installs no Debian packages, which run_tests.sh did or was told not to do.
     script = [str(ROOT / "scripts/quickstart.sh"), "--no-system-packages"]

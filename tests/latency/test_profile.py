@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +22,7 @@ from src.latency.profile import profile
 from src.latency.session import SAMPLES, Session
 from src.latency.statistics import judge
 from src.search.one_shot_training import one_shot_space
-from tests.conftest import ENVIRONMENT, ROOT, run_in_this_process
+from tests.conftest import run_in_own_process, run_in_this_process
 
 SPACE = {
     "format": "spnas-space",
@@ -122,27 +120,20 @@ def run(space_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table_file(application, run, space_file, tmp_path_factory):
-    """A table whose profile was killed once and continued."""
+    """A table whose profile was interrupted once and continued."""
     out = tmp_path_factory.mktemp("tables") / "mine.json"
-    command = [
-        sys.executable,
-        str(ROOT / "scripts/profile_latency.py"),
-        "--space",
-        str(space_file),
-        *map(str, FLAGS),
-        "--out",
-        str(out),
-    ]
-    first = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    partial, deadline = out.with_suffix(".partial"), time.monotonic() + 200
-    while not (partial / SAMPLES).exists() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=200)
-    assert first.returncode == 1 and not out.exists(), errors
-    assert errors.splitlines()[-1] == (
+    partial, add = out.with_suffix(".partial"), Session.add
+
+    def add_and_interrupt(session, samples):
+        add(session, samples)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as where a program starts
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "add", add_and_interrupt)
+        first = run("--out", out)
+    assert first.returncode == 1 and not out.exists(), first.stderr
+    assert first.stderr.splitlines()[-1] == (
         "profile_latency.py: error: interrupted; the same command continues from "
         f"{partial}, {out} is not written"
     )
@@ -155,7 +146,8 @@ def table_file(application, run, space_file, tmp_path_factory):
         and "of an interrupted measurement with threads 1, now 2" in other.stderr
     )
     assert models == {file.name: file.stat().st_mtime_ns for file in partial.glob("*.mindir")}
-    done = run("--out", out)
+    flags = ("--space", space_file, *FLAGS, "--out", out)
+    done = run_in_own_process("scripts/profile_latency.py", *flags, cwd=out.parent)
     assert done.returncode == 0, done.stderr
     assert (
         f"{partial}: continued after 20 rounds" in done.stdout and "noise: half of" in done.stdout
