@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.common.initializer import Normal, Uniform
 
 from src.arch.architecture import Architecture
 from src.arch.blocks import ShuffleBlock
-from src.layers.conv_bn import ConvBN, LayerOptions, NetworkOptions
+from src.kernels import available
+from src.layers.conv_bn import CellOptions, NetworkOptions
+from src.layers.ends import COLORS, Head, Stem, supports_fusion
 from src.layers.mbconv import create_block
 from src.layers.shuffle import CLASSIFIER_SIGMA, first_sigma
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
-
-COLORS = 3  # channels of images
 
 
 class BlockNetwork(nn.Cell):
@@ -49,7 +49,7 @@ class BlockNetwork(nn.Cell):
         self,
         arch: Architecture,
         num_classes: int,
-        create_blocks: Callable[[LayerOptions], nn.Cell],
+        create_blocks: Callable[[CellOptions], nn.Cell],
         *,
         momentum: float = 0.9,
         affine: bool = True,
@@ -57,35 +57,23 @@ class BlockNetwork(nn.Cell):
         folded: bool = False,
     ) -> None:
         super().__init__()
-        options: LayerOptions = {
+        options: CellOptions = {
             "epsilon": arch.bn_epsilon,
             "momentum": momentum,
             "affine": affine,
             "kernels": kernels,
             "folded": folded,
+            "fused": kernels and available() and supports_fusion(arch),
         }
-        # The activation of an architecture is that of stem and head; MBConv blocks have ReLU.
-        relu, relu6 = arch.activation == "relu", arch.activation == "relu6"
         channels = arch.blocks[-1].out_channels
         stem_sigma, head_sigma = None, None
         classifier_init = Uniform(1 / math.sqrt(arch.head_channels))
         if isinstance(arch.blocks[0], ShuffleBlock):
             stem_sigma, head_sigma = first_sigma(COLORS), first_sigma(channels)
             classifier_init = Normal(CLASSIFIER_SIGMA)
-        self.stem = ConvBN(
-            COLORS,
-            arch.stem_channels,
-            3,
-            stride=arch.stem_stride,
-            relu=relu,
-            relu6=relu6,
-            sigma=stem_sigma,
-            **options,
-        )
+        self.stem = Stem(arch, sigma=stem_sigma, **options)
         self.blocks = create_blocks(options)
-        self.head = ConvBN(
-            channels, arch.head_channels, 1, relu=relu, relu6=relu6, sigma=head_sigma, **options
-        )
+        self.head = Head(arch, sigma=head_sigma, **options)
         self.classifier = nn.Dense(
             arch.head_channels,
             num_classes,
@@ -95,14 +83,14 @@ class BlockNetwork(nn.Cell):
         )
 
     def classify(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Logits from the output of the last block: (N, C, H, W) -> (N, num_classes).
+        """Logits from the output of the last block, (N, num_classes).
 
         Args:
             x: the output of the last block.
             dropout: factors of the pooled features, (N, head_channels): 0 where a feature is
                 dropped.
         """
-        x = ops.mean(self.head(x), (2, 3))  # (N, head_channels)
+        x = self.head(x)  # (N, head_channels)
         if dropout is not None:
             x = x * dropout.astype(x.dtype)
         return self.classifier(x)
@@ -122,10 +110,8 @@ class SPNASNet(BlockNetwork):
     def __init__(
         self, arch: Architecture, num_classes: int, **options: Unpack[NetworkOptions]
     ) -> None:
-        def create_blocks(layer_options: LayerOptions) -> nn.Cell:
-            return nn.SequentialCell(
-                [create_block(block, **layer_options) for block in arch.blocks]
-            )
+        def create_blocks(cell_options: CellOptions) -> nn.Cell:
+            return nn.SequentialCell([create_block(block, **cell_options) for block in arch.blocks])
 
         super().__init__(arch, num_classes, create_blocks, **options)
 

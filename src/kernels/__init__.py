@@ -1,7 +1,8 @@
 """CPU operators for what MindSpore runs slowly.
 
-These are depthwise convolution, batch normalisation with ReLU, small 1x1 convolutions, the
-convolution of images, and the layers of the folded network, whole MBConv blocks among them.
+These are the stem, the MBConv blocks and the head of a network, each as one operator with its
+normalisations (``src.kernels.block_operators``), and for other blocks single layers: depthwise
+convolution, batch normalisation with ReLU, small 1x1 convolutions, the convolution of images.
 
 They are optional: ``available()`` says whether they can be used here, and everything works without
 them, with the same parameters. They are compiled at first use (``src.kernels.build``) and are never
@@ -10,6 +11,15 @@ its network with ``kernels=False``.
 """
 
 from src.errors import UserError
+from src.kernels.block_operators import (
+    FOLDED,
+    INFER,
+    TRAIN,
+    block_operator,
+    head_operator,
+    operator_options,
+    stem_operator,
+)
 from src.kernels.cells import (
     BatchNormReLU,
     ConvReLU,
@@ -19,9 +29,14 @@ from src.kernels.cells import (
     PointwiseConv2d,
     available,
 )
-from src.kernels.operators import mbconv_operator
+from src.kernels.operators import KERNEL_SIZES, STRIDES
 
 __all__ = [
+    "FOLDED",
+    "INFER",
+    "KERNEL_SIZES",
+    "STRIDES",
+    "TRAIN",
     "BatchNormReLU",
     "ConvReLU",
     "DepthwiseConv2d",
@@ -29,7 +44,10 @@ __all__ = [
     "ImageConv2d",
     "PointwiseConv2d",
     "available",
-    "mbconv_operator",
+    "block_operator",
+    "head_operator",
+    "operator_options",
+    "stem_operator",
     "use_kernels",
 ]
 

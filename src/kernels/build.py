@@ -14,6 +14,9 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from src.errors import Fault
@@ -28,11 +31,13 @@ FLAGS = (
     "-fno-trapping-math",
     # Two builds in one process must not share each other's functions and tables.
     "-fvisibility=hidden",
-    "-shared",
     "-fPIC",
     "-pthread",
 )
-NATIVE = ("-march=native",)
+# Processors to compile for: this machine's, every one of the architecture, and, for the tests,
+# others that a machine like this can stand for.
+NATIVE, ANY = "native", ""
+OTHER_TARGETS = (ANY, "x86-64-v3") if platform.machine() == "x86_64" else (ANY,)
 TIMEOUT_SECONDS = 300
 
 _log = logging.getLogger(__name__)
@@ -53,11 +58,11 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def compile_library(*, native: bool = True) -> Path:
+def compile_library(target: str = NATIVE) -> Path:
     """The shared library of the operators, compiled unless an equal one is in the cache.
 
     Args:
-        native: for this machine's processor; otherwise for every one of its architecture.
+        target: NATIVE, ANY, or a processor as the compiler's ``-march`` names it.
 
     Raises:
         OSError: there is no compiler, or the folder cannot be made.
@@ -67,12 +72,10 @@ def compile_library(*, native: bool = True) -> Path:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler (g++)")
-    version = subprocess.run(
-        [compiler, "--version"], check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
-    ).stdout
-    flags = FLAGS + (NATIVE if native else ())
+    version = _run(compiler, "--version")
+    flags = FLAGS + ((f"-march={target}",) if target else ())
     key = hashlib.sha256()
-    processor = _processor() if native else ""
+    processor = _processor() if target == NATIVE else ""
     for part in (compiler, version, " ".join(flags), platform.machine(), processor):
         key.update(part.encode() + b"\0")  # with an end, so that parts cannot run together
     for source in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
@@ -82,15 +85,31 @@ def compile_library(*, native: bool = True) -> Path:
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes may compile at once; each puts a complete file in place.
-        with whole(library) as scratch:
-            subprocess.run(
-                [compiler, *flags, "-o", str(scratch), str(SOURCES / "operators.cpp")],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_SECONDS,
-            )
+        with whole(library) as scratch, tempfile.TemporaryDirectory(dir=folder) as objects:
+            _compile(compiler, flags, Path(objects), scratch)
     return library
+
+
+def _compile(compiler: str, flags: Sequence[str], objects: Path, library: Path) -> None:
+    """Compile all files, as many at a time as there are processors, and link them."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    outputs = [str(objects / f"{source.stem}.o") for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            pool.map(
+                lambda source, output: _run(compiler, *flags, "-c", "-o", output, str(source)),
+                sources,
+                outputs,
+            )
+        )
+    _run(compiler, *flags, "-shared", "-o", str(library), *outputs)
+
+
+def _run(*command: str) -> str:
+    """Output of a command that must succeed."""
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    ).stdout
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,12 @@
 
 namespace spnas {
 
-enum Status { kOk = 0, kBadCount = 1, kBadType = 2, kBadShape = 3, kFailed = 4 };
+enum Status { kOk = 0, kBadCount = 1, kBadType = 2, kBadShape = 3, kFailed = 4, kBadValue = 5 };
+
+// The places of parameters from `first` to before `last`.
+struct Range {
+  int first, last;
+};
 
 // The parameters of a call.
 struct Call {
@@ -41,6 +46,27 @@ struct Call {
            std::equal(shape.begin(), shape.end(), shapes[i]);
   }
 
+  // Whether all these parameters are (channels,).
+  bool are_channels(std::initializer_list<Range> ranges, int64_t channels) const {
+    for (const Range &range : ranges) {
+      for (int i = range.first; i < range.last; ++i) {
+        if (!is_shape(i, {channels})) {
+          return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  // Floats of a parameter.
+  int64_t size(int i) const {
+    int64_t size = 1;
+    for (int d = 0; d < ndims[i]; ++d) {
+      size *= shapes[i][d];
+    }
+    return size;
+  }
+
   float *data(int i) const { return static_cast<float *>(params[i]); }
 };
 
@@ -60,11 +86,6 @@ inline bool same_shape(const Call &call, int i, int j) {
   return call.ndims[i] == call.ndims[j] &&
          std::equal(call.shapes[i], call.shapes[i] + call.ndims[i], call.shapes[j]);
 }
-
-// The places of parameters from `first` to before `last`.
-struct Range {
-  int first, last;
-};
 
 // kOk if parameter x is (N, C, H, W) and each parameter in `channels` is (C,).
 inline Status check_channels(const Call &call, int x, std::initializer_list<Range> channels) {

@@ -13,11 +13,11 @@
 #include "convolution_tasks.h"
 #include "depthwise_operators.h"
 #include "scratch.h"
+#include "stem_operators.h"
 #include "tasks.h"
 
 namespace spnas {
 
-constexpr int64_t kMaxImageChannels = 4;
 
 // kOk if the parameters at these places fit each other.
 inline Status check_image_conv(const Call &call, int x, int weight, int y, int stride) {

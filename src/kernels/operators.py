@@ -21,7 +21,7 @@ from src.kernels import build
 # What the C++ code is written for.
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
-MAX_IMAGE_CHANNELS = 4  # kMaxImageChannels of image_conv_operators.h
+MAX_IMAGE_CHANNELS = 4  # kMaxImageChannels of stem_operators.h
 # Of more channels MindSpore's own 1x1 convolution is as fast (docs/cpu_operators.md).
 MAX_POINTWISE_CHANNELS = 96
 
@@ -30,12 +30,12 @@ _MEAN, _INVERSE_DEVIATION = 1, 2
 _INFERENCE_STATISTICS, _TRAINING_STATISTICS = 2, 4  # how many these are
 
 # The primitive: the function ops.zeros_like takes several times the memory to compile.
-_zeros_like = ops.ZerosLike()
+zeros_like = ops.ZerosLike()
 
 Shape = Sequence[int]
 
 
-def _custom(
+def custom_operator(
     name: str,
     out_shape: Callable[..., Any],
     outputs: int,
@@ -63,9 +63,14 @@ def _custom(
     return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
 
 
+def output_size(size: int, stride: int) -> int:
+    """Height or width of a convolution's result: divided by the stride, rounded up."""
+    return (size - 1) // stride + 1
+
+
 def _output_shape(x: Shape, channels: int, stride: int) -> tuple[int, int, int, int]:
     """The shape of what a convolution makes of x (N, C, H, W): H and W divided, rounded up."""
-    return (x[0], channels, (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1)
+    return (x[0], channels, output_size(x[2], stride), output_size(x[3], stride))
 
 
 def _depthwise_shape(x: Shape, weight: Shape, stride: int) -> tuple[int, int, int, int]:
@@ -101,13 +106,13 @@ def depthwise_operator(stride: int) -> ops.Custom:
     def backward_shape(x, weight, dy):
         return x, weight
 
-    backward = _custom(f"DepthwiseBackward{stride}", backward_shape, 2)
+    backward = custom_operator(f"DepthwiseBackward{stride}", backward_shape, 2)
 
     # MindSpore hands a bprop inputs, outputs and gradients, whether it needs them or not.
     def bprop(x, weight, out, dout):
         return backward(x, weight, dout)
 
-    return _custom(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
+    return custom_operator(f"DepthwiseForward{stride}", forward_shape, 1, bprop)
 
 
 @functools.cache
@@ -125,12 +130,12 @@ def pointwise_operator() -> ops.Custom:
     def backward_shape(x, weight, dy):
         return x, weight
 
-    backward = _custom("PointwiseBackward", backward_shape, 2)
+    backward = custom_operator("PointwiseBackward", backward_shape, 2)
 
     def bprop(x, weight, out, dout):
         return backward(x, weight, dout)
 
-    return _custom("PointwiseForward", forward_shape, 1, bprop)
+    return custom_operator("PointwiseForward", forward_shape, 1, bprop)
 
 
 @functools.cache
@@ -158,7 +163,7 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
     def backward_shape(x, weight, dy):
         return weight
 
-    weight_gradient = _custom(f"ImageBackward{stride}", backward_shape, 1)
+    weight_gradient = custom_operator(f"ImageBackward{stride}", backward_shape, 1)
     # MindSpore's operator. Compilation removes it where nobody asks for the gradient of the images.
     image_gradient = nn_ops.Conv2DBackpropInput(
         out_channels, kernel_size, pad_mode="pad", pad=kernel_size // 2, stride=stride
@@ -167,7 +172,7 @@ def image_operator(out_channels: int, kernel_size: int, stride: int) -> ops.Cust
     def bprop(x, weight, out, dout):
         return image_gradient(dout, weight, ops.shape(x)), weight_gradient(x, weight, dout)
 
-    return _custom(f"ImageForward{stride}", forward_shape, 1, bprop)
+    return custom_operator(f"ImageForward{stride}", forward_shape, 1, bprop)
 
 
 @functools.cache
@@ -188,7 +193,7 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
     def backward_shape(x, gamma, beta, mean, inverse_deviation, dy):
         return x, gamma, gamma
 
-    backward = _custom(f"{name}Backward", backward_shape, 3)
+    backward = custom_operator(f"{name}Backward", backward_shape, 3)
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
         dx, dgamma, dbeta = backward(x, gamma, beta, out[_MEAN], out[_INVERSE_DEVIATION], dout[0])
@@ -197,12 +202,12 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
             dx,
             dgamma,
             dbeta,
-            _zeros_like(moving_mean),
-            _zeros_like(moving_variance),
-            _zeros_like(options),
+            zeros_like(moving_mean),
+            zeros_like(moving_variance),
+            zeros_like(options),
         )
 
-    return _custom(name, forward_shape, 1 + statistics, bprop)
+    return custom_operator(name, forward_shape, 1 + statistics, bprop)
 
 
 @functools.cache
@@ -230,7 +235,7 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
     def backward_shape(x, weight, gamma, *others):
         return (x, weight) + (gamma,) * 4
 
-    backward = _custom(f"{name}Backward{stride}", backward_shape, 6)
+    backward = custom_operator(f"{name}Backward{stride}", backward_shape, 6)
 
     def bprop(
         x,
@@ -267,16 +272,16 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
             dweight,
             dgamma,
             dbeta,
-            _zeros_like(moving_mean),
-            _zeros_like(moving_variance),
+            zeros_like(moving_mean),
+            zeros_like(moving_variance),
             next_dgamma,
             next_dbeta,
-            _zeros_like(next_moving_mean),
-            _zeros_like(next_moving_variance),
-            _zeros_like(options),
+            zeros_like(next_moving_mean),
+            zeros_like(next_moving_variance),
+            zeros_like(options),
         )
 
-    return _custom(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
+    return custom_operator(f"{name}{stride}", forward_shape, 1 + 2 * statistics, bprop)
 
 
 @functools.cache
@@ -300,42 +305,6 @@ def conv_relu_operator(kernel_size: int, stride: int) -> ops.Custom:
         return _output_shape(x, weight[0], stride)
 
     # A 1x1 convolution reads x as it lies in memory, larger ones need it packed with its padding.
-    return _custom("PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1)
-
-
-@functools.cache
-def mbconv_operator(stride: int, residual: bool) -> ops.Custom:
-    """An MBConv block without batch normalisation, for inference.
-
-    Takes x (N, C, H, W), then weight and bias of each of its convolutions: expansion (M, C, 1, 1),
-    which a block without expansion leaves out, depthwise (M, 1, k, k) and projection (O, M, 1, 1).
-    ReLU follows all but the last. Returns (N, O, ceil(H / stride), ceil(W / stride)), to which
-    ``residual`` adds x.
-    """
-
-    def fits(x: list[int], weights: list[list[int]], biases: list[list[int]]) -> bool:
-        *expansion, depthwise, project = weights
-        mid, k, out = depthwise[0], depthwise[-1], project[0]
-        return (
-            len(x) == 4
-            and k in KERNEL_SIZES
-            and [*expansion] in ([], [[mid, x[1], 1, 1]])
-            and (bool(expansion) or mid == x[1])
-            and depthwise == [mid, 1, k, k]
-            and project == [out, mid, 1, 1]
-            and biases == [[weight[0]] for weight in weights]
-            and (not residual or x[1] == out)
-        )
-
-    def forward_shape(x, *parameters):
-        # Weight and bias of one convolution after the other.
-        weights, biases = ([list(shape) for shape in parameters[first::2]] for first in (0, 1))
-        if len(parameters) not in (4, 6) or not fits(x, weights, biases):
-            shapes = ", ".join(str(tuple(shape)) for shape in (x, *parameters))
-            raise ValueError(
-                f"an MBConv block {'with' if residual else 'without'} residual does not take the "
-                f"shapes {shapes}"
-            )
-        return _output_shape(x, weights[-1][0], stride)
-
-    return _custom("MBConvResidual" if residual else f"MBConv{stride}", forward_shape, 1)
+    return custom_operator(
+        "PointwiseRelu" if kernel_size == 1 else f"ConvRelu{stride}", forward_shape, 1
+    )

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <memory>
+
+#include "arena.h"
 
 namespace spnas {
 
@@ -14,6 +16,9 @@ enum class Slot {
   kLine,       // outputs of a convolution or their gradients, with what lies between their rows
   kLines,      // gradients of a packed plane, phase by phase
   kPlanes,     // planes between two steps of one task
+  kGradients,  // gradients of these planes
+  kTile,       // channels of the pixels of a task
+  kOther,      // the same of another tensor
   kGroup,      // planes of all samples of a few channels, from one pass over them to the next
   kJob,        // of the calling thread: what the first tasks of a job leave to the others
   kInputs,     // all inputs of one pixel
@@ -22,12 +27,13 @@ enum class Slot {
 
 // Grown as needed and never given back.
 inline float *scratch(Slot slot, int64_t size) {
-  static thread_local std::vector<float> buffers[static_cast<int>(Slot::kSlotCount)];
-  std::vector<float> &buffer = buffers[static_cast<int>(slot)];
-  if (static_cast<int64_t>(buffer.size()) < size) {
-    buffer.resize(size);
+  static thread_local std::unique_ptr<Buffer> buffers[static_cast<int>(Slot::kSlotCount)];
+  std::unique_ptr<Buffer> &buffer = buffers[static_cast<int>(slot)];
+  if (buffer == nullptr || buffer->size() < size) {
+    buffer = nullptr;  // first, so that the two never exist at the same time
+    buffer = std::make_unique<Buffer>(size);
   }
-  return buffer.data();
+  return buffer->data();
 }
 
 inline float *zeroed(Slot slot, int64_t size) {

@@ -19,6 +19,18 @@ typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 // The same at any address, and allowed to alias floats.
 typedef float VecAny __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
+// Channels that lie together in tensors within a block, and their vectors.
+constexpr int kGroup = 16, kVecs = kGroup / kLanes;
+
+// kV vectors of one pixel's channels: a group, or the first part of one.
+template <int kV>
+struct Channels {
+  Vec v[kV];
+};
+
+// Groups that hold so many channels.
+inline int64_t group_count(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
+
 inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
 

@@ -33,6 +33,15 @@ class LayerOptions(NetworkOptions, total=False):
     epsilon: float
 
 
+class CellOptions(LayerOptions, total=False):
+    """Options of stem, blocks and head.
+
+    ``fused``: each of them is one operator, and between them images lie with channels last.
+    """
+
+    fused: bool
+
+
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` that can convolve with another weight too."""
 
@@ -55,7 +64,6 @@ def _create_convolution(
 ) -> nn.Cell:
     """The convolution of a ``ConvBN``: one of ``src.kernels`` where it knows it, or MindSpore's."""
     shape = (in_channels, out_channels, kernel_size, stride)
-    # Folded projections, which have no ReLU, are part of whole blocks (FusedMBConv).
     if kernels and folded and relu and ConvReLU.supports(kernel_size, stride, groups):
         return ConvReLU(*shape, weight_init=weight_init)
     if kernels and not folded:
@@ -145,6 +153,13 @@ class ConvBN(nn.Cell):
             relu and not isinstance(self.bn, BatchNormReLU) and not isinstance(self.conv, ConvReLU)
         ):
             self.relu = nn.ReLU()
+
+    def operands(self) -> tuple[Tensor, ...]:
+        """Weight and normalisation, or where that is folded the bias, as operators take them."""
+        if self.bn is None:
+            return self.conv.weight, self.conv.bias
+        bn = self.bn
+        return self.conv.weight, bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance
 
     def construct(
         self, x: Tensor, weight: Tensor | None = None, factor: Tensor | None = None

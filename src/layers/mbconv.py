@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.arch.blocks import AnyBlock, Block, ShuffleBlock
-from src.kernels import BatchNormReLU, DepthwiseConv2d, Float32Cell, available, mbconv_operator
-from src.layers.conv_bn import ConvBN, LayerOptions
+from src.kernels import FOLDED, INFER, TRAIN, Float32Cell, block_operator, operator_options
+from src.layers.conv_bn import CellOptions, ConvBN, LayerOptions
 from src.layers.shuffle import ShuffleUnit
 
 if TYPE_CHECKING:
@@ -34,104 +35,156 @@ class SqueezeExcite(nn.Cell):
         return x * ops.sigmoid(self.expand(ops.relu(self.reduce(gate))))
 
 
-class MBConv(nn.Cell):
+class MBConv(Float32Cell):
     """Inverted bottleneck (Sandler et al., arXiv 1801.04381, as in MnasNet).
+
+    Its decision is the part of the block that takes part, a tensor (3,): side of the kernel, the
+    middle of the largest one; channels of the expansion, the first ones; and 1, or 0 where the
+    block is left out. With MindSpore's layers it masks weights, which any device can do; the
+    operator computes what is active alone. Statistics of what is not active mean nothing.
 
     Args:
         block: its sizes.
+        fused: as one operator wherever tensors are float32; then images have channels last.
         options: of its ``ConvBN`` layers.
     """
 
-    def __init__(self, block: Block, **options: Unpack[LayerOptions]) -> None:
+    def __init__(
+        self, block: Block, *, fused: bool = False, **options: Unpack[LayerOptions]
+    ) -> None:
         super().__init__()
-        mid = block.mid_channels
+        mid, k = block.mid_channels, block.kernel_size
+        if fused:
+            options["kernels"] = False  # these layers then compute only where the operator cannot
         self.expand: Any = None  # stays so for expansion 1
         if block.expansion != 1:
             self.expand = ConvBN(block.in_channels, mid, 1, **options)
-        self.depthwise = ConvBN(
-            mid, mid, block.kernel_size, stride=block.stride, groups=mid, **options
-        )
+        self.depthwise = ConvBN(mid, mid, k, stride=block.stride, groups=mid, **options)
         self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **options)
         self.residual = block.residual
-        # Whether all between the expansion and the projection is one operator.
-        self.fused = (
-            self.expand is not None
-            and isinstance(self.expand.bn, BatchNormReLU)
-            and isinstance(self.depthwise.conv, DepthwiseConv2d)
-        )
+        self.fused = fused
+        if fused:
+            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
+            self.train_operator, self.infer_operator = (
+                block_operator(kind, block.stride, expands=self.expand is not None)
+                for kind in kinds
+            )
+            self.options = operator_options(
+                options.get("epsilon", 1e-5),
+                options.get("momentum", 0.9),
+                block.stride,
+                residual=block.residual,
+            )
+            self.everything = Tensor(np.array([k, mid, 1], np.float32))
+        # What masks are made of: each tap's distance to the middle, as the side of the smallest
+        # kernel that has it, and each channel's number.
+        side = 2 * np.abs(np.arange(k) - k // 2) + 1
+        self.sides = Tensor(np.maximum(side, side[:, None])[None, None].astype(np.float32))
+        self.numbers = Tensor(np.arange(mid, dtype=np.float32).reshape((1, -1, 1, 1)))
+        self.assign = ops.Assign()
 
-    def branch(
+    def construct(
         self,
         x: Tensor,
         kernel: Tensor | None = None,
         projection: Tensor | None = None,
         presence: Tensor | None = None,
+        decision: Tensor | None = None,
     ) -> Tensor:
-        """The output without the residual.
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+        With ``fused`` and float32 both have channels last.
 
         Args:
-            x: (N, in_channels, H, W).
+            x: the input.
             kernel: in place of the depthwise convolution's weight, (mid_channels, 1, kernel_size,
                 kernel_size).
             projection: in place of the projection's weight, (out_channels, mid_channels, 1, 1).
-            presence: factor of the output, (1,).
+            presence: factor of what is added to x, (1,).
+            decision: see above, (3,); in place of the other three.
         """
-        # What lies between expansion and projection are the largest tensors of the network; as one
-        # operator they are not stored (block_core_operators.h).
-        if self.fused:
-            y = self.depthwise.conv.fused_norm_conv_norm(
-                self.expand.conv(x), self.expand.bn, self.depthwise.bn, kernel
+        own_kernel, own_projection = self.depthwise.conv.weight, self.project.conv.weight
+        if self.fused and self.applies(x, own_projection):
+            return self.operate(
+                x,
+                own_kernel if kernel is None else kernel,
+                own_projection if projection is None else projection,
+                presence,
+                decision,
             )
-        else:
-            y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
+        if decision is not None:
+            kernel = own_kernel * (self.sides <= decision[0]).astype(own_kernel.dtype)
+            projection = own_projection * (self.numbers < decision[1]).astype(own_projection.dtype)
+            presence = decision[2:] if self.residual else None
+        y = self.depthwise(x if self.expand is None else self.expand(x), kernel)
         if self.se is not None:
             y = self.se(y)
-        return self.project(y, projection, presence)
-
-    def construct(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        y = self.branch(x)
+        y = self.project(y, projection, presence)
         return x + y if self.residual else y
 
+    def operate(
+        self,
+        x: Tensor,
+        kernel: Tensor,
+        projection: Tensor,
+        presence: Tensor | None,
+        decision: Tensor | None,
+    ) -> Tensor:
+        """The same by the operator: (N, H, W, in_channels) -> (N, H', W', out_channels)."""
+        wide, last = self.depthwise.operands()[1:], self.project.operands()[1:]
+        if presence is not None:
+            # As part of gamma and beta the factor costs nothing per pixel.
+            last = (last[0] * presence, last[1] * presence, *last[2:])
+        first = () if self.expand is None else self.expand.operands()
+        decision = self.everything if decision is None else decision
+        inputs = (x, *first, kernel, *wide, projection, *last, self.options, decision)
+        if not self.training or self.depthwise.bn is None:
+            return self.infer_operator(*inputs)
+        results = self.train_operator(*inputs)
+        if self.expand is not None:
+            self.move(self.expand.bn, results[-6], results[-5])
+        self.move(self.depthwise.bn, results[-4], results[-3])
+        self.move(self.project.bn, results[-2], results[-1])
+        return results[0]
 
-class FusedMBConv(MBConv, Float32Cell):
-    """A folded ``MBConv`` without squeeze-and-excitation, as one CPU operator for float32."""
+    def move(self, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+        """Set the moving statistics of a normalisation."""
+        # As statements: the compiler keeps their order itself, which takes less memory than making
+        # the output depend on them (docs/cpu_operators.md).
+        self.assign(norm.moving_mean, mean)
+        self.assign(norm.moving_variance, variance)
+
+
+class GatedMBConv(MBConv):
+    """A block with squeeze-and-excitation in a network of operators, which have none.
+
+    It computes by single layers, between two transpositions.
+    """
 
     def __init__(self, block: Block, **options: Unpack[LayerOptions]) -> None:
         super().__init__(block, **options)
-        self.operator = mbconv_operator(block.stride, block.residual)
+        self.transpose = ops.Transpose()
 
-    def construct(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        depthwise, project = self.depthwise.conv, self.project.conv
-        if not self.applies(x, project.weight):
+    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # has no decisions
+        """As an ``MBConv`` that is fused."""
+        if not self.applies(x, self.project.conv.weight):
             return super().construct(x)
-        if self.expand is None:
-            return self.operator(x, depthwise.weight, depthwise.bias, project.weight, project.bias)
-        expand = self.expand.conv
-        return self.operator(
-            x,
-            expand.weight,
-            expand.bias,
-            depthwise.weight,
-            depthwise.bias,
-            project.weight,
-            project.bias,
-        )
+        y = super().construct(self.transpose(x, (0, 3, 1, 2)))
+        return self.transpose(y, (0, 2, 3, 1))
 
 
-def create_block(block: AnyBlock, **options: Unpack[LayerOptions]) -> nn.Cell:
-    """The cell of a block; with ``kernels`` and ``folded`` the whole block as one operator.
+def create_block(block: AnyBlock, **options: Unpack[CellOptions]) -> nn.Cell:
+    """The cell of a block.
 
     Args:
         block: its kind and sizes.
-        options: of its ``ConvBN`` layers.
+        options: of the network; ``fused`` for MBConv blocks only.
     """
+    fused = options.get("fused", False)
+    layers = cast(LayerOptions, {key: value for key, value in options.items() if key != "fused"})
     if isinstance(block, ShuffleBlock):
-        return ShuffleUnit(block, **options)
-    # The operator has no squeeze-and-excitation: such blocks are made of single layers.
-    folded, kernels = options.get("folded", False), options.get("kernels", False)
-    if folded and kernels and available() and not block.se_channels:
-        return FusedMBConv(block, **options)
-    return MBConv(block, **options)
+        return ShuffleUnit(block, **layers)
+    if fused and block.se_channels:
+        return GatedMBConv(block, **layers)
+    return MBConv(block, fused=fused, **layers)

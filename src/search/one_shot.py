@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.arch.space import SearchSpace
-from src.layers.conv_bn import LayerOptions
+from src.layers.conv_bn import CellOptions
 from src.layers.mbconv import create_block
 from src.spnasnet import BlockNetwork
 from src.training.step import Update, count_correct
@@ -46,7 +46,7 @@ class OneShotSupernet(BlockNetwork):
     def __init__(
         self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False
     ) -> None:
-        def create_blocks(options: LayerOptions) -> nn.Cell:
+        def create_blocks(options: CellOptions) -> nn.Cell:
             return nn.CellList(
                 [
                     nn.CellList(

@@ -27,7 +27,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.arch.blocks import Block
 from src.arch.cost_table import CostTable
 from src.arch.space import SearchedLayer, SearchSpace
-from src.layers.conv_bn import LayerOptions
+from src.layers.conv_bn import CellOptions
 from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
 from src.spnasnet import BlockNetwork
@@ -188,15 +188,14 @@ class SuperBlock(MBConv):
     def construct(  # type: ignore[override]  # takes the decisions of its layer too
         self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor
     ) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, ...); masks as ``Decisions`` gives them."""
+        """As ``MBConv``; masks as ``Decisions`` gives them."""
         kernel, projection = self.depthwise.conv.weight, self.project.conv.weight
-        y = self.branch(
+        return super().construct(
             x,
             kernel * kernel_mask.astype(kernel.dtype),
             projection * channel_mask.astype(projection.dtype),
             presence if self.residual else None,
         )
-        return x + y if self.residual else y
 
 
 class Supernet(BlockNetwork):
@@ -219,7 +218,7 @@ class Supernet(BlockNetwork):
     ) -> None:
         largest = space.largest()
 
-        def create_blocks(options: LayerOptions) -> nn.Cell:
+        def create_blocks(options: CellOptions) -> nn.Cell:
             return nn.CellList(
                 [
                     SuperBlock(layer.block(layer.largest), **options)

@@ -97,9 +97,7 @@ def checkpoint(few_digits, tmp_path_factory):
     network = random_network(ARCH)
     train = Loader(ImageFolder(few_digits / "train"), PREPROCESSING, batch_size=120, training=False)
     ((images, labels),) = train.epoch()
-    features = ops.mean(
-        network.head(network.blocks(network.stem(Tensor(images)))), (2, 3)
-    ).asnumpy()
+    features = network.head(network.blocks(network.stem(Tensor(images)))).asnumpy()
     fitted, *_ = np.linalg.lstsq(np.c_[features, np.ones(120)], 10 * np.eye(10)[labels], rcond=0.01)
     network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
     network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))

@@ -3,17 +3,23 @@
 // something is wrong.
 #include <cstdio>
 #include <initializer_list>
+#include <map>
 #include <thread>
 #include <vector>
 
-#include "../../src/kernels/operators.cpp"
+#include "../../src/kernels/block_backward.cpp"
+#include "../../src/kernels/block_forward.cpp"
+#include "../../src/kernels/ends.cpp"
+#include "../../src/kernels/layers.cpp"
 
 namespace {
 
 using Operator = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
 using Dims = std::vector<int64_t>;
+using Values = std::vector<float>;
 
-bool run(Operator op, const std::vector<Dims> &dims) {
+// `values` of some parameters, by place.
+bool run(Operator op, const std::vector<Dims> &dims, const std::map<int, Values> &values = {}) {
   std::vector<std::vector<float>> data;
   std::vector<void *> params;
   std::vector<int> ndims;
@@ -28,6 +34,10 @@ bool run(Operator op, const std::vector<Dims> &dims) {
     data.emplace_back(size);
     for (int64_t i = 0; i < size; ++i) {
       data.back()[i] = static_cast<float>(i * 7919 % 97) / 50 + 0.1f;
+    }
+    const auto given = values.find(static_cast<int>(params.size()));
+    if (given != values.end()) {
+      data.back() = given->second;
     }
     params.push_back(data.back().data());
     ndims.push_back(static_cast<int>(d.size()));
@@ -53,6 +63,81 @@ bool run_core(Operator forward, Operator backward, const Dims &x, const Dims &we
   return run(forward, forward_dims) && run(backward, backward_dims);
 }
 
+// Stem, blocks and head: forward, backward, inference, folded. Small planes, as `rows` and `columns`
+// of x, and large ones.
+bool run_network(const Dims &x, int64_t outputs, int64_t k) {
+  const int64_t n = x[0], c = x[1], mid = 2 * c;
+  bool ok = true;
+  for (int64_t h : {x[2], x[2] + 30}) {
+    const int64_t w = x[3];
+    for (int64_t stride : {1, 2}) {
+      const int64_t h2 = (h - 1) / stride + 1, w2 = (w - 1) / stride + 1, pixels = n * h2 * w2;
+      const bool residual = stride == 1 && c == outputs;
+      const Values options{1e-5f, 0.9f, static_cast<float>(stride), residual ? 1.0f : 0.0f};
+      const auto groups = [&](int64_t channels, int64_t count) {
+        return Dims{(channels + 15) / 16, count, 16};
+      };
+      const Dims in{n, h, w, c}, y{n, h2, w2, outputs}, wide{mid}, narrow{outputs};
+      const Dims expand{mid, c, 1, 1}, depthwise{mid, 1, k, k}, project{outputs, mid, 1, 1};
+      for (const Values &decision : {Values{static_cast<float>(k), static_cast<float>(mid), 1},
+                                     Values{3, static_cast<float>(c), 1}, Values{3, 1, 0}}) {
+        if (decision[2] == 0 && !residual) {
+          continue;
+        }
+        std::vector<Dims> infer{in,   expand, wide, wide,    wide,   wide,   depthwise, wide, wide,
+                                wide, wide,   project, narrow, narrow, narrow, narrow,  {4},  {3}};
+        const std::map<int, Values> values{{16, options}, {17, decision}};
+        std::vector<Dims> train = infer;
+        infer.push_back(y);
+        train.insert(train.end(), {y, groups(mid, pixels), y, {c}, {mid, c}, {4, mid}, {2, outputs},
+                                   wide, wide, wide, wide, narrow, narrow});
+        ok &= run(BlockInfer, infer, values) && run(BlockTrain, train, values);
+        ok &= run(BlockBackward,
+                  {in, expand, wide, wide, depthwise, wide, wide, project, narrow,
+                   groups(mid, pixels), y, {c}, {mid, c}, {4, mid}, {2, outputs}, {4}, {3}, y,
+                   in, expand, wide, wide, depthwise, wide, wide, project, narrow, narrow},
+                  {{15, options}, {16, decision}});
+        ok &= run(BlockFolded,
+                  {in, expand, wide, depthwise, wide, project, narrow, {4}, {3}, y},
+                  {{7, options}, {8, decision}});
+      }
+      const Values all{static_cast<float>(k), static_cast<float>(c), 1};
+      const Dims plain{c, 1, k, k}, last{outputs, c, 1, 1}, channel{c};
+      ok &= run(BlockTrainPlain,
+                {in, plain, channel, channel, channel, channel, last, narrow, narrow, narrow,
+                 narrow, {4}, {3}, y, groups(c, pixels), y, {2, c}, {2, outputs}, channel, channel,
+                 narrow, narrow},
+                {{11, options}, {12, all}});
+      ok &= run(BlockBackwardPlain,
+                {in, plain, channel, channel, last, narrow, groups(c, pixels), y, {2, c},
+                 {2, outputs}, {4}, {3}, y, in, plain, channel, channel, last, narrow, narrow},
+                {{10, options}, {11, all}});
+      ok &= run(BlockFoldedPlain, {in, plain, channel, last, narrow, {4}, {3}, y},
+                {{5, options}, {6, all}});
+      const Dims image{n, 3, h, w}, kernel{outputs, 3, k, k}, s = groups(outputs, pixels);
+      ok &= run(StemTrain,
+                {image, kernel, narrow, narrow, narrow, narrow, {4}, y, s, {2, outputs}, narrow,
+                 narrow},
+                {{6, options}});
+      ok &= run(StemBackward,
+                {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, kernel, narrow, narrow},
+                {{6, options}});
+      ok &= run(StemInputGradient,
+                {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, narrow, narrow, image},
+                {{6, options}});
+      ok &= run(StemFolded, {image, kernel, narrow, {4}, y}, {{3, options}});
+    }
+    const Dims in{n, h, w, c}, weight{outputs, c, 1, 1}, narrow{outputs}, y{n, outputs};
+    const Dims q{(outputs + 15) / 16, n * h * w, 16};
+    ok &= run(HeadTrain, {in, weight, narrow, narrow, narrow, narrow, {4}, y, q, {2, outputs},
+                          narrow, narrow});
+    ok &= run(HeadBackward, {in, weight, narrow, narrow, q, {2, outputs}, y, in, weight, narrow,
+                             narrow});
+    ok &= run(HeadFolded, {in, weight, narrow, {4}, y});
+  }
+  return ok;
+}
+
 bool run_all() {
   bool ok = true;
   for (int64_t n : {1, 3}) {
@@ -76,16 +161,13 @@ bool run_all() {
             ok &= run(ImageBackward2, {image, kernels, y2, kernels});
           }
           for (int64_t outputs : {1, 8, 21}) {
-            const Dims bias{outputs}, project{outputs, 2 * c, 1, 1}, y{n, outputs, h, w};
+            const Dims bias{outputs}, y{n, outputs, h, w};
             const Dims y2{n, outputs, (h + 1) / 2, (w + 1) / 2};
             ok &= run(PointwiseRelu, {x, {outputs, c, 1, 1}, bias, y});
             for (int64_t k : {3, 5, 7}) {
               const Dims weight{outputs, c, k, k};
               ok &= run(ConvRelu1, {x, weight, bias, y}) && run(ConvRelu2, {x, weight, bias, y2});
-              const Dims expand{2 * c, c, 1, 1}, mid{2 * c}, depthwise{2 * c, 1, k, k};
-              ok &= run(MBConv1, {x, expand, mid, depthwise, mid, project, bias, y});
-              ok &= run(MBConv2, {x, expand, mid, depthwise, mid, project, bias, y2});
-              ok &= run(MBConvResidual, {x, {c, 1, k, k}, channel, {c, c, 1, 1}, channel, x});
+              ok &= run_network(x, outputs, k);
             }
           }
           for (Operator op : {NormTrain, NormReluTrain}) {

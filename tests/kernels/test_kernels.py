@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import subprocess
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from PIL import Image
+from mindspore import Parameter, Tensor, nn
 
-from src.arch.architecture import Architecture, load_architecture, shipped_architectures
-from src.arch.blocks import decode_block
+from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import conv_out
-from src.config import TrainConfig
-from src.CrossEntropySmooth import CrossEntropySmooth
 from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build
 from src.kernels.operators import core_operator, depthwise_operator
-from src.spnasnet import SPNASNet
-from src.training.optimizer import create_optimizer
-from src.training.step import TrainStep, Update
 from tests.conftest import ROOT, mode_of
+from tests.kernels.reference import (
+    assert_near,
+    core64,
+    dense64,
+    depthwise64,
+    gradients,
+    norm64,
+    normal,
+    parameters,
+    run,
+)
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
 
@@ -59,138 +62,6 @@ def network_shapes() -> list[tuple]:
 
 
 SHAPES = ODD_SHAPES + network_shapes()
-
-
-def depthwise64(x, weight, stride, dy):
-    """y, dx and dweight of a depthwise convolution, tap by tap, in float64."""
-    x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
-    k, (ho, wo) = weight.shape[-1], dy.shape[2:]
-    pad = k // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    y, dpadded, dweight = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(weight.shape)
-    for ky in range(k):
-        for kx in range(k):
-            window = np.s_[
-                :,
-                :,
-                ky : ky + stride * (ho - 1) + 1 : stride,
-                kx : kx + stride * (wo - 1) + 1 : stride,
-            ]
-            y += padded[window] * weight[:, 0, ky, kx, None, None]
-            dpadded[window] += dy * weight[:, 0, ky, kx, None, None]
-            dweight[:, 0, ky, kx] = (padded[window] * dy).sum((0, 2, 3))
-    return y, dpadded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], dweight
-
-
-def dense64(x, weight, stride, dy):
-    """y, dx and dweight of a convolution with one group, channel by channel of its input."""
-    y, dx, dweight = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(weight.shape)
-    for o in range(len(weight)):
-        repeated = np.repeat(dy[:, o : o + 1], x.shape[1], 1)
-        products, dx_o, dweight_o = depthwise64(
-            x, weight[o : o + 1].swapaxes(0, 1), stride, repeated
-        )
-        y[:, o], dx, dweight[o] = products.sum(1), dx + dx_o, dweight_o[:, 0]
-    return y, dx, dweight
-
-
-def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
-    """y, dx, dgamma, dbeta, mean, variance.
-
-    Args:
-        x: (N, C, H, W).
-        gamma: (C,).
-        beta: (C,).
-        dy: gradient of y.
-        relu: whether ReLU follows.
-        epsilon: added to the variance.
-        statistics: mean and variance of inference; those of x where omitted.
-    """
-    x, gamma, beta, dy = (a.astype(np.float64) for a in (x, gamma, beta, dy))
-
-    def channel(a):
-        return np.asarray(a, np.float64)[:, None, None]
-
-    mean, variance = statistics or (x.mean((0, 2, 3)), x.var((0, 2, 3)))
-    deviation = np.sqrt(channel(variance) + epsilon)
-    normal = (x - channel(mean)) / deviation
-    y = normal * channel(gamma) + channel(beta)
-    g = np.where(y > 0, dy, 0) if relu else dy
-    dgamma, dbeta = (g * normal).sum((0, 2, 3)), g.sum((0, 2, 3))
-    dx = g
-    if statistics is None:
-        dx = (
-            dx
-            - g.mean((0, 2, 3), keepdims=True)
-            - normal * (g * normal).mean((0, 2, 3), keepdims=True)
-        )
-    return (
-        (np.maximum(y, 0) if relu else y),
-        dx * channel(gamma) / deviation,
-        dgamma,
-        dbeta,
-        mean,
-        variance,
-    )
-
-
-def core64(x, weight, stride, norms, dy, statistics=(None, None)):
-    """BN + ReLU -> depthwise -> BN + ReLU.
-
-    Returns:
-        y, (dx, dweight, both dgamma and dbeta), both means and variances, z.
-    """
-    (gamma, beta), (next_gamma, next_beta) = norms
-    h, _, _, _, mean, variance = norm64(
-        x, gamma, beta, np.zeros(x.shape), True, statistics=statistics[0]
-    )
-    z = depthwise64(h, weight, stride, dy)[0]
-    y, dz, next_dgamma, next_dbeta, next_mean, next_variance = norm64(
-        z, next_gamma, next_beta, dy, True, statistics=statistics[1]
-    )
-    _, dh, dweight = depthwise64(h, weight, stride, dz)
-    _, dx, dgamma, dbeta, _, _ = norm64(x, gamma, beta, dh, True, statistics=statistics[0])
-    return (
-        y,
-        (dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta),
-        (mean, variance, next_mean, next_variance),
-        z,
-    )
-
-
-def run(name: str, inputs: list, output_shapes: list, types=None, library=None) -> list:
-    """Calls an operator of the library directly."""
-    outputs = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
-    arrays = [np.ascontiguousarray(a) for a in inputs] + outputs
-    shapes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
-    n = len(arrays)
-    status = getattr(ctypes.CDLL(library or build.library()), name)(
-        n,
-        (ctypes.c_void_p * n)(*(a.ctypes.data for a in arrays)),
-        (ctypes.c_int * n)(*(a.ndim for a in arrays)),
-        (ctypes.POINTER(ctypes.c_int64) * n)(
-            *(ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in shapes)
-        ),
-        (ctypes.c_char_p * n)(*(types or [str(a.dtype).encode() for a in arrays])),
-        None,
-        None,
-    )
-    if status:
-        raise ValueError(f"{name} returned {status}")
-    return outputs
-
-
-def assert_near(actual, expected, tolerance=2e-6) -> None:
-    """Largest difference within ``tolerance`` of the largest value."""
-    expected = np.asarray(expected)
-    assert np.shape(actual) == expected.shape
-    np.testing.assert_allclose(
-        actual, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max())
-    )
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -382,7 +253,7 @@ def test_wrong_types_and_shapes_are_refused():
 
 
 def test_a_build_for_any_processor_gives_the_same():
-    library = str(build.compile_library(native=False))
+    library = str(build.compile_library(build.ANY))
     x, weight, dy = normal(1, 2, 3, 14, 14), normal(2, 3, 1, 5, 5), normal(3, 2, 3, 7, 7)
     y, dx, dweight = depthwise64(x, weight, 2, dy)
     assert_near(run("DepthwiseForward2", [x, weight], [dy.shape], library=library)[0], y)
@@ -398,9 +269,7 @@ def test_without_a_compiler_one_line_is_logged(monkeypatch, caplog, tmp_path):
     try:
         assert build.library() is None and build.library() is None
         assert len(caplog.records) == 1 and "no C++ compiler" in caplog.text
-        network = SPNASNet(small_architecture(), 4, kernels=True)
-        ours = (DepthwiseConv2d, BatchNormReLU, ImageConv2d)
-        assert not any(isinstance(cell, ours) for _, cell in network.cells_and_names())
+        assert not available()
     finally:
         build.library.cache_clear()
 
@@ -434,7 +303,7 @@ def test_results_do_not_depend_on_threads(library_of):
 @pytest.mark.slow
 def test_sanitizers_find_nothing(sanitizer, tmp_path):
     program = tmp_path / "sanitize"
-    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
+    flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-O3")]
     built = subprocess.run(
         [
             "g++",
@@ -454,210 +323,6 @@ def test_sanitizers_find_nothing(sanitizer, tmp_path):
     assert built.returncode == 0, built.stderr
     result = subprocess.run([str(program)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-class Gradients(nn.Cell):
-    """Weighted sum of a network's output, and its gradients for input and weights."""
-
-    def __init__(self, network: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.network, self.weights = network, ParameterTuple(network.trainable_params())
-        self.gradient = ops.value_and_grad(self.forward, 0, self.weights)
-
-    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
-        return (self.network(x) * factor).sum()
-
-    def construct(self, x: Tensor, factor: Tensor):
-        return self.gradient(x, factor)
-
-
-def gradients(network: nn.Cell, x, factor) -> dict[str, np.ndarray]:
-    value, (dx, dweights) = Gradients(network)(Tensor(x), Tensor(factor))
-    names = [p.name for p in network.trainable_params()]
-    return {
-        "value": value.asnumpy(),
-        "x": dx.asnumpy(),
-        **{n: d.asnumpy() for n, d in zip(names, dweights, strict=True)},
-    }
-
-
-def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
-    return {p.name: p.asnumpy().copy() for p in network.get_parameters()}
-
-
-def small_architecture() -> Architecture:
-    blocks = ("r1_k3_s22_e3_i8_o12", "r1_k5_s11_e3_i12_o12", "r1_k7_s22_e6_i12_o16")
-    return Architecture(
-        "small",
-        32,
-        tuple(decode_block(b) for b in blocks),
-        stem_channels=8,
-        stem_stride=1,
-        head_channels=20,
-    )
-
-
-def small_pair() -> tuple[nn.Cell, nn.Cell]:
-    """The same small network with MindSpore's operators and with ours, of equal weights."""
-    stock, ours = (SPNASNet(small_architecture(), 4, kernels=kernels) for kernels in (False, True))
-    assert isinstance(ours.stem.conv, ImageConv2d) and all(block.fused for block in ours.blocks)
-    assert list(parameters(stock)) == list(parameters(ours))
-    for network in (stock, ours):
-        for i, p in enumerate(network.get_parameters()):
-            value = 0.3 * normal(i, *p.shape) + (0.5 if p.ndim == 1 else 0)
-            p.set_data(Tensor(np.abs(value) if "variance" in p.name else value))
-    return stock, ours
-
-
-@pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
-def test_network_equals_stock(mode, training):
-    stock, ours = small_pair()
-    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
-    before = parameters(stock)
-    with mode_of(ms.PYNATIVE_MODE):  # which spares its compilation
-        expected = gradients(stock.set_train(training), x, factor)
-    actual = gradients(ours.set_train(training), x, factor)
-    for name, value in expected.items():
-        assert_near(actual[name], value, 2e-5)
-    moved = parameters(stock)
-    for name, value in parameters(ours).items():  # moving statistics have moved once, others not
-        np.testing.assert_allclose(value, moved[name], rtol=1e-5, atol=1e-6, err_msg=name)
-        assert np.array_equal(value, before[name]) != (training and "moving" in name), name
-
-
-class Reference:
-    """The network of an architecture and its gradients in float64, after ``gradients`` above.
-
-    Each layer computes its output, hands it to the ``rest`` of the network, and gets its gradient
-    back.
-    """
-
-    def __init__(
-        self, arch: Architecture, values: dict[str, np.ndarray], factor: np.ndarray
-    ) -> None:
-        self.arch, self.values, self.factor, self.results = arch, values, factor, {}
-
-    def layer(self, name: str, x, stride: int, conv, relu: bool, rest):
-        weight, gamma, beta = (
-            self.values[f"{name}.{part}"] for part in ("conv.weight", "bn.gamma", "bn.beta")
-        )
-        size = [conv_out(side, stride) for side in x.shape[2:]]
-        z = conv(x, weight, stride, np.zeros((len(x), len(weight), *size)))[0]
-        dy = rest(norm64(z, gamma, beta, np.zeros(z.shape), relu)[0])
-        _, dz, dgamma, dbeta, _, _ = norm64(z, gamma, beta, dy, relu)
-        _, dx, dweight = conv(x, weight, stride, dz)
-        self.results.update(
-            {f"{name}.conv.weight": dweight, f"{name}.bn.gamma": dgamma, f"{name}.bn.beta": dbeta}
-        )
-        return dx
-
-    def block(self, index: int, x):
-        if index == len(self.arch.blocks):
-            return self.layer("head", x, 1, dense64, True, self.classifier)
-        block, name, after = self.arch.blocks[index], f"blocks.{index}", []
-
-        def rest(y):
-            after.append(self.block(index + 1, x + y if block.residual else y))
-            return after[0]
-
-        def project(h):
-            return self.layer(f"{name}.project", h, 1, dense64, False, rest)
-
-        def depthwise(h):
-            return self.layer(f"{name}.depthwise", h, block.stride, depthwise64, True, project)
-
-        dx = self.layer(f"{name}.expand", x, 1, dense64, True, depthwise)
-        return dx + after[0] if block.residual else dx
-
-    def classifier(self, x):
-        weight, pooled = self.values["classifier.weight"], x.mean((2, 3))
-        self.results.update(
-            {"classifier.weight": self.factor.T @ pooled, "classifier.bias": self.factor.sum(0)}
-        )
-        self.results["value"] = (
-            (pooled @ weight.T + self.values["classifier.bias"]) * self.factor
-        ).sum()
-        return np.broadcast_to((self.factor @ weight)[:, :, None, None] / x[0, 0].size, x.shape)
-
-    def run(self, x) -> dict[str, np.ndarray]:
-        dx = self.layer("stem", x, self.arch.stem_stride, dense64, True, lambda y: self.block(0, y))
-        return {**self.results, "x": dx}
-
-
-def test_network_is_as_near_to_float64_as_stock():
-    pair = small_pair()
-    errors = {network: [] for network in pair}
-    for seed in range(3):
-        x, factor = normal(seed, 4, 3, 32, 32), normal(seed + 9, 4, 4)
-        values = {name: value.astype(np.float64) for name, value in parameters(pair[0]).items()}
-        expected = Reference(small_architecture(), values, factor.astype(np.float64)).run(
-            x.astype(np.float64)
-        )
-        for network in pair:
-            actual = gradients(network.set_train(), x, factor)
-            assert actual.keys() == expected.keys()
-            # A shift of what is normalised next has a gradient of zero, which tells nothing of
-            # rounding.
-            errors[network].append(
-                [
-                    np.linalg.norm(actual[name] - value) / norm
-                    for name, value in expected.items()
-                    if (norm := np.linalg.norm(value)) > 1e-9
-                ]
-            )
-    stock, ours = (np.array(errors[network]) for network in pair)
-    assert stock.max() < 1e-4 and ours.mean() <= 1.1 * stock.mean(), (stock.mean(), ours.mean())
-
-
-@pytest.mark.slow
-def test_loss_curve_on_digits_equals_stock(few_digits):
-    files = sorted((few_digits / "train").glob("*/*"))
-    images = np.stack(
-        [np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
-    )
-    images = (images.transpose(0, 3, 1, 2) - 128) / 64
-    labels = np.array([int(file.parent.name) for file in files], np.int32)
-    order = np.random.default_rng(0).permutation(len(files))
-    config, keep = TrainConfig(), Tensor(np.ones(1, np.float32))
-    curves = []
-    for kernels in (False, True):
-        ms.set_seed(1)
-        network = SPNASNet(small_architecture(), 10, kernels=kernels)
-        optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
-        update = Update(network, optimizer, config, mixed_precision=False)
-        step = TrainStep(network, CrossEntropySmooth(0.1), update).set_train()
-        batches = [order[i % 3 * 40 :][:40] for i in range(20)]
-        curves.append(
-            [float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches]
-        )
-    stock, ours = curves
-    assert stock[-1] < 0.95 * stock[0]
-    # Differences by rounding grow from step to step.
-    np.testing.assert_allclose(ours[:5], stock[:5], rtol=1e-4)
-    np.testing.assert_allclose(ours, stock, rtol=0.02)
-
-
-def test_graph_and_pynative_agree():
-    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
-    results = []
-    before = ms.get_context("mode")
-    try:
-        for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE):
-            ms.set_context(mode=mode)
-            network = small_pair()[1].set_train()
-            results.append({**gradients(network, x, factor), **parameters(network)})
-    finally:
-        ms.set_context(mode=before)
-    for name, value in results[0].items():
-        assert_near(results[1][name], value, 1e-5)
-
-
-def test_repeated_steps_are_bit_equal():
-    x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
-    network = small_pair()[1].set_train()
-    step = Gradients(network)
-    first, second = ([a.asnumpy() for a in step(Tensor(x), Tensor(factor))[1][1]] for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_masked_kernel_gets_its_gradient(mode):

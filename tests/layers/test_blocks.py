@@ -5,66 +5,63 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.arch.blocks import decode_block
 from src.arch.cost import conv_out
-from src.kernels import BatchNormReLU, DepthwiseConv2d, available
+from src.kernels import available
 from src.layers.mbconv import MBConv
 from tests.conftest import mode_of
-from tests.kernels.test_kernels import assert_near, gradients, normal, parameters
+from tests.kernels.reference import assert_near, gradients, normal, parameters
 
+OPERATORS = pytest.mark.skipif(not available(), reason="no CPU operators here")
+TO_FIRST = (0, 3, 1, 2)
 OWN = {"kernel": "block.depthwise.conv.weight", "projection": "block.project.conv.weight"}
 
 
-class Branch(nn.Cell):
-    """The branch of a block, with its own weights."""
+class OwnWeights(nn.Cell):
+    """A block with its own weights; images have channels first whether it is fused or not."""
 
-    def __init__(self, block: str, kernels: bool) -> None:
+    def __init__(self, block: str, fused: bool) -> None:
         super().__init__()
-        self.block = MBConv(decode_block(block), kernels=kernels)
-        assert kernels == isinstance(self.block.project.bn, BatchNormReLU)
-        assert kernels == isinstance(self.block.depthwise.conv, DepthwiseConv2d)
+        self.block = MBConv(decode_block(block), fused=fused)
+        self.transpose, self.fused = ops.Transpose(), fused
+
+    def run(self, x: Tensor, *weights: Tensor) -> Tensor:
+        if self.fused:
+            return self.transpose(self.block(self.transpose(x, (0, 2, 3, 1)), *weights), TO_FIRST)
+        return self.block(x, *weights)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.block.branch(x)
+        return self.run(x)
 
 
-class GivenBranch(Branch):
+class GivenWeights(OwnWeights):
     """The same with a given kernel and projection."""
 
-    def __init__(self, block: str, kernels: bool) -> None:
-        super().__init__(block, kernels)
+    def __init__(self, block: str, fused: bool) -> None:
+        super().__init__(block, fused)
         self.kernel = Parameter(self.block.depthwise.conv.weight.clone(), name="kernel")
         self.projection = Parameter(self.block.project.conv.weight.clone(), name="projection")
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.block.branch(x, self.kernel, self.projection)
+        return self.run(x, self.kernel, self.projection)
 
 
 @pytest.mark.parametrize(
-    "kernels",
-    (
-        False,
-        pytest.param(
-            True, marks=pytest.mark.skipif(not available(), reason="no CPU operators here")
-        ),
-    ),
-    ids=("stock", "operators"),
-)
-@pytest.mark.parametrize(
-    "block, training",
+    "block, training, fused",
     [
-        ("r1_k5_s11_e3_i8_o8", True),
-        ("r1_k5_s11_e3_i8_o8", False),
-        ("r1_k3_s11_e1_i8_o4", True),
-        ("r1_k5_s22_e3_i8_o12_se0.25", True),
+        ("r1_k5_s11_e3_i8_o8", True, False),
+        ("r1_k5_s11_e3_i8_o8", False, False),
+        ("r1_k5_s22_e3_i8_o12_se0.25", True, False),
+        pytest.param("r1_k5_s11_e3_i8_o8", True, True, marks=OPERATORS),
+        pytest.param("r1_k3_s11_e1_i8_o4", True, True, marks=OPERATORS),
     ],
 )
-def test_branch_with_other_weights_equals_a_block_that_has_them(mode, block, training, kernels):
+def test_block_with_other_weights_equals_one_that_has_them(mode, block, training, fused):
     expected, actual = (
-        Branch(block, kernels).set_train(training),
-        GivenBranch(block, kernels).set_train(training),
+        OwnWeights(block, fused).set_train(training),
+        GivenWeights(block, fused).set_train(training),
     )
     own = dict(expected.parameters_and_names())
     for i, (name, parameter) in enumerate(actual.parameters_and_names()):

@@ -41,7 +41,7 @@ from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
 from src.training.step import Update
 from tests.conftest import ROOT, mode_of, run_in_own_process, run_in_this_process
-from tests.kernels.test_kernels import assert_near, gradients, normal
+from tests.kernels.reference import assert_near, gradients, normal
 
 REFERENCE = [1, 0, 3, 1, 3, 0, 3, 0, 0, 3, 3, 0, 1, 0, 1, 2, 2, 1, 1, 3]
 BLOCKS = [

@@ -1,7 +1,8 @@
-// Entry points of the operators, as ops.Custom(func_type="aot") calls them.
+// Single layers and pairs of them, with channels first.
 #include "batch_norm_operators.h"
 #include "block_core_operators.h"
 #include "depthwise_operators.h"
+#include "entry.h"
 #include "folded_operators.h"
 #include "image_conv_operators.h"
 #include "pointwise_operators.h"
@@ -13,15 +14,6 @@ constexpr bool kLinear = false, kRelu = true;
 constexpr bool kMoving = false, kBatch = true;
 
 }  // namespace spnas
-
-#define SPNAS_OPERATOR(name, ...)                                                          \
-  extern "C" __attribute__((visibility("default"))) int name(                              \
-      int count, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, \
-      void *) {                                                                            \
-    using namespace spnas;                                                                 \
-    const Call call{count, params, ndims, shapes, dtypes};                                 \
-    return guarded([&] { return __VA_ARGS__; });                                           \
-  }
 
 SPNAS_OPERATOR(DepthwiseForward1, depthwise_forward(call, 1))
 SPNAS_OPERATOR(DepthwiseForward2, depthwise_forward(call, 2))
@@ -60,6 +52,3 @@ SPNAS_OPERATOR(PointwiseBackward, pointwise_backward(call))
 SPNAS_OPERATOR(PointwiseRelu, pointwise_relu(call))
 SPNAS_OPERATOR(ConvRelu1, conv_relu(call, 1))
 SPNAS_OPERATOR(ConvRelu2, conv_relu(call, 2))
-SPNAS_OPERATOR(MBConv1, mbconv(call, 1, /*residual=*/false))
-SPNAS_OPERATOR(MBConv2, mbconv(call, 2, /*residual=*/false))
-SPNAS_OPERATOR(MBConvResidual, mbconv(call, 1, /*residual=*/true))

@@ -1,0 +1,556 @@
+// An MBConv block backward.
+//
+// The gradient of a normalisation (norm_call.h) contains the sums of g, the gradient behind its ReLU,
+// 0 where that was not active, and of g times its input. They run over all samples, so a pass over
+// the data ends at each normalisation:
+//
+//  1. the sums of the last normalisation;
+//  2. dp, the gradient of the projection's output, from these; with it the gradient of the
+//     projection's weight, and g of the second normalisation with its sums, kept until the next
+//     pass;
+//  3. dz from these; with it the kernel's gradient, and g of the first normalisation, which is
+//     needed only within this pass: what depends on its sums is linear, and follows afterwards.
+//
+// With w the expansion's weight, G = sum g x^T and C the covariance of x, the gradient of w is
+//
+//     dw = scale * (G - sum g * mean x - n slope * w C),
+//
+// and that of x, with A = diag(scale) w, is a product of g and one of x itself:
+//
+//     dx = A^T g - A^T mean g - A^T diag(slope) w (x - mean x).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "arena.h"
+#include "block_call.h"
+#include "block_forward.h"
+#include "channel_sums.h"
+#include "norm_call.h"
+#include "planes.h"
+#include "products.h"
+#include "scratch.h"
+#include "tasks.h"
+#include "vectors.h"
+
+namespace spnas {
+
+struct BlockBackwardPlaces {
+  enum { kPerNorm = 2, kPerLastNorm = 1 };
+  BlockPlaces in;
+  int z, projected, input_mean, spread, wide, narrow, options, decision, dy;
+  int dx, dexpand, dnorm, ddepthwise, dnext_norm, dproject, dlast_norm, count;
+
+  explicit BlockBackwardPlaces(bool expands)
+      : in(expands, kPerNorm, kPerLastNorm), z(in.after), projected(z + 1),
+        input_mean(projected + 1), spread(input_mean + 1), wide(expands ? spread + 1 : input_mean),
+        narrow(wide + 1), options(narrow + 1), decision(options + 1), dy(decision + 1), dx(dy + 1),
+        dexpand(dx + 1), dnorm(dexpand + 1), ddepthwise(expands ? dnorm + 2 : dexpand),
+        dnext_norm(ddepthwise + 1), dproject(dnext_norm + 2), dlast_norm(dproject + 1),
+        count(dlast_norm + 2) {}
+};
+
+inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &at, Block &b) {
+  if (Status status = call.check(at.count)) {
+    return status;
+  }
+  if (Status status = read_block(call, at.in, at.options, at.decision, b)) {
+    return status;
+  }
+  const auto are = [&](int first, int count, int64_t channels) {
+    return call.are_channels({{first, first + count}}, channels);
+  };
+  const bool fits =
+      (!b.expands ||
+       (are(at.in.norm, 2, b.mid) && are(at.dnorm, 2, b.mid) &&
+        call.is_shape(at.input_mean, {b.channels}) &&
+        call.is_shape(at.spread, {b.mid, b.channels}) &&
+        same_shape(call, at.in.expand, at.dexpand))) &&
+      are(at.in.next_norm, 2, b.mid) && are(at.dnext_norm, 2, b.mid) &&
+      are(at.in.last_norm, 1, b.out_channels) && are(at.dlast_norm, 2, b.out_channels) &&
+      call.is_shape(at.z, {b.groups(), b.out_pixels(), kGroup}) &&
+      call.is_shape(at.projected, {b.n, b.out_h, b.out_w, b.out_channels}) &&
+      same_shape(call, at.projected, at.dy) && same_shape(call, at.in.x, at.dx) &&
+      call.is_shape(at.wide, {b.expands ? WideRows::kCount : WideRows::kPlainCount, b.mid}) &&
+      call.is_shape(at.narrow, {StatisticsRows::kCount, b.out_channels}) &&
+      same_shape(call, at.in.depthwise, at.ddepthwise) &&
+      same_shape(call, at.in.project, at.dproject);
+  return fits ? kOk : kBadShape;
+}
+
+class BlockBackward {
+ public:
+  BlockBackward(const Call &call, const BlockBackwardPlaces &at, const Block &b, Arena &arena)
+      : call_(call), at_(at), b_(b), arena_(arena), groups_(b.active_groups()),
+        last_(arena, b.out_channels, b.out_channels, call.data(at.in.last_norm),
+              /*beta=*/nullptr, call.data(at.narrow)),
+        next_(arena, b.mid, b.active, call.data(at.in.next_norm), call.data(at.in.next_norm + 1),
+              call.data(at.wide) + WideRows::kNext * b.mid),
+        x_(call.data(at.in.x)), dy_(call.data(at.dy)), z_(call.data(at.z)),
+        projected_(call.data(at.projected)), dx_(call.data(at.dx)),
+        g_(arena.take(groups_ * b.out_pixels() * kGroup)) {}
+
+  Status run() {
+    if (Status status = sum_last_norm()) {
+      return status;
+    }
+    if (Status status = project()) {
+      return status;
+    }
+    Affine affine(arena_, b_.mid);
+    if (!b_.expands) {
+      return convolve(affine, /*first=*/nullptr);
+    }
+    const NormGradient first(arena_, b_.mid, b_.active, call_.data(at_.in.norm),
+                             call_.data(at_.in.norm + 1),
+                             call_.data(at_.wide) + WideRows::kFirst * b_.mid);
+    affine.scale = first.scale, affine.shift = first.shift;
+    return convolve(affine, &first);
+  }
+
+ private:
+  // Channels of a group that are active.
+  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, b_.active - g * kGroup); }
+
+  Status sum_last_norm() {
+    const int64_t channels = b_.out_channels, pixels = b_.out_pixels();
+    const int64_t parts = divide_up(pixels, kSumPixels);
+    float *sums = arena_.take(parts * 2 * channels);
+    const Status status = parallel(pixels, kSumPixels, [&](int64_t first, int64_t last) {
+      float *gradients = sums + first / kSumPixels * 2 * channels, *products = gradients + channels;
+      std::memset(gradients, 0, 2 * channels * sizeof(float));
+      for (int64_t i = first * channels; i < last * channels; i += channels) {
+#pragma omp simd
+        for (int64_t c = 0; c < channels; ++c) {
+          gradients[c] += dy_[i + c];
+          products[c] += dy_[i + c] * (projected_[i + c] - last_.mean[c]);
+        }
+      }
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      double first = 0, second = 0;
+      for (int64_t i = 0; i < parts; ++i) {
+        first += sums[i * 2 * channels + c];
+        second += sums[(i * 2 + 1) * channels + c];
+      }
+      last_.finish(c, first, second, static_cast<double>(pixels), call_.data(at_.dlast_norm),
+                   call_.data(at_.dlast_norm + 1));
+    }
+    return status;
+  }
+
+  // Pass 2.
+  Status project() {
+    const int64_t out = b_.out_channels, pixels = b_.out_pixels();
+    const int64_t parts = range_count(pixels), size = groups_ * out * kGroup;
+    const float *weight = call_.data(at_.in.project);
+    float *panels = arena_.take(size);
+    for (int64_t g = 0; g < groups_; ++g) {
+      pack_panel(panels + g * out * kGroup, out, count(g), [&](int64_t o, int64_t j) {
+        return weight[o * b_.mid + g * kGroup + j];
+      });
+    }
+    float *products = arena_.take(parts * size);
+    double *sums = reinterpret_cast<double *>(arena_.take(2 * parts * groups_ * 2 * kGroup));
+    Status status = parallel(parts, 1, [&](int64_t part, int64_t) {
+      float *product = products + part * size;
+      double *sum = sums + part * groups_ * 2 * kGroup;
+      std::memset(product, 0, size * sizeof(float));
+      std::fill(sum, sum + groups_ * 2 * kGroup, 0.0);
+      const int64_t last = range_begin(pixels, part + 1, parts);
+      const int64_t tile = tile_pixels(out);
+      for (int64_t i = range_begin(pixels, part, parts); i < last; i += tile) {
+        project_tile(i, std::min(tile, last - i), panels, product, sum);
+      }
+    });
+    if (status) {
+      return status;
+    }
+    float *dgamma = call_.data(at_.dnext_norm), *dbeta = call_.data(at_.dnext_norm + 1);
+    std::memset(dgamma, 0, b_.mid * sizeof(float));
+    std::memset(dbeta, 0, b_.mid * sizeof(float));
+    for (int64_t c = 0; c < b_.active; ++c) {
+      double first = 0, second = 0;
+      for (int64_t part = 0; part < parts; ++part) {
+        const double *sum = sums + (part * groups_ + c / kGroup) * 2 * kGroup + c % kGroup;
+        first += sum[0];
+        second += sum[kGroup];
+      }
+      next_.finish(c, first, second, static_cast<double>(pixels), dgamma, dbeta);
+    }
+    float *dweight = call_.data(at_.dproject);
+    return parallel(out, 8, [&](int64_t first, int64_t last) {
+      std::memset(dweight + first * b_.mid, 0, (last - first) * b_.mid * sizeof(float));
+      for (int64_t o = first; o < last; ++o) {
+        for (int64_t part = 0; part < parts; ++part) {
+          for (int64_t g = 0; g < groups_; ++g) {
+            const float *product = products + part * size + (g * out + o) * kGroup;
+            float *row = dweight + o * b_.mid + g * kGroup;
+            for (int64_t j = 0; j < count(g); ++j) {
+              row[j] += product[j];
+            }
+          }
+        }
+      }
+    });
+  }
+
+  void project_tile(int64_t first, int64_t now, const float *panels, float *product,
+                    double *sum) const {
+    const int64_t out = b_.out_channels, pixels = b_.out_pixels();
+    float *dp = scratch(Slot::kOther, tile_pixels(out) * out);
+    float *hidden = scratch(Slot::kTile, kSumPixels * kGroup);
+    for (int64_t i = 0; i < now; ++i) {
+      const float *dy = dy_ + (first + i) * out, *p = projected_ + (first + i) * out;
+#pragma omp simd
+      for (int64_t c = 0; c < out; ++c) {
+        dp[i * out + c] = last_.scale[c] * dy[c] + (last_.in_factor[c] * p[c] + last_.constant[c]);
+      }
+    }
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t at = g * kGroup;
+      const Channels<kVecs> scale = load_channels(next_.scale + at);
+      const Channels<kVecs> shift = load_channels(next_.shift + at);
+      const Channels<kVecs> mean = load_channels(next_.mean + at);
+      const float *z = z_ + (g * pixels + first) * kGroup;
+      float *g_out = g_ + (g * pixels + first) * kGroup;
+      Vec gradients[kVecs] = {}, products[kVecs] = {};
+      spnas::product<kVecs>(
+          now, {dp, out, out}, panels + g * out * kGroup,
+          [](int64_t) { return Channels<kVecs>{}; },
+          [&](int64_t i, const Channels<kVecs> &dh) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVecs; ++v) {
+              const Vec in = load(z + i * kGroup + v * kLanes);
+              const Vec h = in * scale.v[v] + shift.v[v];
+              const Vec gradient = h > 0 ? dh.v[v] : Vec{};
+              store(hidden + i * kGroup + v * kLanes, h > 0 ? h : Vec{});
+              store(g_out + i * kGroup + v * kLanes, gradient);
+              gradients[v] += gradient;
+              products[v] += gradient * (in - mean.v[v]);
+            }
+          });
+      outer<kVecs>(product + g * out * kGroup, out, dp, out, hidden, kGroup, now);
+      for (int j = 0; j < kGroup; ++j) {
+        sum[g * 2 * kGroup + j] += gradients[j / kLanes][j % kLanes];
+        sum[g * 2 * kGroup + kGroup + j] += products[j / kLanes][j % kLanes];
+      }
+    }
+  }
+
+  // What a range of samples adds up in pass 3.
+  struct Sums {
+    float *kernels;   // (groups, taps, 16)
+    float *products;  // (groups, channels, 16): sum of x * g
+    double *gradients;  // (groups, 16)
+  };
+
+  // Pass 3; `first` is null without expansion.
+  Status convolve(const Affine &affine, const NormGradient *first) {
+    const Hidden hidden(call_, at_.in, b_, affine, arena_);
+    const int64_t parts = std::min(kMaxRanges, b_.n), taps = b_.side * b_.side;
+    const Planes planes = hidden.band(0).planes;
+    float *flipped = arena_.take(groups_ * taps * kGroup);
+    for (int64_t g = 0; g < groups_; ++g) {
+      planes.flip(flipped + g * taps * kGroup, hidden.kernel(g));
+    }
+    float *panels = nullptr;  // A, for every 16 of the channels of x
+    if (first != nullptr) {
+      const float *weight = call_.data(at_.in.expand);
+      panels = arena_.take(group_count(b_.channels) * groups_ * kGroup * kGroup);
+      for_panels(b_.channels, [&](int64_t j, int64_t columns, auto) {
+        pack_panel(panels + j * groups_ * kGroup, groups_ * kGroup, columns,
+                   [&](int64_t e, int64_t c) {
+                     return e < b_.active ? weight[e * b_.channels + j + c] * first->scale[e] : 0;
+                   });
+      });
+    }
+    const int64_t kernel_size = groups_ * taps * kGroup;
+    const int64_t product_size = first == nullptr ? 0 : groups_ * b_.channels * kGroup;
+    float *kernels = arena_.take(parts * kernel_size);
+    float *products = arena_.take(parts * product_size);
+    double *gradients = reinterpret_cast<double *>(arena_.take(2 * parts * groups_ * kGroup));
+    const Status status = parallel(parts, 1, [&](int64_t part, int64_t) {
+      const Sums sums{kernels + part * kernel_size, products + part * product_size,
+                      gradients + part * groups_ * kGroup};
+      std::memset(sums.kernels, 0, kernel_size * sizeof(float));
+      std::memset(sums.products, 0, product_size * sizeof(float));
+      std::fill(sums.gradients, sums.gradients + groups_ * kGroup, 0.0);
+      const int64_t last = range_begin(b_.n, part + 1, parts);
+      // Small planes go together, for longer sums between two readings of the totals.
+      const int64_t together = std::max<int64_t>(1, kSumPixels / (b_.h * b_.w));
+      for (int64_t n = range_begin(b_.n, part, parts); n < last; n += together) {
+        for (int64_t band = 0; band < hidden.bands(); ++band) {
+          convolve_samples(hidden, hidden.band(band), n, std::min(together, last - n), flipped,
+                           panels, sums);
+        }
+      }
+    });
+    if (status) {
+      return status;
+    }
+    write_kernel(kernels, parts, taps);
+    return first == nullptr ? add_residual()
+                            : finish(*first, products, gradients, parts, product_size);
+  }
+
+  // A band of one sample, or whole planes of a few.
+  void convolve_samples(const Hidden &hidden, const Band &band, int64_t n, int64_t samples,
+                        const float *flipped, const float *panels, const Sums &sums) const {
+    const int64_t plane = band.planes.pixels(), pixels = samples * plane, channels = b_.channels;
+    const int64_t first_pixel = (n * b_.h + band.first_row) * b_.w;
+    const float *x = x_ + first_pixel * channels;
+    float *dx = dx_ + first_pixel * channels;
+    // Groups whose gradients go through the expansion together, as far as they stay in cache.
+    const int64_t together = std::clamp<int64_t>(4096 / pixels, 1, 4);
+    float *gradient = scratch(Slot::kTile, together * pixels * kGroup);
+    for (int64_t g = 0; g < groups_; ++g) {
+      float *tile = gradient + g % together * pixels * kGroup;
+      for (int64_t s = 0; s < samples; ++s) {
+        convolve_plane(hidden, band, n + s, g, flipped, tile + s * plane * kGroup, sums);
+      }
+      if (panels == nullptr) {
+        for (int64_t i = 0; i < pixels; ++i) {
+          store_part(dx + i * channels + g * kGroup, load_channels(tile + i * kGroup), count(g));
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < pixels; i += kSumPixels) {
+        const int64_t now = std::min(kSumPixels, pixels - i);
+        add_gradients(sums.gradients + g * kGroup, tile + i * kGroup, now);
+        outer<kVecs>(sums.products + g * channels * kGroup, channels, x + i * channels, channels,
+                     tile + i * kGroup, kGroup, now);
+      }
+      if (g % together == together - 1 || g == groups_ - 1) {
+        const int64_t first = g / together * together;
+        const Left left{gradient, kGroup, kGroup, g - first + 1, pixels * kGroup};
+        for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
+          constexpr int kV = decltype(vectors)::value;
+          product<kV>(
+              pixels, left, panels + j * groups_ * kGroup + first * kGroup * kGroup,
+              [&](int64_t i) {
+                return first == 0 ? Channels<kV>{} : load_part<kV>(dx + i * channels + j, columns);
+              },
+              [&](int64_t i, const Channels<kV> &sum) {
+                store_part(dx + i * channels + j, sum, columns);
+              });
+        });
+      }
+    }
+  }
+
+  // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's gradient.
+  void convolve_plane(const Hidden &hidden, const Band &band, int64_t sample, int64_t g,
+                      const float *flipped, float *gradient, const Sums &sums) const {
+    const Planes &planes = band.planes;
+    const int64_t taps = planes.taps * kGroup;
+    float *plane = scratch(Slot::kPlanes, planes.size);
+    float *dz = scratch(Slot::kGradients, planes.out_size);
+    hidden.expand(plane, band, sample, g);
+    find_dz(dz, band, sample, g);
+    planes.kernel_gradient(sums.kernels + g * taps, dz, plane);
+    planes.input_gradient(
+        dz, flipped + g * taps, [&](int64_t y, int64_t x, int v, Vec sum) {
+          const Vec e = load(plane + planes.at(y, x) + v * kLanes);
+          // Without expansion there is no ReLU in front of the convolution.
+          store(gradient + (y * planes.width + x) * kGroup + v * kLanes,
+                b_.expands ? (e > 0 ? sum : Vec{}) : sum);
+        });
+  }
+
+  // dz of one sample and group, as a padded plane, with the rows around the band.
+  void find_dz(float *dz, const Band &band, int64_t sample, int64_t g) const {
+    const Planes &planes = band.planes;
+    const Channels<kVecs> scale = load_channels(next_.scale + g * kGroup);
+    const Channels<kVecs> factor = load_channels(next_.in_factor + g * kGroup);
+    const Channels<kVecs> constant = load_channels(next_.constant + g * kGroup);
+    const auto is_row = [&](int64_t y) {
+      return band.first_out_row + y >= 0 && band.first_out_row + y < b_.out_h;
+    };
+    planes.clear_out_border(dz, is_row);
+    for (int64_t y = -planes.pad; y < planes.out_height + planes.pad; ++y) {
+      if (!is_row(y)) {
+        continue;
+      }
+      const int64_t at = ((g * b_.n + sample) * b_.out_h + band.first_out_row + y) * b_.out_w;
+      const float *z = z_ + at * kGroup, *gz = g_ + at * kGroup;
+      float *row = dz + planes.out_at(y, 0);
+      for (int64_t i = 0; i < b_.out_w * kGroup; i += kGroup) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          const int64_t j = i + v * kLanes;
+          store(row + j, scale.v[v] * load(gz + j) + (factor.v[v] * load(z + j) + constant.v[v]));
+        }
+      }
+    }
+  }
+
+  static void add_gradients(double *total, const float *gradient, int64_t pixels) {
+    Vec sum[kVecs] = {};
+    for (int64_t i = 0; i < pixels; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        sum[v] += load(gradient + i * kGroup + v * kLanes);
+      }
+    }
+    for (int j = 0; j < kGroup; ++j) {
+      total[j] += sum[j / kLanes][j % kLanes];
+    }
+  }
+
+  void write_kernel(const float *kernels, int64_t parts, int64_t taps) const {
+    float *dweight = call_.data(at_.ddepthwise);
+    const int64_t largest = b_.kernel * b_.kernel;
+    std::memset(dweight, 0, b_.mid * largest * sizeof(float));
+    for (int64_t c = 0; c < b_.active; ++c) {
+      for (int64_t t = 0; t < taps; ++t) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+          sum += kernels[((part * groups_ + c / kGroup) * taps + t) * kGroup + c % kGroup];
+        }
+        dweight[c * largest + b_.first_tap() + t / b_.side * b_.kernel + t % b_.side] =
+            static_cast<float>(sum);
+      }
+    }
+  }
+
+  // What of a block without expansion is still missing in dx.
+  Status add_residual() const {
+    if (!b_.residual) {
+      return kOk;
+    }
+    return parallel(b_.inputs(), kGrain, [&](int64_t first, int64_t last) {
+#pragma omp simd
+      for (int64_t i = first; i < last; ++i) {
+        dx_[i] += dy_[i];
+      }
+    });
+  }
+
+  // What depends on the sums of the first normalisation.
+  Status finish(const NormGradient &first, const float *products, const double *gradients,
+                int64_t parts, int64_t product_size) const {
+    const int64_t channels = b_.channels, pixels = b_.pixels();
+    const float *weight = call_.data(at_.in.expand), *input_mean = call_.data(at_.input_mean);
+    const float *spread = call_.data(at_.spread);
+    float *dweight = call_.data(at_.dexpand);
+    float *dgamma = call_.data(at_.dnorm), *dbeta = call_.data(at_.dnorm + 1);
+    std::memset(dweight, 0, b_.mid * channels * sizeof(float));
+    std::memset(dgamma, 0, b_.mid * sizeof(float));
+    std::memset(dbeta, 0, b_.mid * sizeof(float));
+    const Status status = parallel(b_.active, kGroup, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) {
+        float *row = dweight + e * channels;
+        const float *w = weight + e * channels;
+        double sum = 0, second = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+          const float *product = products + part * product_size +
+                                 e / kGroup * channels * kGroup + e % kGroup;
+          for (int64_t k = 0; k < channels; ++k) {
+            row[k] += product[k * kGroup];
+          }
+          sum += gradients[(part * groups_ + e / kGroup) * kGroup + e % kGroup];
+        }
+        for (int64_t k = 0; k < channels; ++k) {
+          second += static_cast<double>(row[k]) * w[k];
+        }
+        first.finish(e, sum, second - sum * first.mean[e], static_cast<double>(pixels), dgamma,
+                     dbeta);
+        const float slope = static_cast<float>(pixels) * first.slope[e];
+        const float *s = spread + e * channels;
+        for (int64_t k = 0; k < channels; ++k) {
+          row[k] = first.scale[e] *
+                   (row[k] - static_cast<float>(sum) * input_mean[k] - slope * s[k]);
+        }
+      }
+    });
+    return status ? status : correct_input_gradient(first, weight, input_mean);
+  }
+
+  // dx -= A^T mean g + A^T diag(slope) w (x - mean x), and += dy where there is a residual.
+  Status correct_input_gradient(const NormGradient &first, const float *weight,
+                                const float *input_mean) const {
+    const int64_t channels = b_.channels, pitch = group_count(channels) * kGroup;
+    // in_factor is -scale * slope.
+    float *scaled = arena_.zeros(b_.active * pitch), *start = arena_.zeros(pitch);
+    for (int64_t e = 0; e < b_.active; ++e) {
+      for (int64_t c = 0; c < channels; ++c) {
+        scaled[e * pitch + c] = weight[e * channels + c] * first.in_factor[e];
+        start[c] -= weight[e * channels + c] * (first.scale[e] * first.mean_gradient[e]);
+      }
+    }
+    float *panels = arena_.zeros(pitch * channels);
+    Status status = parallel(group_count(channels), 1, [&](int64_t panel, int64_t) {
+      float *sums = panels + panel * kGroup * channels;
+      for (int64_t e = 0; e < b_.active; e += kSumPixels) {
+        outer<kVecs>(sums, channels, weight + e * channels, channels,
+                     scaled + e * pitch + panel * kGroup, pitch,
+                     std::min(kSumPixels, b_.active - e));
+      }
+      for (int64_t k = 0; k < channels; ++k) {
+        for (int64_t j = 0; j < kGroup; ++j) {
+          start[panel * kGroup + j] -= sums[k * kGroup + j] * input_mean[k];
+        }
+      }
+    });
+    if (status) {
+      return status;
+    }
+    return parallel(b_.pixels(), tile_pixels(channels), [&](int64_t begin, int64_t end) {
+      const float *x = x_ + begin * channels, *dy = dy_ + begin * channels;
+      float *dx = dx_ + begin * channels;
+      for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
+        constexpr int kV = decltype(vectors)::value;
+        const Channels<kV> constant = load_channels<kV>(start + j);
+        product<kV>(
+            end - begin, {x, channels, channels}, panels + j * channels,
+            [&](int64_t i) {
+              Channels<kV> sum = load_part<kV>(dx + i * channels + j, columns);
+              for (int v = 0; v < kV; ++v) {
+                sum.v[v] += constant.v[v];
+              }
+              if (b_.residual) {
+                const Channels<kV> other = load_part<kV>(dy + i * channels + j, columns);
+                for (int v = 0; v < kV; ++v) {
+                  sum.v[v] += other.v[v];
+                }
+              }
+              return sum;
+            },
+            [&](int64_t i, const Channels<kV> &sum) {
+              store_part(dx + i * channels + j, sum, columns);
+            });
+      });
+    });
+  }
+
+  const Call &call_;
+  const BlockBackwardPlaces &at_;
+  const Block &b_;
+  Arena &arena_;
+  const int64_t groups_;
+  const NormGradient last_, next_;
+  const float *x_, *dy_, *z_, *projected_;
+  float *dx_, *g_;
+};
+
+inline Status block_backward(const Call &call, bool expands) {
+  const BlockBackwardPlaces at(expands);
+  Block b;
+  if (Status status = check_block_backward(call, at, b)) {
+    return status;
+  }
+  if (!b.present) {
+    for (int i = at.dx + 1; i < at.count; ++i) {
+      std::memset(call.data(i), 0, call.size(i) * sizeof(float));
+    }
+    std::memcpy(call.data(at.dx), call.data(at.dy), b.inputs() * sizeof(float));
+    return kOk;
+  }
+  Arena arena;
+  return BlockBackward(call, at, b, arena).run();
+}
+
+}  // namespace spnas

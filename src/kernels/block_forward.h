@@ -1,0 +1,406 @@
+// An MBConv block forward.
+//
+// Between expansion and projection lie the largest tensors of the network. A task takes one sample
+// and one group of channels through expansion, normalisation, ReLU and depthwise convolution, plane
+// by plane in cache; only the result z of the convolution is written. The statistics of the first
+// normalisation are known before, from the moments of x.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "arena.h"
+#include "block_call.h"
+#include "channel_sums.h"
+#include "input_moments.h"
+#include "norm_call.h"
+#include "planes.h"
+#include "products.h"
+#include "scratch.h"
+#include "tasks.h"
+#include "vectors.h"
+
+namespace spnas {
+
+// Pixels of the planes that a task works on at a time; with the gradients of both sides of a
+// convolution they stay in the second-level cache.
+constexpr int64_t kBandPixels = 896;
+
+// Some rows of a plane, which are planes of their own but for the rows around them.
+struct Band {
+  int64_t first_row, first_out_row;
+  Planes planes;
+};
+
+// The steps of a block up to z. What forward computes, backward computes again.
+class Hidden {
+ public:
+  Hidden(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm, Arena &arena)
+      : b_(b), x_(call.data(at.x)), norm_(norm), taps_(b.side * b.side), out_rows_(choose_rows(b)) {
+    kernels_ = arena.take(b.active_groups() * taps_ * kGroup);
+    for (int64_t g = 0; g < b.active_groups(); ++g) {
+      const float *weight = call.data(at.depthwise) + g * kGroup * b.kernel * b.kernel;
+      pack_panel(kernels_ + g * taps_ * kGroup, taps_, count(g), [&](int64_t t, int64_t j) {
+        return weight[j * b.kernel * b.kernel + b.first_tap() + t / b.side * b.kernel +
+                      t % b.side];
+      });
+    }
+    const int64_t rows = std::min(b.h, out_rows_ * b.stride + 2 * (b.side / 2));
+    places_.resize(rows * b.w);
+    for (int64_t i = 0; i < rows * b.w; ++i) {
+      places_[i] = static_cast<int>(i / b.w * band(0).planes.pitch + i % b.w * kGroup);
+    }
+    if (b.expands) {
+      panels_ = arena.take(b.active_groups() * b.channels * kGroup);
+      for (int64_t g = 0; g < b.active_groups(); ++g) {
+        const float *weight = call.data(at.expand) + g * kGroup * b.channels;
+        pack_panel(panels_ + g * b.channels * kGroup, b.channels, count(g),
+                   [&](int64_t k, int64_t j) {
+                     return weight[j * b.channels + k] * norm.scale[g * kGroup + j];
+                   });
+      }
+    }
+  }
+
+  int64_t bands() const { return divide_up(b_.out_h, out_rows_); }
+  Band band(int64_t i) const {
+    const int64_t out_row = i * out_rows_, row = out_row * b_.stride;
+    const int64_t rows = std::min(b_.h - row, out_rows_ * b_.stride);
+    return {row, out_row, Planes(rows, b_.w, b_.side, b_.stride)};
+  }
+  const float *kernel(int64_t g) const { return kernels_ + g * taps_ * kGroup; }
+
+  // e of one sample and group, as a padded plane, with the rows around the band.
+  void expand(float *plane, const Band &band, int64_t sample, int64_t g) const {
+    const Planes &planes = band.planes;
+    const int64_t first = std::max<int64_t>(0, band.first_row - planes.pad);
+    const int64_t last = std::min(b_.h, band.first_row + planes.height + planes.pad);
+    planes.clear_border(plane, [&](int64_t y) {
+      return band.first_row + y >= first && band.first_row + y < last;
+    });
+    const float *x = x_ + (sample * b_.h + first) * b_.w * b_.channels;
+    float *out = plane + planes.at(first - band.first_row, 0);
+    const int64_t pixels = (last - first) * b_.w;
+    if (!b_.expands) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        store_channels(out + places_[i],
+                       load_part<kVecs>(x + i * b_.channels + g * kGroup, count(g)));
+      }
+      return;
+    }
+    const Channels<kVecs> shift = load_channels(norm_.shift + g * kGroup);
+    product<kVecs>(
+        pixels, {x, b_.channels, b_.channels}, panels_ + g * b_.channels * kGroup,
+        [&](int64_t) { return shift; },
+        [&](int64_t i, const Channels<kVecs> &e) { store_channels(out + places_[i], relu(e)); });
+  }
+
+ private:
+  // Active channels of a group.
+  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, b_.active - g * kGroup); }
+
+  static int64_t choose_rows(const Block &b) {
+    const int64_t rows = std::max<int64_t>(1, kBandPixels / b.w / b.stride);
+    return divide_up(b.out_h, divide_up(b.out_h, rows));  // bands of about equal size
+  }
+
+  const Block &b_;
+  const float *x_;
+  const Affine norm_;
+  const int64_t taps_, out_rows_;
+  std::vector<int> places_;  // of pixels in a padded plane, from the first one on
+  float *kernels_, *panels_ = nullptr;
+};
+
+// z (groups, pixels, 16) of some samples, which have `pixels` together. `sums` is null or has the
+// parts of every sample, (groups, samples * parts, 2, 16).
+inline Status convolve(const Hidden &hidden, const Block &b, float *z, int64_t first_sample,
+                       int64_t samples, float *sums) {
+  const int64_t plane = b.out_h * b.out_w, parts = divide_up(plane, kSumPixels);
+  return parallel(samples * b.active_groups(), 1, [&](int64_t task, int64_t) {
+    const int64_t n = task / b.active_groups(), g = task % b.active_groups();
+    float *out = z + (g * samples + n) * plane * kGroup;
+    for (int64_t i = 0; i < hidden.bands(); ++i) {
+      const Band band = hidden.band(i);
+      float *padded = scratch(Slot::kPlanes, band.planes.size);
+      float *rows = out + band.first_out_row * b.out_w * kGroup;
+      hidden.expand(padded, band, first_sample + n, g);
+      band.planes.forward(padded, hidden.kernel(g), [&](int64_t i, int v, Vec sum) {
+        store(rows + i * kGroup + v * kLanes, sum);
+      });
+    }
+    for (int64_t i = 0; sums != nullptr && i < parts; ++i) {
+      const int64_t first = i * kSumPixels;
+      part_sums<kVecs>(sums + ((g * samples + n) * parts + i) * 2 * kGroup, out + first * kGroup,
+                       kGroup, kGroup, std::min(kSumPixels, plane - first));
+    }
+  });
+}
+
+// The projection of relu(norm(z)).
+class Projection {
+ public:
+  // Rows of the weight multiplied by `scale`.
+  Projection(const Block &b, const float *weight, const Affine &norm, const float *scale,
+             Arena &arena)
+      : b_(b), norm_(norm), tile_(tile_pixels(b.active_groups() * kGroup)),
+        depth_(b.active_groups() * kGroup),
+        panels_(arena.take(group_count(b.out_channels) * depth_ * kGroup)) {
+    for_panels(b.out_channels, [&](int64_t j, int64_t count, auto) {
+      pack_panel(panels_ + j * depth_, depth_, count, [&](int64_t e, int64_t o) {
+        const float factor = scale == nullptr ? 1 : scale[j + o];
+        return e < b.active ? weight[(j + o) * b.mid + e] * factor : 0;
+      });
+    });
+  }
+
+  // Pixels of a task.
+  int64_t tile() const { return tile_; }
+
+  // out(pixel, j, count, channels) for all pixels and every 16 of the output's channels, which begin
+  // with first(pixel, j, count, Vectors); after(task, first pixel, pixels) when a task is complete.
+  // z is (groups, pixels, 16).
+  template <typename First, typename Out, typename After>
+  Status run(const float *z, int64_t pixels, const First &first, const Out &out,
+             const After &after) const {
+    return parallel(pixels, tile_, [&](int64_t begin, int64_t end) {
+      const int64_t now = end - begin;
+      float *hidden = scratch(Slot::kTile, depth_ * tile_);
+      for (int64_t g = 0; g < b_.active_groups(); ++g) {
+        activate(hidden + g * now * kGroup, z + (g * pixels + begin) * kGroup, now, g);
+      }
+      const Left left{hidden, kGroup, kGroup, b_.active_groups(), now * kGroup};
+      for_panels(b_.out_channels, [&](int64_t j, int64_t count, auto vectors) {
+        constexpr int kV = decltype(vectors)::value;
+        product<kV>(
+            now, left, panels_ + j * depth_,
+            [&](int64_t i) { return first(begin + i, j, count, vectors); },
+            [&](int64_t i, const Channels<kV> &sum) { out(begin + i, j, count, sum); });
+      });
+      after(begin / tile_, begin, now);
+    });
+  }
+
+ private:
+  void activate(float *h, const float *z, int64_t pixels, int64_t g) const {
+    const Channels<kVecs> scale = load_channels(norm_.scale + g * kGroup);
+    const Channels<kVecs> shift = load_channels(norm_.shift + g * kGroup);
+    for (int64_t i = 0; i < pixels; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec value = load(z + i * kGroup + v * kLanes) * scale.v[v] + shift.v[v];
+        store(h + i * kGroup + v * kLanes, value < 0 ? Vec{} : value);
+      }
+    }
+  }
+
+  const Block &b_;
+  const Affine norm_;
+  const int64_t tile_, depth_;
+  float *panels_;
+};
+
+// Mean and variance of the expansion's outputs, from the moments of x; also weight * covariance,
+// (mid, channels), which backward needs.
+inline Status expansion_statistics(Arena &arena, const Block &b, const float *x,
+                                   const float *weight, const TrainNorm &norm, const Affine &affine,
+                                   float *input_mean, float *spread) {
+  const Covariance covariance{arena.take(Covariance::size(b.channels)), b.channels};
+  if (Status status = find_moments(arena, input_mean, covariance, x, b.pixels())) {
+    return status;
+  }
+  constexpr int64_t kRows = 48;
+  return parallel(b.active, kRows, [&](int64_t first, int64_t last) {
+    const float *rows = weight + first * b.channels;
+    float *out = spread + first * b.channels;
+    for_panels(b.channels, [&](int64_t j, int64_t count, auto vectors) {
+      constexpr int kV = decltype(vectors)::value;
+      product<kV>(
+          last - first, {rows, b.channels, b.channels}, covariance.panel(j),
+          [](int64_t) { return Channels<kV>{}; },
+          [&](int64_t i, const Channels<kV> &sum) {
+            store_part(out + i * b.channels + j, sum, count);
+          });
+    });
+    for (int64_t e = first; e < last; ++e) {
+      double sum = 0, variance = 0;
+      for (int64_t c = 0; c < b.channels; ++c) {
+        sum += static_cast<double>(weight[e * b.channels + c]) * input_mean[c];
+        variance += static_cast<double>(weight[e * b.channels + c]) * spread[e * b.channels + c];
+      }
+      norm.use(e, sum, std::max(variance, 0.0), static_cast<double>(b.pixels()), affine);
+    }
+  });
+}
+
+// The outputs of a block in training.
+struct BlockTrainPlaces {
+  BlockPlaces in;
+  int options, decision, y, z, projected, input_mean, spread, wide, narrow, moving, count;
+
+  explicit BlockTrainPlaces(bool expands)
+      : in(expands, NormInputs::kCount, NormInputs::kCount), options(in.after),
+        decision(options + 1), y(decision + 1), z(y + 1), projected(z + 1),
+        input_mean(projected + 1), spread(input_mean + 1), wide(expands ? spread + 1 : input_mean),
+        narrow(wide + 1), moving(narrow + 1), count(moving + (expands ? 6 : 4)) {}
+};
+
+inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, Block &b) {
+  if (Status status = call.check(at.count)) {
+    return status;
+  }
+  if (Status status = read_block(call, at.in, at.options, at.decision, b)) {
+    return status;
+  }
+  const auto are = [&](int first, int count, int64_t channels) {
+    return call.are_channels({{first, first + count}}, channels);
+  };
+  const int wide_norms = b.expands ? 2 : 1, norm = NormInputs::kCount;
+  const bool fits =
+      (!b.expands || (are(at.in.norm, norm, b.mid) && call.is_shape(at.input_mean, {b.channels}) &&
+                      call.is_shape(at.spread, {b.mid, b.channels}))) &&
+      are(at.in.next_norm, norm, b.mid) && are(at.in.last_norm, norm, b.out_channels) &&
+      call.is_shape(at.y, {b.n, b.out_h, b.out_w, b.out_channels}) &&
+      call.is_shape(at.z, {b.groups(), b.out_pixels(), kGroup}) &&
+      call.is_shape(at.projected, {b.n, b.out_h, b.out_w, b.out_channels}) &&
+      call.is_shape(at.wide, {b.expands ? WideRows::kCount : WideRows::kPlainCount, b.mid}) &&
+      call.is_shape(at.narrow, {StatisticsRows::kCount, b.out_channels}) &&
+      are(at.moving, 2 * wide_norms, b.mid) && are(at.moving + 2 * wide_norms, 2, b.out_channels);
+  return fits ? kOk : kBadShape;
+}
+
+inline Status block_train(const Call &call, bool expands) {
+  const BlockTrainPlaces at(expands);
+  Block b;
+  if (Status status = check_block_train(call, at, b)) {
+    return status;
+  }
+  const float *x = call.data(at.in.x);
+  float *y = call.data(at.y), *wide = call.data(at.wide), *narrow = call.data(at.narrow);
+  const auto norm_at = [&](int input, float *rows, int64_t channels, int output) {
+    const TrainNorm norm(call, input, at.options, rows + StatisticsRows::kMean * channels,
+                         rows + StatisticsRows::kInverse * channels, output);
+    norm.keep(channels);
+    return norm;
+  };
+  const int after_first = at.moving + (expands ? 2 : 0);
+  const TrainNorm next_norm =
+      norm_at(at.in.next_norm, wide + WideRows::kNext * b.mid, b.mid, after_first);
+  const TrainNorm last_norm = norm_at(at.in.last_norm, narrow, b.out_channels, after_first + 2);
+  const TrainNorm first_norm =
+      expands ? norm_at(at.in.norm, wide + WideRows::kFirst * b.mid, b.mid, at.moving) : next_norm;
+  if (!b.present) {
+    return parallel(b.inputs(), kGrain, [&](int64_t first, int64_t last) {
+      std::memcpy(y + first, x + first, (last - first) * sizeof(float));
+    });
+  }
+  Arena arena;
+  float *z = call.data(at.z);
+  const Affine norm(arena, b.mid), next(arena, b.mid), last(arena, b.out_channels);
+  Status status = kOk;
+  if (expands) {
+    status = expansion_statistics(arena, b, x, call.data(at.in.expand), first_norm, norm,
+                                  call.data(at.input_mean), call.data(at.spread));
+  }
+  if (status) {
+    return status;
+  }
+  const Hidden hidden(call, at.in, b, norm, arena);
+  const int64_t plane = b.out_h * b.out_w, parts = divide_up(plane, kSumPixels);
+  float *sums = arena.take(b.active_groups() * b.n * parts * 2 * kGroup);
+  if ((status = convolve(hidden, b, z, 0, b.n, sums))) {
+    return status;
+  }
+  const auto pixels = [&](int64_t i) {
+    return std::min(kSumPixels, plane - i % parts * kSumPixels);
+  };
+  if ((status = next_norm.use_parts(b.active, b.n * parts, sums, pixels, next))) {
+    return status;
+  }
+  const Projection projection(b, call.data(at.in.project), next, /*scale=*/nullptr, arena);
+  float *projected = call.data(at.projected);
+  const int64_t out = b.out_channels, tile = projection.tile();
+  const int64_t tiles = divide_up(b.out_pixels(), tile);
+  float *last_sums = arena.take(group_count(out) * tiles * 2 * kGroup);
+  status = projection.run(
+      z, b.out_pixels(),
+      [](int64_t, int64_t, int64_t, auto vectors) {
+        return Channels<decltype(vectors)::value>{};
+      },
+      [&](int64_t i, int64_t j, int64_t count, const auto &sum) {
+        store_part(projected + i * out + j, sum, count);
+      },
+      [&](int64_t task, int64_t first, int64_t now) {
+        for_panels(out, [&](int64_t j, int64_t count, auto vectors) {
+          part_sums<decltype(vectors)::value>(
+              last_sums + (j / kGroup * tiles + task) * 2 * kGroup, projected + first * out + j,
+              out, count, now);
+        });
+      });
+  if (status) {
+    return status;
+  }
+  status = last_norm.use_parts(
+      out, tiles, last_sums,
+      [&](int64_t i) { return std::min(tile, b.out_pixels() - i * tile); }, last);
+  if (status) {
+    return status;
+  }
+  return parallel(b.out_pixels(), std::max<int64_t>(1, kGrain / out),
+                  [&](int64_t first, int64_t end) {
+                    for (int64_t i = first * out; i < end * out; i += out) {
+#pragma omp simd
+                      for (int64_t c = 0; c < out; ++c) {
+                        const float value = projected[i + c] * last.scale[c] + last.shift[c];
+                        y[i + c] = b.residual ? value + x[i + c] : value;
+                      }
+                    }
+                  });
+}
+
+// Forward with given factors and shifts: x, weights, options, decision -> y.
+inline Status run_block(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm,
+                        const Affine &next, const Affine &last, Arena &arena, float *y) {
+  const float *x = call.data(at.x);
+  const Hidden hidden(call, at, b, norm, arena);
+  const Projection projection(b, call.data(at.project), next, last.scale, arena);
+  const int64_t plane = b.out_h * b.out_w, out = b.out_channels;
+  const int64_t depth = b.active_groups() * kGroup;
+  // Samples whose z stays in cache until it is projected.
+  constexpr int64_t kKeptFloats = 1 << 18;
+  const int64_t together =
+      std::clamp<int64_t>(kKeptFloats / (depth * plane), std::min<int64_t>(2, b.n), b.n);
+  float *z = arena.take(depth * together * plane);
+  for (int64_t n = 0; n < b.n; n += together) {
+    const int64_t now = std::min(together, b.n - n), first = n * plane;
+    if (Status status = convolve(hidden, b, z, n, now, /*sums=*/nullptr)) {
+      return status;
+    }
+    const Status status = projection.run(
+        z, now * plane,
+        [&](int64_t i, int64_t j, int64_t count, auto vectors) {
+          constexpr int kV = decltype(vectors)::value;
+          Channels<kV> start = load_channels<kV>(last.shift + j);
+          if (b.residual) {
+            const Channels<kV> other = load_part<kV>(x + (first + i) * out + j, count);
+            for (int v = 0; v < kV; ++v) {
+              start.v[v] += other.v[v];
+            }
+          }
+          return start;
+        },
+        [&](int64_t i, int64_t j, int64_t count, const auto &sum) {
+          store_part(y + (first + i) * out + j, sum, count);
+        },
+        [](int64_t, int64_t, int64_t) {});
+    if (status) {
+      return status;
+    }
+  }
+  return kOk;
+}
+
+}  // namespace spnas

@@ -1,0 +1,208 @@
+"""Stem, MBConv blocks and head as MindSpore functions, each with its normalisations and ReLUs.
+
+Between them images lie with channels last, (N, H, W, C). A normalisation is four parameters, gamma,
+beta, moving mean and moving variance, each (channels,); in a folded network it is one, a bias. In
+training the new moving statistics of all normalisations, mean and variance, are the last outputs.
+Statistics are the batch's in training, and the moving ones in inference, which has no gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from src.kernels.operators import KERNEL_SIZES, custom_operator, output_size, zeros_like
+
+# What an operator is for: each kind computes the same with other statistics.
+TRAIN, INFER, FOLDED = "Train", "Infer", "Folded"
+
+GROUP = 16  # kGroup of vectors.h: channels that lie together within a block
+
+Shape = Sequence[int]
+
+
+def operator_options(
+    epsilon: float, momentum: float, stride: int = 1, *, residual: bool = False
+) -> Tensor:
+    """The input ``options`` of all operators, (4,).
+
+    Args:
+        epsilon: added to variances.
+        momentum: weight of the old moving statistics.
+        stride: of the convolution of a stem, or of the depthwise one of a block.
+        residual: whether a block adds its input.
+    """
+    return Tensor(np.array([epsilon, momentum, stride, residual], np.float32))
+
+
+def _norm_inputs(kind: str) -> int:
+    return 1 if kind == FOLDED else 4
+
+
+def _require(fits: bool, what: str, shapes: Sequence[Shape]) -> None:
+    if not fits:
+        raise ValueError(
+            f"{what} does not take the shapes {', '.join(map(str, map(tuple, shapes)))}"
+        )
+
+
+def _groups(channels: int) -> int:
+    return -(-channels // GROUP)
+
+
+@functools.cache
+def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
+    """An MBConv block: convolutions with their normalisations, ReLU after all but the last.
+
+    Takes x (N, H, W, C); weight (M, C, 1, 1) and normalisation of the expansion, if ``expands``;
+    those of the depthwise convolution, (M, 1, k, k), and of the projection, (O, M, 1, 1); options;
+    and the decision (3,): side of the kernel, channels of the expansion, and 1, or 0 for a block
+    that is left out, so that the result is x. A smaller kernel is the middle of the largest, and
+    fewer channels are the first ones; weights that are not active get a gradient of exactly 0.
+
+    Returns y (N, H', W', O), to which options may ask to add x. In training there follow what the
+    gradient needs, and the new moving statistics of all normalisations.
+    """
+    norm = _norm_inputs(kind)
+    # Places of the weights: each is followed by its normalisation.
+    depthwise = 2 + norm if expands else 1
+    project = depthwise + 1 + norm
+
+    def check(shapes):
+        x, wide, last = shapes[0], list(shapes[depthwise]), list(shapes[project])
+        _require(
+            len(x) == 4
+            and wide in [[wide[0], 1, k, k] for k in KERNEL_SIZES]
+            and last == [last[0], wide[0], 1, 1]
+            and (list(shapes[1]) == [wide[0], x[3], 1, 1] if expands else wide[0] == x[3]),
+            "an MBConv block",
+            shapes,
+        )
+        return (x[0], output_size(x[1], stride), output_size(x[2], stride), last[0])
+
+    if kind != TRAIN:
+        return custom_operator(
+            f"Block{kind}{'' if expands else 'Plain'}", lambda *shapes: check(shapes), 1
+        )
+
+    def forward_shape(*shapes):
+        y, mid, inputs = check(shapes), shapes[depthwise][0], shapes[0][3]
+        pixels = y[0] * y[1] * y[2]
+        saved = ((inputs,), (mid, inputs)) if expands else ()
+        return (
+            (y, (_groups(mid), pixels, GROUP), y)
+            + saved
+            + ((4 if expands else 2, mid), (2, y[3]))
+            + ((mid,),) * (4 if expands else 2)
+            + ((y[3],),) * 2
+        )
+
+    # The backward operator takes of each normalisation gamma and beta, of the last one gamma only,
+    # and returns the gradients of x, and of weight, gamma and beta of each convolution.
+    if not expands:
+        plain = custom_operator(
+            "BlockBackwardPlain",
+            lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5]),
+            7,
+        )
+
+        def plain_bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, options, decision, out, dout):
+            dx, dw1, dg1, db1, dw2, dg2, db2 = plain(
+                x, w1, g1, b1, w2, g2, out[1], out[2], out[3], out[4], options, decision, dout[0]
+            )
+            first = (dx, dw1, dg1, db1, zeros_like(m1), zeros_like(v1))
+            second = (dw2, dg2, db2, zeros_like(m2), zeros_like(v2))
+            return first + second + (zeros_like(options), zeros_like(decision))
+
+        return custom_operator("BlockTrainPlain", forward_shape, 9, plain_bprop)
+
+    backward = custom_operator(
+        "BlockBackward",
+        lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5], s[7], s[8], s[8]),
+        10,
+    )
+
+    def bprop(
+        x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, w3, g3, b3, m3, v3, options, decision, out, dout
+    ):
+        dx, dw1, dg1, db1, dw2, dg2, db2, dw3, dg3, db3 = backward(
+            *(x, w1, g1, b1, w2, g2, b2, w3, g3),
+            *(out[1], out[2], out[3], out[4], out[5], out[6], options, decision, dout[0]),
+        )
+        first = (dx, dw1, dg1, db1, zeros_like(m1), zeros_like(v1))
+        second = (dw2, dg2, db2, zeros_like(m2), zeros_like(v2))
+        third = (dw3, dg3, db3, zeros_like(m3), zeros_like(v3))
+        return first + second + third + (zeros_like(options), zeros_like(decision))
+
+    return custom_operator("BlockTrain", forward_shape, 13, bprop)
+
+
+@functools.cache
+def stem_operator(kind: str, stride: int) -> ops.Custom:
+    """The stem: convolution of images, padded by half the kernel, normalisation, ReLU.
+
+    Takes images (N, C, H, W) of at most MAX_IMAGE_CHANNELS channels, weight (O, C, k, k), its
+    normalisation and options. Returns y (N, H', W', O); in training there follow what the gradient
+    needs, and the new moving statistics.
+    """
+
+    def check(shapes):
+        x, weight = shapes[0], list(shapes[1])
+        _require(
+            len(x) == 4 and weight in [[weight[0], x[1], k, k] for k in KERNEL_SIZES],
+            "a stem",
+            shapes,
+        )
+        return (x[0], output_size(x[2], stride), output_size(x[3], stride), weight[0])
+
+    if kind != TRAIN:
+        return custom_operator(f"Stem{kind}", lambda *shapes: check(shapes), 1)
+
+    def forward_shape(*shapes):
+        y, channels = check(shapes), shapes[2]
+        s = (_groups(y[3]), y[0] * y[1] * y[2], GROUP)
+        return (y, s, (2, y[3]), channels, channels)
+
+    backward = custom_operator("StemBackward", lambda *s: (s[1], s[2], s[3]), 3)
+    # Compilation removes it where nobody asks for the gradient of the images.
+    image_gradient = custom_operator("StemInputGradient", lambda *s: s[0], 1)
+
+    def bprop(x, w, g, b, m, v, options, out, dout):
+        dw, dg, db = backward(x, w, g, b, out[1], out[2], options, dout[0])
+        dx = image_gradient(x, w, g, b, out[1], out[2], options, dout[0], dg, db)
+        return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
+
+    return custom_operator("StemTrain", forward_shape, 5, bprop)
+
+
+@functools.cache
+def head_operator(kind: str) -> ops.Custom:
+    """The head: 1x1 convolution, normalisation, ReLU, mean over the pixels.
+
+    Takes x (N, H, W, C), weight (O, C, 1, 1), its normalisation and options. Returns y (N, O); in
+    training there follow what the gradient needs, and the new moving statistics.
+    """
+
+    def check(shapes):
+        x, weight = shapes[0], list(shapes[1])
+        _require(len(x) == 4 and weight == [weight[0], x[3], 1, 1], "a head", shapes)
+        return (x[0], weight[0])
+
+    if kind != TRAIN:
+        return custom_operator(f"Head{kind}", lambda *shapes: check(shapes), 1)
+
+    def forward_shape(*shapes):
+        y, x, channels = check(shapes), shapes[0], shapes[2]
+        q = (_groups(y[1]), x[0] * x[1] * x[2], GROUP)
+        return (y, q, (2, y[1]), channels, channels)
+
+    backward = custom_operator("HeadBackward", lambda *s: (s[0], s[1], s[2], s[3]), 4)
+
+    def bprop(x, w, g, b, m, v, options, out, dout):
+        dx, dw, dg, db = backward(x, w, g, b, out[1], out[2], dout[0])
+        return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
+
+    return custom_operator("HeadTrain", forward_shape, 5, bprop)

@@ -1,0 +1,85 @@
+// Statistics of channels, from sums over parts of a tensor.
+//
+// Within a part, of a few hundred pixels, sums run in float; from part to part in double and in a
+// fixed order, so that results do not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "products.h"
+#include "tasks.h"
+#include "vectors.h"
+
+namespace spnas {
+
+// Pixels over which a sum runs in float.
+constexpr int64_t kSumPixels = 256;
+
+// Floats of a task's part of a wide tensor: about half of a second-level cache.
+constexpr int64_t kTileFloats = 48 * 1024;
+
+// Pixels whose channels fit into so many floats; a multiple of the rows of a product's tile.
+inline int64_t tile_pixels(int64_t channels) {
+  return std::clamp<int64_t>(kTileFloats / channels / 12 * 12, 24, kSumPixels / 12 * 12);
+}
+
+// Parts of the pixels of a tensor that have sums of their own, whatever the number of threads.
+constexpr int64_t kMaxRanges = 8;
+
+inline int64_t range_count(int64_t pixels) {
+  return std::min(kMaxRanges, std::max<int64_t>(1, pixels / kSumPixels));
+}
+
+// The first of `count` things that part `i` of `parts` has; the last is the first of part i + 1.
+inline int64_t range_begin(int64_t count, int64_t i, int64_t parts) { return count * i / parts; }
+
+// Mean and variance of a channel from parts, whose sums of squares are about their own means.
+struct Spread {
+  double count = 0, sum = 0, squares = 0;
+
+  void add(double part_count, double part_sum, double part_squares) {
+    count += part_count;
+    sum += part_sum;
+    squares += part_squares + part_sum * part_sum / part_count;
+  }
+
+  double mean() const { return sum / count; }
+  // Rounding may leave less than 0; NaN passes.
+  double variance() const {
+    const double value = (squares - sum * sum / count) / count;
+    return value < 0 ? 0 : value;
+  }
+};
+
+// Sums of up to kSumPixels pixels of `count` channels, which kV vectors hold, of a tensor
+// (pixels, pitch): sum, and sum of squares about the mean of these pixels, (2, 16).
+template <int kV>
+inline void part_sums(float *out, const float *x, int64_t pitch, int64_t count, int64_t pixels) {
+  Vec sum[kV] = {}, squares[kV] = {};
+  for (int64_t i = 0; i < pixels; ++i) {
+    const Channels<kV> value = load_part<kV>(x + i * pitch, count);
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      sum[v] += value.v[v];
+    }
+  }
+  Vec mean[kV];
+  for (int v = 0; v < kV; ++v) {
+    mean[v] = sum[v] / static_cast<float>(pixels);
+  }
+  for (int64_t i = 0; i < pixels; ++i) {
+    const Channels<kV> value = load_part<kV>(x + i * pitch, count);
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      const Vec distance = value.v[v] - mean[v];
+      squares[v] += distance * distance;
+    }
+  }
+  for (int v = 0; v < kV; ++v) {
+    store(out + v * kLanes, sum[v]);
+    store(out + kGroup + v * kLanes, squares[v]);
+  }
+}
+
+}  // namespace spnas

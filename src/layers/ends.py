@@ -1,0 +1,136 @@
+"""The layers around the blocks: stem and head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mindspore import Tensor, ops
+
+from src.arch.architecture import Architecture
+from src.arch.blocks import Block
+from src.kernels import (
+    FOLDED,
+    INFER,
+    KERNEL_SIZES,
+    STRIDES,
+    TRAIN,
+    Float32Cell,
+    head_operator,
+    operator_options,
+    stem_operator,
+)
+from src.layers.conv_bn import CellOptions, ConvBN, LayerOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+COLORS = 3  # channels of images
+STEM_KERNEL = 3
+
+
+def supports_fusion(arch: Architecture) -> bool:
+    """Whether the operators of stem, blocks and head know a network (``NetworkOptions``)."""
+    return (
+        arch.activation == "relu"
+        and arch.stem_stride in STRIDES
+        and all(
+            isinstance(block, Block)
+            and block.kernel_size in KERNEL_SIZES
+            and block.stride in STRIDES
+            for block in arch.blocks
+        )
+    )
+
+
+class End(ConvBN, Float32Cell):
+    """A ``ConvBN`` that may be one operator with all that belongs to it.
+
+    The activation of an architecture is that of stem and head; MBConv blocks have ReLU.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        shape: tuple[int, int, int],
+        stride: int,
+        sigma: float | None,
+        *,
+        fused: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        if fused:
+            options["kernels"] = False  # the layer then computes only where the operator cannot
+        super().__init__(
+            *shape,
+            stride=stride,
+            relu=arch.activation == "relu",
+            relu6=arch.activation == "relu6",
+            sigma=sigma,
+            **options,
+        )
+        self.fused = fused
+        self.options = operator_options(
+            options.get("epsilon", 1e-5), options.get("momentum", 0.9), stride
+        )
+        self.assign = ops.Assign()
+
+    def operate(self, x: Tensor) -> Tensor:
+        """By the operator."""
+        if not self.training or self.bn is None:
+            return self.infer_operator(x, *self.operands(), self.options)
+        results = self.train_operator(x, *self.operands(), self.options)
+        self.assign(self.bn.moving_mean, results[-2])
+        self.assign(self.bn.moving_variance, results[-1])
+        return results[0]
+
+
+class Stem(End):
+    """The first convolution.
+
+    Args:
+        arch: gives its sizes.
+        sigma: standard deviation of the first weights.
+        options: of a ``ConvBN``.
+    """
+
+    def __init__(
+        self, arch: Architecture, sigma: float | None = None, **options: Unpack[CellOptions]
+    ) -> None:
+        shape = (COLORS, arch.stem_channels, STEM_KERNEL)
+        super().__init__(arch, shape, arch.stem_stride, sigma, **options)
+        if self.fused:
+            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
+            self.train_operator, self.infer_operator = (
+                stem_operator(kind, arch.stem_stride) for kind in kinds
+            )
+
+    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
+        """Images (N, 3, H, W) -> (N, C, H', W'), with ``fused`` and float32 channels last."""
+        if self.fused and self.applies(x, self.conv.weight):
+            return self.operate(x)
+        return super().construct(x)
+
+
+class Head(End):
+    """The last convolution, and the mean over the pixels.
+
+    Args:
+        arch: gives its sizes.
+        sigma: standard deviation of the first weights.
+        options: of a ``ConvBN``.
+    """
+
+    def __init__(
+        self, arch: Architecture, sigma: float | None = None, **options: Unpack[CellOptions]
+    ) -> None:
+        shape = (arch.blocks[-1].out_channels, arch.head_channels, 1)
+        super().__init__(arch, shape, 1, sigma, **options)
+        if self.fused:
+            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
+            self.train_operator, self.infer_operator = (head_operator(kind) for kind in kinds)
+
+    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
+        """What the last block gives -> (N, head_channels)."""
+        if self.fused and self.applies(x, self.conv.weight):
+            return self.operate(x)
+        return ops.mean(super().construct(x), (2, 3))

@@ -1,0 +1,395 @@
+"""Stem, MBConv blocks and head as operators, against float64 NumPy and against masked cells."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from src.arch.blocks import decode_block
+from src.arch.cost import conv_out
+from src.kernels import available, block_operator, build, head_operator, stem_operator
+from src.layers.mbconv import MBConv
+from tests.conftest import mode_of
+from tests.kernels.reference import (
+    assert_near,
+    block64,
+    dense64,
+    depthwise64,
+    norm64,
+    normal,
+    parameters,
+    run,
+)
+
+pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
+
+BLOCKS = [  # (N, C, H, W, M, O, k, stride), M == C without expansion
+    (2, 16, 8, 8, 48, 16, 3, 1),
+    (2, 24, 14, 14, 72, 24, 5, 1),
+    (3, 8, 9, 7, 24, 12, 3, 2),
+    (2, 5, 15, 18, 19, 7, 5, 2),
+    (2, 40, 7, 7, 120, 40, 7, 1),
+    (1, 6, 31, 33, 20, 9, 7, 2),
+    (2, 32, 16, 16, 32, 16, 3, 1),
+    (2, 19, 12, 12, 19, 19, 5, 1),
+    (9, 17, 4, 4, 34, 17, 3, 1),
+    (40, 3, 2, 2, 9, 20, 5, 1),
+    (3, 3, 17, 1, 9, 20, 7, 2),
+    (1, 4, 70, 33, 20, 4, 5, 1),  # larger than what is computed at a time
+    (1, 4, 64, 63, 18, 9, 3, 2),
+    (1, 9, 61, 40, 9, 9, 3, 1),
+]
+EPSILON, MOMENTUM = 1e-5, 0.9
+
+
+def last(x: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) with channels last."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) with channels first."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def options(stride: int = 1, residual: bool = False) -> np.ndarray:
+    return np.array([EPSILON, MOMENTUM, stride, residual], np.float32)
+
+
+class BlockCase:
+    """A block with parameters that keep values near 1, and the calls of its operators."""
+
+    def __init__(self, shape, seed: int = 0) -> None:
+        self.shape = shape
+        n, c, h, w, mid, out, k, stride = shape
+        self.expands, self.residual = mid != c, stride == 1 and c == out
+        self.size = (n, conv_out(h, stride), conv_out(w, stride))
+        self.x = normal(seed + 1, n, c, h, w) + 0.3
+        self.dy = normal(seed + 2, n, out, *self.size[1:])
+
+        def layer(number, *weight):
+            sigma, channels = np.sqrt(np.prod(weight[1:])), weight[0]
+            return [
+                (normal(seed + number, *weight) / sigma).astype(np.float32),
+                1 + 0.3 * normal(seed + number + 1, channels),
+                0.5 + normal(seed + number + 2, channels),
+            ]
+
+        self.layers = [layer(6, mid, 1, k, k), layer(9, out, mid, 1, 1)]
+        if self.expands:
+            self.layers.insert(0, layer(3, mid, c, 1, 1))
+        self.moving = [
+            (normal(seed + 20 + i, len(w)), 0.5 + np.abs(normal(seed + 30 + i, len(w))))
+            for i, (w, _, _) in enumerate(self.layers)
+        ]
+        self.suffix = "" if self.expands else "Plain"
+
+    def inputs(self, decision) -> list:
+        arrays = [last(self.x)]
+        for layer, moving in zip(self.layers, self.moving, strict=True):
+            arrays += [*layer, *moving]
+        return [*arrays, options(self.shape[-1], self.residual), np.array(decision, np.float32)]
+
+    def train(self, decision, library=None) -> list:
+        n, c, _, _, mid, out, _, _ = self.shape
+        y, pixels = (*self.size, out), int(np.prod(self.size))
+        saved = [(c,), (mid, c)] if self.expands else []
+        moving = [(mid,)] * (2 * len(self.layers) - 2) + [(out,)] * 2
+        shapes = [y, (-(-mid // 16), pixels, 16), y, *saved, (len(moving) - 2, mid), (2, out)]
+        return run(
+            f"BlockTrain{self.suffix}", self.inputs(decision), [*shapes, *moving], library=library
+        )
+
+    def backward(self, decision, results, library=None) -> list:
+        saved = results[1 : 7 if self.expands else 5]
+        arrays = [last(self.x)] + [a for layer in self.layers for a in layer]
+        arrays = arrays[:-1]  # beta of the last normalisation is not needed
+        inputs = [*arrays, *saved, *self.inputs(decision)[-2:], last(self.dy)]
+        shapes = [last(self.x).shape] + [a.shape for layer in self.layers for a in layer]
+        dx, *gradients = run(f"BlockBackward{self.suffix}", inputs, shapes, library=library)
+        return [first(dx), *gradients]
+
+    def everything(self) -> tuple:
+        return self.shape[6], self.shape[4], 1
+
+
+def assert_moved(case: BlockCase, moved, expected, channels=None) -> None:
+    """New moving statistics follow from these means and variances of the batch."""
+    n, _, h, w = case.x.shape
+    counts = [n * h * w] * (len(case.layers) - 2) + [np.prod(case.size)] * 2
+    for i, (old, count) in enumerate(zip(case.moving, counts, strict=True)):
+        unbiased = (1, count / max(1, count - 1))
+        for j in range(2):
+            value = MOMENTUM * old[j] + (1 - MOMENTUM) * unbiased[j] * expected[2 * i + j]
+            assert_near(moved[2 * i + j], value, 1e-5)
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def test_block_equals_float64(shape):
+    case = BlockCase(shape)
+    y, gradients, statistics = block64(case.x, case.layers, shape[-1], case.residual, case.dy)
+    results = case.train(case.everything())
+    assert_near(first(results[0]), y, 5e-6)
+    assert_moved(case, results[7 if case.expands else 5 :], statistics)
+    for actual, expected in zip(case.backward(case.everything(), results), gradients, strict=True):
+        assert_near(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def test_inference_equals_float64(shape):
+    case = BlockCase(shape)
+    *expansion, depthwise, project = zip(case.layers, case.moving, strict=True)
+
+    def layer(x, pair, stride, conv, relu):
+        (weight, gamma, beta), moving = pair
+        size = [conv_out(side, stride) for side in x.shape[2:]]
+        z = conv(x, weight, stride, np.zeros((len(x), len(weight), *size)))[0]
+        return norm64(z, gamma, beta, np.zeros(z.shape), relu, statistics=moving)[0]
+
+    hidden = layer(case.x, expansion[0], 1, dense64, True) if expansion else case.x
+    hidden = layer(hidden, depthwise, shape[-1], depthwise64, True)
+    expected = layer(hidden, project, 1, dense64, False) + (case.x if case.residual else 0)
+    inputs, y = case.inputs(case.everything()), [(*case.size, shape[5])]
+    assert_near(first(run(f"BlockInfer{case.suffix}", inputs, y)[0]), expected, 5e-6)
+    folded = [inputs[0]]
+    for (weight, gamma, beta), (mean, variance) in zip(case.layers, case.moving, strict=True):
+        scale = gamma / np.sqrt(variance + EPSILON)
+        folded += [weight * scale[:, None, None, None], beta - mean * scale]
+    folded = [a.astype(np.float32) for a in folded] + inputs[-2:]
+    assert_near(first(run(f"BlockFolded{case.suffix}", folded, y)[0]), expected, 5e-6)
+
+
+@pytest.mark.parametrize("decision", [(3, 48, 1), (5, 24, 1), (3, 20, 1), (5, 48, 0)], ids=str)
+def test_what_is_not_active_counts_for_nothing(decision):
+    side, channels, presence = decision
+    case = BlockCase((2, 16, 9, 8, 48, 16, 5, 1))
+    results = case.train(decision)
+    actual, moved = case.backward(decision, results), results[7:]
+    if not presence:
+        assert np.array_equal(first(results[0]), case.x) and np.array_equal(actual[0], case.dy)
+        assert not any(gradient.any() for gradient in actual[1:])
+        kept = [a for pair in case.moving for a in pair]
+        assert all(np.array_equal(a, b) for a, b in zip(moved, kept, strict=True))
+        return
+    # The block that the decision derives, and where its parameters lie in the largest.
+    trim = (5 - side) // 2
+    taps = slice(trim, 5 - trim)
+    places = [np.s_[:channels]] * 3 + [np.s_[:channels, :, taps, taps]] + [np.s_[:channels]] * 2
+    places += [np.s_[:, :channels], np.s_[:], np.s_[:]]
+    flat = [a for layer in case.layers for a in layer]
+    small = [a[place] for a, place in zip(flat, places, strict=True)]
+    layers = [small[:3], small[3:6], small[6:]]
+    y, gradients, statistics = block64(case.x, layers, 1, True, case.dy)
+    assert_near(first(results[0]), y, 5e-6)
+    assert_near(actual[0], gradients[0], 1e-5)
+    for whole, place, expected in zip(actual[1:], places, gradients[1:], strict=True):
+        assert_near(whole[place], expected, 1e-5)
+        rest = whole.copy()
+        rest[place] = 0
+        assert not rest.any()
+    n, _, h, w = case.x.shape
+    for i, (mean, variance) in enumerate(case.moving):
+        active = channels if i < 2 else len(mean)
+        new_mean, new_variance = moved[2 * i], moved[2 * i + 1]
+        assert np.array_equal(new_mean[active:], mean[active:])
+        assert np.array_equal(new_variance[active:], variance[active:])
+        assert_near(new_mean[:active], 0.9 * mean[:active] + 0.1 * statistics[2 * i], 1e-5)
+
+
+class Decided(nn.Cell):
+    """Weighted sum of a block's output for a decision, with its gradients."""
+
+    def __init__(self, block: MBConv) -> None:
+        super().__init__(auto_prefix=False)
+        self.block, self.weights = block, ParameterTuple(block.trainable_params())
+        self.gradient = ops.value_and_grad(self.forward, 0, self.weights)
+
+    def forward(self, x: Tensor, factor: Tensor, decision: Tensor) -> Tensor:
+        return (self.block(x, None, None, None, decision) * factor).sum()
+
+    def construct(self, x: Tensor, factor: Tensor, decision: Tensor):
+        return self.gradient(x, factor, decision)
+
+
+@pytest.mark.parametrize("name", ["r1_k5_s11_e6_i8_o8", "r1_k7_s22_e3_i8_o12"])
+def test_active_block_equals_masked_block(mode, name):
+    masked, active = (MBConv(decode_block(name), fused=fused) for fused in (False, True))
+    for i, (p, q) in enumerate(zip(masked.get_parameters(), active.get_parameters(), strict=True)):
+        value = 0.3 * normal(i, *p.shape) + (0.5 if p.ndim == 1 else 0)
+        for parameter in (p, q):
+            parameter.set_data(Tensor(np.abs(value) if "variance" in p.name else value))
+    stride, size = (1, 9) if masked.residual else (2, 5)
+    x, factor = normal(1, 3, 8, 9, 9), normal(2, 3, masked.project.conv.out_channels, size, size)
+    largest, mid = masked.depthwise.conv.kernel_size[0], masked.numbers.shape[1]
+    cases = [(3, mid // 2, 1), (largest, mid, 1), (5, mid - 3, 1)]
+    cases += [(largest, mid, 0)] if masked.residual else []
+    steps = {block: Decided(block.set_train()) for block in (masked, active)}
+    for decision in cases:
+        d = Tensor(np.array(decision, np.float32))
+        with mode_of(ms.PYNATIVE_MODE):  # which spares its compilation
+            value, (dx, dweights) = steps[masked](Tensor(x), Tensor(factor), d)
+        actual, (dx_active, dactive) = steps[active](Tensor(last(x)), Tensor(last(factor)), d)
+        assert_near(actual.asnumpy(), value.asnumpy(), 1e-5)
+        assert_near(first(dx_active.asnumpy()), dx.asnumpy(), 1e-5)
+        for a, e in zip(dactive, dweights, strict=True):
+            assert_near(a.asnumpy(), e.asnumpy(), 2e-5)
+            assert decision[2] or not a.asnumpy().any()
+        if decision == cases[0]:  # later ones move different channels
+            moved = parameters(masked)
+            for parameter, value in parameters(active).items():
+                if "moving" in parameter:
+                    count = len(value) if "project" in parameter else decision[1]
+                    assert_near(value[:count], moved[parameter][:count], 1e-5)
+
+
+def stem_case(n, c, h, w, out, k, stride):
+    x, weight = normal(1, n, c, h, w), normal(2, out, c, k, k) / k
+    gamma, beta = 1 + 0.3 * normal(3, out), normal(4, out)
+    moving = normal(5, out), 0.5 + np.abs(normal(6, out))
+    dy = normal(7, n, out, conv_out(h, stride), conv_out(w, stride))
+    return x, weight, gamma, beta, moving, dy
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 32, 32, 32, 3, 2),
+        (2, 3, 9, 11, 8, 3, 1),
+        (3, 1, 7, 5, 21, 5, 2),
+        (1, 4, 6, 13, 16, 7, 1),
+    ],
+    ids=str,
+)
+def test_stem_equals_float64(shape):
+    n, c, h, w, out, k, stride = shape
+    x, weight, gamma, beta, moving, dy = stem_case(*shape)
+    s = dense64(x, weight, stride, dy)[0]
+    y, ds, dgamma, dbeta, mean, variance = norm64(s, gamma, beta, dy, True)
+    _, dx, dweight = dense64(x, weight, stride, ds)
+    size, pixels = dy.shape[2:], n * dy[0, 0].size
+    inputs = [x, weight, gamma, beta, *moving, options(stride)]
+    shapes = [(n, *size, out), (-(-out // 16), pixels, 16), (2, out), (out,), (out,)]
+    results = run("StemTrain", inputs, shapes)
+    assert_near(first(results[0]), y, 5e-6)
+    assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, 1e-5)
+    assert_near(results[4], 0.9 * moving[1] + 0.1 * variance * pixels / (pixels - 1), 1e-5)
+    saved = [x, weight, gamma, beta, results[1], results[2], options(stride), last(dy)]
+    actual = run("StemBackward", saved, [weight.shape, (out,), (out,)])
+    for a, e in zip(actual, (dweight, dgamma, dbeta), strict=True):
+        assert_near(a, e, 1e-5)
+    assert_near(run("StemInputGradient", [*saved, *actual[1:]], [x.shape])[0], dx, 1e-5)
+    y = norm64(s, gamma, beta, dy, True, statistics=moving)[0]
+    assert_near(first(run("StemInfer", inputs, shapes[:1])[0]), y, 5e-6)
+    scale = gamma / np.sqrt(moving[1] + EPSILON)
+    folded = [weight * scale[:, None, None, None], beta - moving[0] * scale]
+    inputs = [x, *(a.astype(np.float32) for a in folded), options(stride)]
+    assert_near(first(run("StemFolded", inputs, shapes[:1])[0]), y, 5e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 7, 7, 96), (5, 3, 1, 1, 20), (3, 40, 17, 16, 35)], ids=str
+)
+def test_head_equals_float64(shape):
+    n, c, h, w, out = shape
+    x, weight = normal(1, n, c, h, w), (normal(2, out, c, 1, 1) / np.sqrt(c)).astype(np.float32)
+    gamma, beta = 1 + 0.3 * normal(3, out), normal(4, out)
+    moving, dy = (normal(5, out), 0.5 + np.abs(normal(6, out))), normal(7, n, out)
+    spread = np.broadcast_to(dy[:, :, None, None] / (h * w), (n, out, h, w))
+    q = dense64(x, weight, 1, np.zeros((n, out, h, w)))[0]
+    y, dq, dgamma, dbeta, mean, variance = norm64(q, gamma, beta, spread, True)
+    _, dx, dweight = dense64(x, weight, 1, dq)
+    inputs = [last(x), weight, gamma, beta, *moving, options()]
+    shapes = [(n, out), (-(-out // 16), n * h * w, 16), (2, out), (out,), (out,)]
+    results = run("HeadTrain", inputs, shapes)
+    assert_near(results[0], y.mean((2, 3)), 5e-6)
+    assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, 1e-5)
+    count = n * h * w
+    assert_near(results[4], 0.9 * moving[1] + 0.1 * variance * count / (count - 1), 1e-5)
+    saved = [last(x), weight, gamma, beta, results[1], results[2], dy]
+    actual = run("HeadBackward", saved, [last(x).shape, weight.shape, (out,), (out,)])
+    assert_near(first(actual[0]), dx, 1e-5)
+    for a, e in zip(actual[1:], (dweight, dgamma, dbeta), strict=True):
+        assert_near(a, e, 1e-5)
+    y = norm64(q, gamma, beta, q, True, statistics=moving)[0].mean((2, 3))
+    assert_near(run("HeadInfer", inputs, shapes[:1])[0], y, 5e-6)
+
+
+def test_statistics_of_values_far_from_zero():
+    case = BlockCase((4, 8, 9, 9, 24, 8, 3, 1))
+    case.x += np.array([1e3, -300, 0, 5, 20, -50, 1, 0], np.float32)[:, None, None]
+    _, _, statistics = block64(case.x, case.layers, 1, True, case.dy)
+    variance = (case.train(case.everything())[8] - 0.9 * case.moving[0][1]) / 0.1
+    np.testing.assert_allclose(variance, statistics[1] * 324 / 323, rtol=1e-4)
+
+
+def test_nan_passes():
+    case = BlockCase((2, 8, 9, 9, 24, 8, 3, 1))
+    case.x[1, 3, 4, 4] = np.nan
+    assert np.isnan(case.train(case.everything())[0]).all()
+    y = run("BlockInfer", case.inputs(case.everything()), [(2, 9, 9, 8)])[0]
+    assert np.isnan(y[1, 4, 4]).all() and not np.isnan(y[0]).any()
+
+
+def test_wrong_shapes_types_and_decisions_are_refused():
+    case = BlockCase((2, 8, 9, 9, 24, 8, 5, 1))
+    good, y = case.inputs(case.everything()), [(2, 9, 9, 8)]
+    run("BlockInfer", good, y)
+
+    def refused(inputs, shapes=y):
+        with pytest.raises(ValueError, match="returned"):
+            run("BlockInfer", inputs, shapes)
+
+    for place in range(len(good)):
+        refused(good[:place] + [good[place][1:]] + good[place + 1 :])
+        refused(good[:place] + [good[place].astype(np.float64)] + good[place + 1 :])
+    refused(good[:-1])
+    refused(good, [(2, 9, 8, 8)])
+    for decision in ((4, 24, 1), (7, 24, 1), (5, 0, 1), (5, 25, 1), (1, 24, 1)):
+        refused([*good[:-1], np.array(decision, np.float32)])
+    for stride in (0, 3):
+        refused([*good[:-2], options(stride), good[-1]])
+    # A block that adds nothing to its input cannot be left out.
+    refused([*good[:-2], options(1), np.array((5, 24, 0), np.float32)])
+    plain = BlockCase((2, 24, 9, 9, 24, 8, 5, 1))
+    with pytest.raises(ValueError, match="returned"):
+        run("BlockInferPlain", plain.inputs((5, 16, 1)), y)
+
+
+def test_wrong_shapes_are_named(mode):
+    x, weight = Tensor(normal(1, 1, 8, 8, 3)), Tensor(normal(2, 4, 3, 4, 4))
+    norm, more = [Tensor(normal(3, 4))] * 4, Tensor(options())
+    with pytest.raises(ValueError, match="a stem does not take the shapes"):
+        stem_operator("Infer", 1)(x, weight, *norm, more).asnumpy()
+    with pytest.raises(ValueError, match="a head does not take the shapes"):
+        head_operator("Infer")(x, weight, *norm, more).asnumpy()
+    with pytest.raises(ValueError, match="an MBConv block does not take the shapes"):
+        block_operator("Infer", 1, expands=False)(
+            x, weight, *norm, weight, *norm, more, Tensor(normal(1, 3))
+        ).asnumpy()
+
+
+def results_of_all_operators(library: str | None) -> list[np.ndarray]:
+    out = []
+    for shape in ((5, 24, 9, 9, 72, 24, 5, 1), (9, 16, 36, 36, 40, 20, 3, 2), BLOCKS[6]):
+        case = BlockCase(shape)
+        results = case.train(case.everything(), library)
+        out += results + case.backward(case.everything(), results, library)
+        shapes = [results[0].shape]
+        inputs = case.inputs(case.everything())
+        out += run(f"BlockInfer{case.suffix}", inputs, shapes, library=library)
+    return out
+
+
+def test_results_do_not_depend_on_threads(library_of):
+    one, several = (results_of_all_operators(library_of(threads)) for threads in (1, 8))
+    assert [a.tobytes() for a in one] == [a.tobytes() for a in several]
+
+
+def test_builds_for_other_processors_give_the_same():
+    expected = results_of_all_operators(None)
+    for target in build.OTHER_TARGETS:
+        actual = results_of_all_operators(str(build.compile_library(target)))
+        for a, e in zip(actual, expected, strict=True):
+            assert_near(a, e, 1e-5)
