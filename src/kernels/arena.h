@@ -19,8 +19,8 @@ constexpr int64_t kAlignment = 64;  // bytes: a cache line, and the longest vect
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : size_(size), data_(static_cast<float *>(::operator new(size * sizeof(float),
-                                                               std::align_val_t{kAlignment}))) {}
+      : size_(size), data_(static_cast<float *>(
+                         ::operator new(size * sizeof(float), std::align_val_t{kAlignment}))) {}
   ~Buffer() { ::operator delete(data_, std::align_val_t{kAlignment}); }
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;

@@ -1,8 +1,8 @@
 // An MBConv block backward.
 //
-// The gradient of a normalisation (norm_call.h) contains the sums of g, the gradient behind its ReLU,
-// 0 where that was not active, and of g times its input. They run over all samples, so a pass over
-// the data ends at each normalisation:
+// The gradient of a normalisation (norm_call.h) contains the sums of g, the gradient behind its
+// ReLU, 0 where that was not active, and of g times its input. They run over all samples, so a pass
+// over the data ends at each normalisation:
 //
 //  1. the sums of the last normalisation;
 //  2. dp, the gradient of the projection's output, from these; with it the gradient of the
@@ -63,11 +63,10 @@ inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &
     return call.are_channels({{first, first + count}}, channels);
   };
   const bool fits =
-      (!b.expands ||
-       (are(at.in.norm, 2, b.mid) && are(at.dnorm, 2, b.mid) &&
-        call.is_shape(at.input_mean, {b.channels}) &&
-        call.is_shape(at.spread, {b.mid, b.channels}) &&
-        same_shape(call, at.in.expand, at.dexpand))) &&
+      (!b.expands || (are(at.in.norm, 2, b.mid) && are(at.dnorm, 2, b.mid) &&
+                      call.is_shape(at.input_mean, {b.channels}) &&
+                      call.is_shape(at.spread, {b.mid, b.channels}) &&
+                      same_shape(call, at.in.expand, at.dexpand))) &&
       are(at.in.next_norm, 2, b.mid) && are(at.dnext_norm, 2, b.mid) &&
       are(at.in.last_norm, 1, b.out_channels) && are(at.dlast_norm, 2, b.out_channels) &&
       call.is_shape(at.z, {b.groups(), b.out_pixels(), kGroup}) &&
@@ -148,9 +147,8 @@ class BlockBackward {
     const float *weight = call_.data(at_.in.project);
     float *panels = arena_.take(size);
     for (int64_t g = 0; g < groups_; ++g) {
-      pack_panel(panels + g * out * kGroup, out, count(g), [&](int64_t o, int64_t j) {
-        return weight[o * b_.mid + g * kGroup + j];
-      });
+      pack_panel(panels + g * out * kGroup, out, count(g),
+                 [&](int64_t o, int64_t j) { return weight[o * b_.mid + g * kGroup + j]; });
     }
     float *products = arena_.take(parts * size);
     double *sums = reinterpret_cast<double *>(arena_.take(2 * parts * groups_ * 2 * kGroup));
@@ -218,8 +216,7 @@ class BlockBackward {
       float *g_out = g_ + (g * pixels + first) * kGroup;
       Vec gradients[kVecs] = {}, products[kVecs] = {};
       spnas::product<kVecs>(
-          now, {dp, out, out}, panels + g * out * kGroup,
-          [](int64_t) { return Channels<kVecs>{}; },
+          now, {dp, out, out}, panels + g * out * kGroup, [](int64_t) { return Channels<kVecs>{}; },
           [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
             for (int v = 0; v < kVecs; ++v) {
@@ -242,8 +239,8 @@ class BlockBackward {
 
   // What a range of samples adds up in pass 3.
   struct Sums {
-    float *kernels;   // (groups, taps, 16)
-    float *products;  // (groups, channels, 16): sum of x * g
+    float *kernels;     // (groups, taps, 16)
+    float *products;    // (groups, channels, 16): sum of x * g
     double *gradients;  // (groups, 16)
   };
 
@@ -341,7 +338,8 @@ class BlockBackward {
     }
   }
 
-  // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's gradient.
+  // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's
+  // gradient.
   void convolve_plane(const Hidden &hidden, const Band &band, int64_t sample, int64_t g,
                       const float *flipped, float *gradient, const Sums &sums) const {
     const Planes &planes = band.planes;
@@ -351,13 +349,12 @@ class BlockBackward {
     hidden.expand(plane, band, sample, g);
     find_dz(dz, band, sample, g);
     planes.kernel_gradient(sums.kernels + g * taps, dz, plane);
-    planes.input_gradient(
-        dz, flipped + g * taps, [&](int64_t y, int64_t x, int v, Vec sum) {
-          const Vec e = load(plane + planes.at(y, x) + v * kLanes);
-          // Without expansion there is no ReLU in front of the convolution.
-          store(gradient + (y * planes.width + x) * kGroup + v * kLanes,
-                b_.expands ? (e > 0 ? sum : Vec{}) : sum);
-        });
+    planes.input_gradient(dz, flipped + g * taps, [&](int64_t y, int64_t x, int v, Vec sum) {
+      const Vec e = load(plane + planes.at(y, x) + v * kLanes);
+      // Without expansion there is no ReLU in front of the convolution.
+      store(gradient + (y * planes.width + x) * kGroup + v * kLanes,
+            b_.expands ? (e > 0 ? sum : Vec{}) : sum);
+    });
   }
 
   // dz of one sample and group, as a padded plane, with the rows around the band.
@@ -446,8 +443,8 @@ class BlockBackward {
         const float *w = weight + e * channels;
         double sum = 0, second = 0;
         for (int64_t part = 0; part < parts; ++part) {
-          const float *product = products + part * product_size +
-                                 e / kGroup * channels * kGroup + e % kGroup;
+          const float *product =
+              products + part * product_size + e / kGroup * channels * kGroup + e % kGroup;
           for (int64_t k = 0; k < channels; ++k) {
             row[k] += product[k * kGroup];
           }
@@ -461,8 +458,8 @@ class BlockBackward {
         const float slope = static_cast<float>(pixels) * first.slope[e];
         const float *s = spread + e * channels;
         for (int64_t k = 0; k < channels; ++k) {
-          row[k] = first.scale[e] *
-                   (row[k] - static_cast<float>(sum) * input_mean[k] - slope * s[k]);
+          row[k] =
+              first.scale[e] * (row[k] - static_cast<float>(sum) * input_mean[k] - slope * s[k]);
         }
       }
     });

@@ -25,8 +25,12 @@ struct DecisionPlaces {
 // Statistics of the wide normalisations, rows of a parameter (kCount, channels); without expansion
 // there is only the second.
 struct WideRows {
-  enum { kNext, kPlainCount = kNext + StatisticsRows::kCount, kFirst = kPlainCount,
-         kCount = kFirst + StatisticsRows::kCount };
+  enum {
+    kNext,
+    kPlainCount = kNext + StatisticsRows::kCount,
+    kFirst = kPlainCount,
+    kCount = kFirst + StatisticsRows::kCount
+  };
 };
 
 // Parameters of the convolutions. A block without expansion has none of those of the first.
@@ -43,10 +47,10 @@ struct BlockPlaces {
 
 // Sizes of a block, and what of it is active.
 struct Block {
-  int64_t n, h, w, channels;      // of x
-  int64_t mid, out_channels;      // behind the expansion; of y
-  int64_t out_h, out_w;           // of y
-  int kernel, stride;             // the largest kernel
+  int64_t n, h, w, channels;  // of x
+  int64_t mid, out_channels;  // behind the expansion; of y
+  int64_t out_h, out_w;       // of y
+  int kernel, stride;         // the largest kernel
   bool expands, residual;
   int side;
   int64_t active;
@@ -83,11 +87,11 @@ inline Status read_block(const Call &call, const BlockPlaces &at, int options, i
   }
   b.out_h = (b.h - 1) / b.stride + 1, b.out_w = (b.w - 1) / b.stride + 1;
   const bool valid = b.n > 0 && b.h > 0 && b.w > 0 && b.channels > 0 && b.out_channels > 0;
-  const bool fits = is_kernel(b.kernel) && b.mid > 0 &&
-                    call.is_shape(at.depthwise, {b.mid, 1, b.kernel, b.kernel}) &&
-                    call.is_shape(at.project, {b.out_channels, b.mid, 1, 1}) &&
-                    (at.expands ? call.is_shape(at.expand, {b.mid, b.channels, 1, 1})
-                                : b.mid == b.channels);
+  const bool fits =
+      is_kernel(b.kernel) && b.mid > 0 &&
+      call.is_shape(at.depthwise, {b.mid, 1, b.kernel, b.kernel}) &&
+      call.is_shape(at.project, {b.out_channels, b.mid, 1, 1}) &&
+      (at.expands ? call.is_shape(at.expand, {b.mid, b.channels, 1, 1}) : b.mid == b.channels);
   const bool adds = !b.residual || (b.stride == 1 && b.channels == b.out_channels);
   if (!valid || !fits || !adds) {
     return kBadShape;
@@ -96,9 +100,8 @@ inline Status read_block(const Call &call, const BlockPlaces &at, int options, i
   b.side = static_cast<int>(d[DecisionPlaces::kSide]);
   b.active = static_cast<int64_t>(d[DecisionPlaces::kChannels]);
   b.present = d[DecisionPlaces::kPresence] != 0;
-  const bool known = is_kernel(b.side) && b.side <= b.kernel && b.active > 0 &&
-                     b.active <= b.mid && (b.present || b.residual) &&
-                     (b.expands || b.active == b.mid);
+  const bool known = is_kernel(b.side) && b.side <= b.kernel && b.active > 0 && b.active <= b.mid &&
+                     (b.present || b.residual) && (b.expands || b.active == b.mid);
   return known ? kOk : kBadValue;
 }
 

@@ -44,8 +44,7 @@ class Hidden {
     for (int64_t g = 0; g < b.active_groups(); ++g) {
       const float *weight = call.data(at.depthwise) + g * kGroup * b.kernel * b.kernel;
       pack_panel(kernels_ + g * taps_ * kGroup, taps_, count(g), [&](int64_t t, int64_t j) {
-        return weight[j * b.kernel * b.kernel + b.first_tap() + t / b.side * b.kernel +
-                      t % b.side];
+        return weight[j * b.kernel * b.kernel + b.first_tap() + t / b.side * b.kernel + t % b.side];
       });
     }
     const int64_t rows = std::min(b.h, out_rows_ * b.stride + 2 * (b.side / 2));
@@ -78,9 +77,8 @@ class Hidden {
     const Planes &planes = band.planes;
     const int64_t first = std::max<int64_t>(0, band.first_row - planes.pad);
     const int64_t last = std::min(b_.h, band.first_row + planes.height + planes.pad);
-    planes.clear_border(plane, [&](int64_t y) {
-      return band.first_row + y >= first && band.first_row + y < last;
-    });
+    planes.clear_border(
+        plane, [&](int64_t y) { return band.first_row + y >= first && band.first_row + y < last; });
     const float *x = x_ + (sample * b_.h + first) * b_.w * b_.channels;
     float *out = plane + planes.at(first - band.first_row, 0);
     const int64_t pixels = (last - first) * b_.w;
@@ -160,9 +158,9 @@ class Projection {
   // Pixels of a task.
   int64_t tile() const { return tile_; }
 
-  // out(pixel, j, count, channels) for all pixels and every 16 of the output's channels, which begin
-  // with first(pixel, j, count, Vectors); after(task, first pixel, pixels) when a task is complete.
-  // z is (groups, pixels, 16).
+  // out(pixel, j, count, channels) for all pixels and every 16 of the output's channels, which
+  // begin with first(pixel, j, count, Vectors); after(task, first pixel, pixels) when a task is
+  // complete. z is (groups, pixels, 16).
   template <typename First, typename Out, typename After>
   Status run(const float *z, int64_t pixels, const First &first, const Out &out,
              const After &after) const {
@@ -327,25 +325,22 @@ inline Status block_train(const Call &call, bool expands) {
   float *last_sums = arena.take(group_count(out) * tiles * 2 * kGroup);
   status = projection.run(
       z, b.out_pixels(),
-      [](int64_t, int64_t, int64_t, auto vectors) {
-        return Channels<decltype(vectors)::value>{};
-      },
+      [](int64_t, int64_t, int64_t, auto vectors) { return Channels<decltype(vectors)::value>{}; },
       [&](int64_t i, int64_t j, int64_t count, const auto &sum) {
         store_part(projected + i * out + j, sum, count);
       },
       [&](int64_t task, int64_t first, int64_t now) {
         for_panels(out, [&](int64_t j, int64_t count, auto vectors) {
-          part_sums<decltype(vectors)::value>(
-              last_sums + (j / kGroup * tiles + task) * 2 * kGroup, projected + first * out + j,
-              out, count, now);
+          part_sums<decltype(vectors)::value>(last_sums + (j / kGroup * tiles + task) * 2 * kGroup,
+                                              projected + first * out + j, out, count, now);
         });
       });
   if (status) {
     return status;
   }
   status = last_norm.use_parts(
-      out, tiles, last_sums,
-      [&](int64_t i) { return std::min(tile, b.out_pixels() - i * tile); }, last);
+      out, tiles, last_sums, [&](int64_t i) { return std::min(tile, b.out_pixels() - i * tile); },
+      last);
   if (status) {
     return status;
   }

@@ -41,9 +41,8 @@ struct Head {
   Status convolve(Arena &arena, float *q, float *sums) const {
     float *panels = arena.take(groups() * channels * kGroup);
     Status status = parallel(groups(), 1, [&](int64_t g, int64_t) {
-      pack_panel(panels + g * channels * kGroup, channels, count(g), [&](int64_t k, int64_t j) {
-        return weight[(g * kGroup + j) * channels + k];
-      });
+      pack_panel(panels + g * channels * kGroup, channels, count(g),
+                 [&](int64_t k, int64_t j) { return weight[(g * kGroup + j) * channels + k]; });
     });
     if (status) {
       return status;
@@ -205,11 +204,10 @@ inline Status head_backward(const Call &call) {
     const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
     const Channels<kVecs> factor = load_channels(norm.in_factor + g * kGroup);
     const Channels<kVecs> constant = load_channels(norm.constant + g * kGroup);
-    head_gradient(head, norm, q, dy, first, now, g,
-                  [&](int64_t i, int v, Vec value, Vec gradient) {
-                    store(dq + i * kGroup + v * kLanes,
-                          scale.v[v] * gradient + (factor.v[v] * value + constant.v[v]));
-                  });
+    head_gradient(head, norm, q, dy, first, now, g, [&](int64_t i, int v, Vec value, Vec gradient) {
+      store(dq + i * kGroup + v * kLanes,
+            scale.v[v] * gradient + (factor.v[v] * value + constant.v[v]));
+    });
   };
   Status status = parallel(head.groups(), 1, [&](int64_t g, int64_t) {
     const Channels<kVecs> mean = load_channels(norm.mean + g * kGroup);

@@ -18,7 +18,6 @@
 
 namespace spnas {
 
-
 // kOk if the parameters at these places fit each other.
 inline Status check_image_conv(const Call &call, int x, int weight, int y, int stride) {
   if (call.ndims[x] != 4 || call.ndims[weight] != 4 || !Shape(call, x).valid() ||

@@ -24,8 +24,9 @@ struct Covariance {
 
   static int64_t size(int64_t channels) { return group_count(channels) * channels * kGroup; }
   float *panel(int64_t first) const { return data + first * channels; }
-  float &at(int64_t k, int64_t j) const { return data[j / kGroup * kGroup * channels +
-                                                      k * kGroup + j % kGroup]; }
+  float &at(int64_t k, int64_t j) const {
+    return data[j / kGroup * kGroup * channels + k * kGroup + j % kGroup];
+  }
 };
 
 // Sums over one part of the pixels, of values less `shift`.

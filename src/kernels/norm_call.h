@@ -96,8 +96,7 @@ struct TrainNorm {
     // As MindSpore's operator does, the moving variance averages the unbiased one.
     const double unbiased = variance * count / std::max(1.0, count - 1);
     new_mean[c] = momentum * moving_mean[c] + (1 - momentum) * mean[c];
-    new_variance[c] =
-        momentum * moving_variance[c] + (1 - momentum) * static_cast<float>(unbiased);
+    new_variance[c] = momentum * moving_variance[c] + (1 - momentum) * static_cast<float>(unbiased);
   }
 
   // From sums (groups, parts, 2, 16), as part_sums() gives them, of which part i has pixels(i).
@@ -119,12 +118,13 @@ struct TrainNorm {
 
 // The gradient of a normalisation's input,
 //
-//     d in = scale * (g - mean g - (in - mean) * slope),   slope = sum g (in - mean) / (n variance),
+//     d in = scale * (g - mean g - (in - mean) * slope),   slope = sum g (in - mean) / (n
+//     variance),
 //
 // as scale * g + in_factor * in + constant. Arrays are as long as all groups, and zero where
 // channels are not active.
 struct NormGradient {
-  float *mean, *inverse, *scale, *shift;                      // known beforehand
+  float *mean, *inverse, *scale, *shift;                // known beforehand
   float *in_factor, *constant, *mean_gradient, *slope;  // when the two sums are known
 
   // `beta` may be null: then shift, which tells where a ReLU was active, stays 0.

@@ -207,8 +207,8 @@ class Planes {
       const int64_t columns = divide(width - phase.x), rows = divide(height - phase.y);
       for (int64_t y = 0; y < rows; ++y) {
         // The output that the last tap of input (y, 0) of this phase takes part in.
-        const float *in = dout + out_at(y + phase.base_y - phase.rows + 1,
-                                        phase.base_x - phase.columns + 1);
+        const float *in =
+            dout + out_at(y + phase.base_y - phase.rows + 1, phase.base_x - phase.columns + 1);
         const auto to = [&](int64_t x, int v, Vec sum) {
           out(y * stride + phase.y, x * stride + phase.x, v, sum);
         };

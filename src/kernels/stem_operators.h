@@ -47,8 +47,7 @@ class Stem {
   // Whether the parameters are those of a stem; checked before one is made.
   static Status check(const Call &call, int x, int weight, int options) {
     if (call.ndims[x] != 4 || call.ndims[weight] != 4 ||
-        !call.is_shape(options, {Options::kCount}) || call.size(x) == 0 ||
-        call.size(weight) == 0) {
+        !call.is_shape(options, {Options::kCount}) || call.size(x) == 0 || call.size(weight) == 0) {
       return kBadShape;
     }
     const int64_t c = call.shapes[x][1], k = call.shapes[weight][2];
@@ -227,10 +226,9 @@ inline Status stem_train(const Call &call) {
     const float *padded = stem.pad(n);
     for (int64_t g = 0; g < stem.groups(); ++g) {
       float *out = s + (g * stem.n + n) * plane * kGroup;
-      stem.convolve(padded, panels + g * stem.taps() * kGroup, Channels<kVecs>{},
-                    [&](int64_t i, const Channels<kVecs> &c) {
-                      store_channels(out + i * kGroup, c);
-                    });
+      stem.convolve(
+          padded, panels + g * stem.taps() * kGroup, Channels<kVecs>{},
+          [&](int64_t i, const Channels<kVecs> &c) { store_channels(out + i * kGroup, c); });
       for (int64_t i = 0; i < parts; ++i) {
         part_sums<kVecs>(sums + ((g * stem.n + n) * parts + i) * 2 * kGroup,
                          out + i * kSumPixels * kGroup, kGroup, kGroup,
@@ -318,8 +316,7 @@ inline Status check_stem_backward(const Call &call, int count) {
 // dy where ReLU was active, of pixel i and one group.
 inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, const float *s,
                                        const float *dy, int64_t i, int64_t g) {
-  Channels<kVecs> gradient =
-      load_part<kVecs>(dy + i * stem.outputs + g * kGroup, stem.count(g));
+  Channels<kVecs> gradient = load_part<kVecs>(dy + i * stem.outputs + g * kGroup, stem.count(g));
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
   const Channels<kVecs> shift = load_channels(norm.shift + g * kGroup);
 #pragma GCC unroll 4
@@ -338,10 +335,10 @@ inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm,
 #pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
     const int64_t at = g * kGroup + v * kLanes;
-    gradient.v[v] = load(norm.scale + at) * gradient.v[v] +
-                    (load(norm.in_factor + at) *
-                         load(s + (g * stem.pixels() + i) * kGroup + v * kLanes) +
-                     load(norm.constant + at));
+    gradient.v[v] =
+        load(norm.scale + at) * gradient.v[v] +
+        (load(norm.in_factor + at) * load(s + (g * stem.pixels() + i) * kGroup + v * kLanes) +
+         load(norm.constant + at));
   }
   return gradient;
 }

@@ -63,8 +63,8 @@ bool run_core(Operator forward, Operator backward, const Dims &x, const Dims &we
   return run(forward, forward_dims) && run(backward, backward_dims);
 }
 
-// Stem, blocks and head: forward, backward, inference, folded. Small planes, as `rows` and `columns`
-// of x, and large ones.
+// Stem, blocks and head: forward, backward, inference, folded. Small planes, as `rows` and
+// `columns` of x, and large ones.
 bool run_network(const Dims &x, int64_t outputs, int64_t k) {
   const int64_t n = x[0], c = x[1], mid = 2 * c;
   bool ok = true;
@@ -84,41 +84,56 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
         if (decision[2] == 0 && !residual) {
           continue;
         }
-        std::vector<Dims> infer{in,   expand, wide, wide,    wide,   wide,   depthwise, wide, wide,
-                                wide, wide,   project, narrow, narrow, narrow, narrow,  {4},  {3}};
+        std::vector<Dims> infer{in,        expand, wide,   wide,   wide, wide,
+                                depthwise, wide,   wide,   wide,   wide, project,
+                                narrow,    narrow, narrow, narrow, {4},  {3}};
         const std::map<int, Values> values{{16, options}, {17, decision}};
         std::vector<Dims> train = infer;
         infer.push_back(y);
-        train.insert(train.end(), {y, groups(mid, pixels), y, {c}, {mid, c}, {4, mid}, {2, outputs},
-                                   wide, wide, wide, wide, narrow, narrow});
+        train.insert(train.end(), {y,
+                                   groups(mid, pixels),
+                                   y,
+                                   {c},
+                                   {mid, c},
+                                   {4, mid},
+                                   {2, outputs},
+                                   wide,
+                                   wide,
+                                   wide,
+                                   wide,
+                                   narrow,
+                                   narrow});
         ok &= run(BlockInfer, infer, values) && run(BlockTrain, train, values);
-        ok &= run(BlockBackward,
-                  {in, expand, wide, wide, depthwise, wide, wide, project, narrow,
-                   groups(mid, pixels), y, {c}, {mid, c}, {4, mid}, {2, outputs}, {4}, {3}, y,
-                   in, expand, wide, wide, depthwise, wide, wide, project, narrow, narrow},
+        ok &= run(BlockBackward, {in,      expand, wide,      wide,     depthwise,
+                                  wide,    wide,   project,   narrow,   groups(mid, pixels),
+                                  y,       {c},    {mid, c},  {4, mid}, {2, outputs},
+                                  {4},     {3},    y,         in,       expand,
+                                  wide,    wide,   depthwise, wide,     wide,
+                                  project, narrow, narrow},
                   {{15, options}, {16, decision}});
-        ok &= run(BlockFolded,
-                  {in, expand, wide, depthwise, wide, project, narrow, {4}, {3}, y},
+        ok &= run(BlockFolded, {in, expand, wide, depthwise, wide, project, narrow, {4}, {3}, y},
                   {{7, options}, {8, decision}});
       }
       const Values all{static_cast<float>(k), static_cast<float>(c), 1};
       const Dims plain{c, 1, k, k}, last{outputs, c, 1, 1}, channel{c};
-      ok &= run(BlockTrainPlain,
-                {in, plain, channel, channel, channel, channel, last, narrow, narrow, narrow,
-                 narrow, {4}, {3}, y, groups(c, pixels), y, {2, c}, {2, outputs}, channel, channel,
-                 narrow, narrow},
+      ok &= run(BlockTrainPlain, {in,      plain,  channel,      channel, channel,
+                                  channel, last,   narrow,       narrow,  narrow,
+                                  narrow,  {4},    {3},          y,       groups(c, pixels),
+                                  y,       {2, c}, {2, outputs}, channel, channel,
+                                  narrow,  narrow},
                 {{11, options}, {12, all}});
       ok &= run(BlockBackwardPlain,
-                {in, plain, channel, channel, last, narrow, groups(c, pixels), y, {2, c},
-                 {2, outputs}, {4}, {3}, y, in, plain, channel, channel, last, narrow, narrow},
+                {in,    plain,   channel,      channel, last,   narrow, groups(c, pixels),
+                 y,     {2, c},  {2, outputs}, {4},     {3},    y,      in,
+                 plain, channel, channel,      last,    narrow, narrow},
                 {{10, options}, {11, all}});
       ok &= run(BlockFoldedPlain, {in, plain, channel, last, narrow, {4}, {3}, y},
                 {{5, options}, {6, all}});
       const Dims image{n, 3, h, w}, kernel{outputs, 3, k, k}, s = groups(outputs, pixels);
-      ok &= run(StemTrain,
-                {image, kernel, narrow, narrow, narrow, narrow, {4}, y, s, {2, outputs}, narrow,
-                 narrow},
-                {{6, options}});
+      ok &= run(
+          StemTrain,
+          {image, kernel, narrow, narrow, narrow, narrow, {4}, y, s, {2, outputs}, narrow, narrow},
+          {{6, options}});
       ok &= run(StemBackward,
                 {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, kernel, narrow, narrow},
                 {{6, options}});
@@ -129,10 +144,11 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
     }
     const Dims in{n, h, w, c}, weight{outputs, c, 1, 1}, narrow{outputs}, y{n, outputs};
     const Dims q{(outputs + 15) / 16, n * h * w, 16};
-    ok &= run(HeadTrain, {in, weight, narrow, narrow, narrow, narrow, {4}, y, q, {2, outputs},
-                          narrow, narrow});
-    ok &= run(HeadBackward, {in, weight, narrow, narrow, q, {2, outputs}, y, in, weight, narrow,
-                             narrow});
+    ok &=
+        run(HeadTrain,
+            {in, weight, narrow, narrow, narrow, narrow, {4}, y, q, {2, outputs}, narrow, narrow});
+    ok &= run(HeadBackward,
+              {in, weight, narrow, narrow, q, {2, outputs}, y, in, weight, narrow, narrow});
     ok &= run(HeadFolded, {in, weight, narrow, {4}, y});
   }
   return ok;
