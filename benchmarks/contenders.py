@@ -1,18 +1,19 @@
 """Contenders of a benchmark: processes of their own that take turns at a piece of work.
 
 Each does one piece of work unmeasured, which compiles. Then, in every round, one after the other is
-timed while the others wait, so that all run on the same machine at almost the same time. Ratios are
-medians of the ratios within a round. Peak memory is that of the whole process, compilation
-included.
+timed while the others are stopped, so that all run on the same machine at almost the same time.
+Peak memory is that of the whole process, compilation included.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import math
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,19 +21,28 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from src.arch.architecture import load_architecture
+from src.errors import EXIT_FAULT, Fault, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-# Architectures that timm's network can be; whether with lowered strides.
-TORCH_ARCHS = {"spnas_pixel1": False, "spnas_pixel1_32": True}
-CLASSES = 1000
+# How threads of OpenMP wait, such as PyTorch's: spinning, unless a contender is to have it
+# otherwise.
+WAITING = "OMP_WAIT_POLICY"
+ENVIRONMENTS = {"torch_passive": {WAITING: "passive"}}
+# Contenders that compute the same in float32; "PyTorch" is the faster one.
+PYTORCH = ("torch", "torch_passive")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class WorkerError(RuntimeError):
+class WorkerError(Fault):
     """A contender that ended before its time."""
 
 
-def noise(batch_size: int, image_size: int, classes: int = CLASSES):
+def natural_classes(image_size: int) -> int:
+    """Classes of data with images of that size: CIFAR-10's and the digits', or ImageNet's."""
+    return 10 if image_size <= 32 else 1000
+
+
+def noise(batch_size: int, image_size: int, classes: int):
     """Images (N, 3, H, W) of float32 and labels (N,) of int64, the same in every process."""
     import numpy as np
 
@@ -53,6 +63,8 @@ def work(create: Callable[[], Callable[[], float]]) -> None:
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # A stopped process would outlive a parent that is killed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     step = create()
     step()
     print("ready", file=answers)
@@ -72,26 +84,35 @@ def python_path() -> str:
 
 
 class Contender:
-    """A worker process, seen from the parent."""
+    """A worker process, seen from the parent. It is stopped outside of its turns.
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    So threads that spin while they wait for work take no time from the others: those of NumPy's
+    matrix product do so for 0.1 s.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.seconds: list[float] = []
+        inherited = {key: value for key, value in os.environ.items() if key != WAITING}
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env={**os.environ, "PYTHONPATH": python_path()},
+            env={**inherited, "PYTHONPATH": python_path(), **(environment or {})},
         )
 
     def answer(self) -> str:
-        """The next line of the worker."""
+        """The next line of the worker, which runs until it has written it."""
         assert self.process.stdout is not None  # a pipe
+        self.process.send_signal(signal.SIGCONT)
         line = self.process.stdout.readline().strip()
         if not line:
             raise WorkerError(f"{self.name}: ended with exit code {self.process.wait()}")
+        self.process.send_signal(signal.SIGSTOP)
         return line
 
     def step(self) -> None:
@@ -104,10 +125,13 @@ class Contender:
         self.seconds.append(float(self.answer()))
 
     def finish(self) -> float:
-        """End the worker; returns its peak memory in GB."""
+        """Let the worker end; returns its peak memory in GB."""
         assert self.process.stdin is not None  # a pipe
         self.process.stdin.close()
-        return int(self.answer()) / 1e9
+        peak = int(self.answer()) / 1e9
+        self.process.send_signal(signal.SIGCONT)
+        self.process.wait()
+        return peak
 
     def kill(self) -> None:
         """End the worker whatever it does."""
@@ -120,77 +144,130 @@ def median_ratio(mine: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(mine, others, strict=True))
 
 
+def ratio(mine: Sequence[float], others: Sequence[float]) -> str:
+    """Median of the ratios within a round, and in parentheses the ratio of the least times."""
+    return f"{median_ratio(mine, others):.2f} ({min(mine) / min(others):.2f})"
+
+
+def commands(
+    script: str, pythons: Mapping[str, str], options: Sequence[object]
+) -> dict[str, list[str]]:
+    """How to start the workers of a benchmark.
+
+    Args:
+        script: file of the benchmark.
+        pythons: interpreter of each worker.
+        options: flags of all workers, beside ``--worker``.
+    """
+    return {
+        worker: [python, str(Path(script).resolve()), "--worker", worker, *map(str, options)]
+        for worker, python in pythons.items()
+    }
+
+
 def compare(
     commands: Mapping[str, Sequence[str]],
     names: Mapping[str, str],
-    bases: Sequence[str],
+    bases: Mapping[str, Collection[str]],
     rounds: int,
 ) -> dict[str, float]:
     """Run all contenders and print a table.
 
+    Ratios are given twice: the median of those within a round, and that of the least times.
+
     Args:
         commands: how to start each contender.
         names: of contenders, for the table.
-        bases: contenders that the others are divided by, each in a column of its own.
+        bases: what the others are divided by: titles of columns, each with contenders of which the
+            one with the least median is taken. Those that do not run are left out.
         rounds: how often each contender is timed.
 
     Returns:
         Peak memory of each in GB.
     """
-    peaks = {}
     with contextlib.ExitStack() as stack:
         contenders = {}
         for key, command in commands.items():
-            contenders[key] = Contender(names[key], command)
-            stack.callback(contenders[key].kill)
-        for contender in contenders.values():
+            contender = Contender(names[key], command, ENVIRONMENTS.get(key))
+            stack.callback(contender.kill)
             contender.answer()
+            contenders[key] = contender
         for _ in range(rounds):
             for contender in contenders.values():
                 contender.step()
-        ratios = "".join(f"{f'/ {base}':>9}" for base in bases)
-        print(f"{'contender':<26}{'median ms':>10}{'min..max ms':>18}{ratios}{'peak GB':>9}")
-        for key, contender in contenders.items():
-            seconds, peaks[key] = contender.seconds, contender.finish()
-            ratios = "".join(
-                f"{median_ratio(seconds, contenders[base].seconds):>11.2f}" for base in bases
-            )
-            spread = f"{1000 * min(seconds):.1f}..{1000 * max(seconds):.1f}"
-            print(
-                f"{contender.name:<26}{1000 * statistics.median(seconds):>10.1f}{spread:>18}"
-                f"{ratios}{peaks[key]:>9.2f}",
-                flush=True,
-            )
+        peaks = {key: contender.finish() for key, contender in contenders.items()}
+    columns = {}
+    for title, candidates in bases.items():
+        present = [contenders[key] for key in candidates if key in contenders]
+        if present:
+            columns[title] = min(present, key=lambda base: statistics.median(base.seconds))
+        if len(present) > 1:
+            print(f"/ {title}: to '{columns[title].name}', the setting with the lesser median")
+    width = 2 + max(len(contender.name) for contender in contenders.values())
+    ratios = "".join(f"{'/ ' + title:>16}" for title in columns)
+    print(f"{'contender':<{width}}{'median':>8}{'least':>8}{'most ms':>9}{'peak GB':>9}{ratios}")
+    for key, contender in contenders.items():
+        seconds = contender.seconds
+        ratios = "".join(f"{ratio(seconds, base.seconds):>16}" for base in columns.values())
+        print(
+            f"{contender.name:<{width}}{1000 * statistics.median(seconds):>8.1f}"
+            f"{1000 * min(seconds):>8.1f}{1000 * max(seconds):>9.1f}{peaks[key]:>9.2f}{ratios}"
+        )
+    print("ratios: median of those within a round (ratio of the least times)")
     return peaks
 
 
 def add_arguments(parser: argparse.ArgumentParser, workers: Collection[str], rounds: int) -> None:
-    """Define the flags of every comparison: which contenders, which network, how many rounds."""
+    """Define the flags of every comparison: which contenders, how many rounds."""
     parser.add_argument(
-        "--torch_python", metavar="PYTHON", help="interpreter that has torch, timm and pydantic"
+        "--torch_python", metavar="PYTHON", help="interpreter that has torch and pydantic"
+    )
+    parser.add_argument(
+        "--workers",
+        nargs="+",
+        choices=workers,
+        help="contenders; default: all whose interpreter is given",
     )
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--image_size", type=int, help="default: the architecture's")
-    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
     parser.add_argument("--worker", choices=workers, help=argparse.SUPPRESS)
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Flags, checked, with the architecture's image size where none is given."""
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the flags that say which network computes."""
+    parser.add_argument("--arch", default="spnas_pixel1", help="architecture by name")
+    parser.add_argument("--image_size", type=int, help="default: the architecture's")
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, workers: Collection[str]
+) -> argparse.Namespace:
+    """Flags, checked, with ``pythons``: the interpreter of each contender.
+
+    Args:
+        parser: with the flags of ``add_arguments``.
+        argv: the words after the program's name; None for those of this process.
+        workers: all contenders. The first word of a name, as in ``torch_passive``, is that of the
+            flag with its interpreter; those without such a flag run in this one.
+    """
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if args.torch_python and args.arch not in TORCH_ARCHS:
-        parser.error(f"timm has {' and '.join(TORCH_ARCHS)} only; leave out --torch_python")
-    args.image_size = args.image_size or load_architecture(args.arch).image_size
+    args.pythons = {}
+    for worker in args.workers or workers:
+        flag = f"{worker.split('_')[0]}_python"
+        python = getattr(args, flag, sys.executable)
+        if python:
+            args.pythons[worker] = python
+        elif args.workers:
+            parser.error(f"{worker} needs --{flag}")
     return args
 
 
 def run(measure: Callable[[], None]) -> int:
-    """Exit code of a benchmark; one line says why a contender failed."""
+    """Exit code of a benchmark; one line says what went wrong."""
     try:
         measure()
-    except (WorkerError, OSError) as error:
+    except (UserError, Fault, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", EXIT_FAULT)
     return 0

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CLASSES, ROOT, median_ratio, noise
+from benchmarks.contenders import ROOT, median_ratio, natural_classes, noise
 
 TINY = {
     "format": "spnas-architecture",
@@ -56,11 +56,12 @@ def create_step(arch: str, batch_size: int, device_num: int) -> Callable[[], flo
 
     ms.set_seed(1)
     architecture, config = load_architecture(arch), TrainConfig()
-    network = SPNASNet(architecture, CLASSES, kernels=use_kernels("auto"))
+    classes = natural_classes(architecture.image_size)
+    network = SPNASNet(architecture, classes, kernels=use_kernels("auto"))
     optimizer = create_optimizer(network, config, np.full(10_000, 1e-3, np.float32))
     update = Update(network, optimizer, config, mixed_precision=False, device_num=device_num)
     step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update).set_train()
-    images, labels = noise(batch_size, architecture.image_size)
+    images, labels = noise(batch_size, architecture.image_size, classes)
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     return lambda: float(step(*batch)[0].asnumpy())
 

@@ -1,13 +1,13 @@
-"""Inference with folded batch normalisation, in MindSpore and in PyTorch with timm.
+"""Inference with folded batch normalisation, in MindSpore and in PyTorch.
 
     python benchmarks/inference_python.py                                    # MindSpore only
     python benchmarks/inference_python.py --torch_python PYTHON --rounds 50
 
 MindSpore computes once with the project's CPU operators and once without (stock). PYTHON is an
-interpreter that has torch, timm and pydantic. Every contender is a process of its own, with its
-default number of threads (``benchmarks.contenders``). Timed is one batch of noise, from a NumPy
-array to logits as a NumPy array; PyTorch computes in channels-last and in inference mode. On a
-machine with other work, PyTorch is faster with OMP_WAIT_POLICY=passive in the environment.
+interpreter that has torch and pydantic. Every contender is a process of its own, with its default
+number of threads (``benchmarks.contenders``). Timed is one batch of noise, from a NumPy array to
+logits as a NumPy array. PyTorch computes in channels-last and in inference mode, with spinning and
+with passive threads; ratios to PyTorch are those to the setting with the lesser median.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.contenders import (
-    CLASSES,
-    TORCH_ARCHS,
+    PYTORCH,
     add_arguments,
+    add_network_arguments,
+    commands,
     compare,
+    natural_classes,
     noise,
     parse,
     run,
@@ -32,8 +33,10 @@ from src.arch.architecture import load_architecture
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
     "stock": "MindSpore, stock",
-    "torch": "PyTorch, timm",
+    "torch": "PyTorch, spinning threads",
+    "torch_passive": "PyTorch, passive threads",
 }
+BASES = {"PyTorch": PYTORCH, "stock": ["stock"]}
 WARM_UP = 3  # the first batches are slower everywhere
 
 
@@ -52,12 +55,12 @@ def create_mindspore_network(
     ms.set_seed(0)
     network = SPNASNet(
         load_architecture(arch),
-        CLASSES,
+        natural_classes(image_size),
         kernels=use_kernels("on" if kernels else "off"),
         folded=True,
     )
     network.set_train(False)
-    images, _ = noise(batch_size, image_size)
+    images, _ = noise(batch_size, image_size, natural_classes(image_size))
     return warm(lambda: float(network(Tensor(images)).asnumpy().sum()))
 
 
@@ -65,13 +68,13 @@ def create_torch_network(arch: str, batch_size: int, image_size: int) -> Callabl
     """A function that infers one batch and returns the sum of its logits."""
     import torch
 
-    from benchmarks.torch_reference import fold, spnasnet_100
+    from benchmarks.torch_reference import create_network, fold
 
     torch.manual_seed(0)
-    network = fold(spnasnet_100(CLASSES, lowered_strides=TORCH_ARCHS[arch])).to(
-        memory_format=torch.channels_last
-    )
-    images, _ = noise(batch_size, image_size)
+    classes = natural_classes(image_size)
+    network = fold(create_network(load_architecture(arch), classes))
+    network = network.to(memory_format=torch.channels_last)
+    images, _ = noise(batch_size, image_size, classes)
 
     def infer() -> float:
         with torch.inference_mode():
@@ -79,6 +82,13 @@ def create_torch_network(arch: str, batch_size: int, image_size: int) -> Callabl
             return float(network(x).numpy().sum())
 
     return warm(infer)
+
+
+def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
+    """What a worker does."""
+    if worker.startswith("torch"):
+        return create_torch_network(arch, batch_size, image_size)
+    return create_mindspore_network(arch, batch_size, image_size, worker == "mindspore")
 
 
 def warm(infer: Callable[[], float]) -> Callable[[], float]:
@@ -90,20 +100,11 @@ def warm(infer: Callable[[], float]) -> Callable[[], float]:
 
 def measure(args: argparse.Namespace) -> None:
     """Run all contenders and print a table for each batch size."""
-    pythons = {"mindspore": sys.executable, "stock": sys.executable}
-    if args.torch_python:
-        pythons["torch"] = args.torch_python
-    bases = [worker for worker in ("torch", "stock") if worker in pythons]
+    side = args.image_size or load_architecture(args.arch).image_size
     for batch_size in args.batch_sizes:
-        options = ["--arch", args.arch, "--batch_sizes", str(batch_size)]
-        options += ["--image_size", str(args.image_size)]
-        commands = {
-            worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
-            for worker, python in pythons.items()
-        }
-        size = f"{args.image_size}x{args.image_size}"
-        print(f"{args.arch}, {size}, batch {batch_size}, {args.rounds} rounds")
-        compare(commands, WORKERS, bases, args.rounds)
+        options = "--arch", args.arch, "--batch_sizes", batch_size, "--image_size", side
+        print(f"{args.arch}, {side}x{side}, batch {batch_size}, {args.rounds} rounds")
+        compare(commands(__file__, args.pythons, options), WORKERS, BASES, args.rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,19 +113,13 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser, WORKERS, rounds=20)
+    add_network_arguments(parser)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
-    args = parse(parser, argv)
-    if args.worker == "torch":
-        work(lambda: create_torch_network(args.arch, args.batch_sizes[0], args.image_size))
-    elif args.worker:
-        work(
-            lambda: create_mindspore_network(
-                args.arch, args.batch_sizes[0], args.image_size, args.worker == "mindspore"
-            )
-        )
-    else:
-        return run(lambda: measure(args))
-    return 0
+    args = parse(parser, argv, WORKERS)
+    if args.worker:
+        options = args.arch, args.batch_sizes[0], args.image_size
+        return run(lambda: work(lambda: create(args.worker, *options)))
+    return run(lambda: measure(args))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """A training step of the one-shot supernet in MindSpore, and of the same supernet in PyTorch.
 
-    python benchmarks/one_shot_step.py --torch_python PYTHON --rounds 20
+    python benchmarks/one_shot_step.py --torch_python PYTHON
 
 PYTHON is an interpreter that has torch and pydantic. Every contender is a process of its own
-(``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum and weight
-decay on a fixed batch of noise; every round draws a new path, the same for all, so each contender
-comes to blocks that it has not run before. PyTorch does not change weights that have no gradient,
-nor does the supernet here.
+(``benchmarks.contenders``). PyTorch computes in channels-last, with spinning and with passive
+threads; ratios to PyTorch are those to the setting with the lesser median. A step is forward,
+backward and update of SGD with momentum and weight decay on a fixed batch of noise; every round
+draws a new path, the same for all, so each contender comes to blocks that it has not run before.
+PyTorch does not change weights that have no gradient, nor does the supernet here.
 """
 
 from __future__ import annotations
@@ -14,20 +15,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contenders import compare, noise, run, work
+from benchmarks.contenders import (
+    PYTORCH,
+    add_arguments,
+    commands,
+    compare,
+    natural_classes,
+    noise,
+    parse,
+    run,
+    work,
+)
 from src.arch.space import SearchSpace, load_space
 
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
     "stock": "MindSpore, stock",
-    "torch": "PyTorch, channels-last",
-    "torch_nchw": "PyTorch, NCHW",
+    "torch": "PyTorch, spinning threads",
+    "torch_passive": "PyTorch, passive threads",
 }
-CLASSES = 10
+BASES = {"PyTorch": PYTORCH, "stock": ["stock"]}
 RATE, MOMENTUM, DECAY = 0.025, 0.9, 3e-4  # learning rate and weight decay
 
 
@@ -55,29 +65,29 @@ def create_mindspore_step(
 
     setup_device("CPU", 0)
     ms.set_seed(0)
-    network = OneShotSupernet(space, CLASSES, kernels=use_kernels("on" if kernels else "off"))
+    classes = natural_classes(space.image_size)
+    network = OneShotSupernet(space, classes, kernels=use_kernels("on" if kernels else "off"))
     optimizer = PathMomentum(network, np.full(1000, RATE, np.float32), MOMENTUM, DECAY)
     update = Update(network, optimizer, OneShotConfig(), mixed_precision=False)
     step = OneShotStep(network, CrossEntropySmooth(0.0), update).set_train()
-    images, labels = noise(batch_size, space.image_size, CLASSES)
+    images, labels = noise(batch_size, space.image_size, classes)
     batch, path = (Tensor(images), Tensor(labels.astype(np.int32))), paths(space)
     return lambda: float(step(*batch, Tensor(next(path)))[0].asnumpy())
 
 
-def create_torch_step(
-    space: SearchSpace, batch_size: int, channels_last: bool
-) -> Callable[[], float]:
+def create_torch_step(space: SearchSpace, batch_size: int) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import torch
 
-    from benchmarks.torch_one_shot import OneShotSupernet
+    from benchmarks.torch_reference import OneShotSupernet
 
     torch.manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = OneShotSupernet(space, CLASSES).train().to(memory_format=layout)
+    classes, layout = natural_classes(space.image_size), torch.channels_last
+    network = OneShotSupernet(space, classes).train().to(memory_format=layout)
+    # Not fused: that fails where a block has its first gradient after others.
     optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
     loss_fn = torch.nn.CrossEntropyLoss()
-    images, labels = map(torch.from_numpy, noise(batch_size, space.image_size, CLASSES))
+    images, labels = map(torch.from_numpy, noise(batch_size, space.image_size, classes))
     images, path = images.to(memory_format=layout), paths(space)
 
     def step() -> float:
@@ -93,25 +103,15 @@ def create_torch_step(
 def create(worker: str, space: SearchSpace, batch_size: int) -> Callable[[], float]:
     """What a worker does."""
     if worker.startswith("torch"):
-        return create_torch_step(space, batch_size, channels_last=worker == "torch")
+        return create_torch_step(space, batch_size)
     return create_mindspore_step(space, batch_size, kernels=worker == "mindspore")
 
 
 def measure(args: argparse.Namespace) -> None:
     """Run all contenders and print the table."""
-    pythons = {
-        worker: args.torch_python if worker.startswith("torch") else sys.executable
-        for worker in args.workers
-    }
-    options = ["--space", args.space, "--batch_size", str(args.batch_size)]
-    commands = {
-        worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
-        for worker, python in pythons.items()
-    }
+    options = "--space", args.space, "--batch_size", args.batch_size
     print(f"{args.space}, batch {args.batch_size}, {args.rounds} rounds")
-    compare(
-        commands, WORKERS, [worker for worker in args.workers if worker != "mindspore"], args.rounds
-    )
+    compare(commands(__file__, args.pythons, options), WORKERS, BASES, args.rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,23 +119,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--torch_python", metavar="PYTHON", help="interpreter that has torch, pydantic"
-    )
-    parser.add_argument(
-        "--workers", nargs="+", choices=WORKERS, default=["mindspore", "torch", "torch_nchw"]
-    )
-    parser.add_argument("--rounds", type=int, default=20)
+    add_arguments(parser, WORKERS, rounds=20)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--space", default="one_shot_32", help="one-shot space by name")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = parse(parser, argv, WORKERS)
     if args.worker:
-        work(lambda: create(args.worker, load_space(args.space), args.batch_size))
-        return 0
-    if args.torch_python is None and any(worker.startswith("torch") for worker in args.workers):
-        parser.error(
-            "PyTorch's contenders need --torch_python; --workers mindspore stock does without"
+        return run(
+            lambda: work(lambda: create(args.worker, load_space(args.space), args.batch_size))
         )
     return run(lambda: measure(args))
 

@@ -13,12 +13,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.contenders import CLASSES, compare, noise, run, work
+from benchmarks.contenders import (
+    add_arguments,
+    commands,
+    compare,
+    natural_classes,
+    noise,
+    parse,
+    run,
+    work,
+)
 from src.arch.space import SearchSpace, load_space
 
 if TYPE_CHECKING:  # only the contenders need MindSpore and configurations
@@ -41,19 +49,20 @@ def create(worker: str, space_name: str, batch_size: int, image_size: int) -> Ca
     setup_device("CPU", 0)
     config, space = SearchConfig(optimizer="momentum"), load_space(space_name)
     ms.set_seed(config.seed)
-    images, labels = noise(batch_size, image_size)
+    classes = natural_classes(image_size)
+    images, labels = noise(batch_size, image_size, classes)
     inputs = [Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))]
     if worker == "largest":
-        step = create_training_step(space, config)
+        step = create_training_step(space, classes, config)
     else:
-        step = create_search_step(space, config, image_size)
+        step = create_search_step(space, classes, config, image_size)
         thresholds = step.network.decisions.thresholds
         inputs += [Tensor(np.ones(thresholds.shape, np.float32)), Tensor(1.0, ms.float32)]
     step.set_train()
     return lambda: float(step(*inputs)[0].asnumpy())
 
 
-def create_training_step(space: SearchSpace, config: SearchConfig) -> nn.Cell:
+def create_training_step(space: SearchSpace, classes: int, config: SearchConfig) -> nn.Cell:
     """A step of the largest network of the space."""
     from src.CrossEntropySmooth import CrossEntropySmooth
     from src.kernels import use_kernels
@@ -62,13 +71,15 @@ def create_training_step(space: SearchSpace, config: SearchConfig) -> nn.Cell:
     from src.training.step import TrainStep, Update
 
     kernels = use_kernels("on")
-    network = SPNASNet(space.largest(), CLASSES, momentum=config.bn_momentum, kernels=kernels)
+    network = SPNASNet(space.largest(), classes, momentum=config.bn_momentum, kernels=kernels)
     optimizer = create_optimizer(network, config, RATES)
     update = Update(network, optimizer, config, mixed_precision=False)
     return TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update)
 
 
-def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int) -> nn.Cell:
+def create_search_step(
+    space: SearchSpace, classes: int, config: SearchConfig, image_size: int
+) -> nn.Cell:
     """A step of the supernet of the space."""
     from src.arch.cost_table import arithmetic_table
     from src.CrossEntropySmooth import CrossEntropySmooth
@@ -82,7 +93,7 @@ def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int
     network = Supernet(
         space,
         table,
-        CLASSES,
+        classes,
         momentum=config.bn_momentum,
         kernels=use_kernels("on"),
         even_slope=True,
@@ -100,17 +111,15 @@ def create_search_step(space: SearchSpace, config: SearchConfig, image_size: int
     )
 
 
-def measure(args: argparse.Namespace, image_size: int) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Run both and print the table and the ratio of memory."""
-    options = ["--space", args.space, "--batch_size", str(args.batch_size)]
-    options += ["--image_size", str(image_size)]
-    commands = {
-        worker: [sys.executable, str(Path(__file__).resolve()), "--worker", worker, *options]
-        for worker in WORKERS
-    }
-    print(f"{args.space}, {image_size}x{image_size}, batch {args.batch_size}, {args.rounds} rounds")
-    peaks = compare(commands, WORKERS, ["largest"], args.rounds)
-    print(f"peak memory: {peaks['supernet'] / peaks['largest']:.3f} of the largest network's")
+    side = args.image_size or load_space(args.space).image_size
+    options = "--space", args.space, "--batch_size", args.batch_size, "--image_size", side
+    print(f"{args.space}, {side}x{side}, batch {args.batch_size}, {args.rounds} rounds")
+    scripts = commands(__file__, args.pythons, options)
+    peaks = compare(scripts, WORKERS, {"largest": ["largest"]}, args.rounds)
+    if len(peaks) == len(WORKERS):
+        print(f"peak memory: {peaks['supernet'] / peaks['largest']:.3f} of the largest network's")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,17 +127,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_arguments(parser, WORKERS, rounds=7)
     parser.add_argument("--space", default="imagenet", help="search space by name")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--image_size", type=int, help="default: the space's")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    image_size = args.image_size or load_space(args.space).largest().image_size
+    args = parse(parser, argv, WORKERS)
     if args.worker:
-        work(lambda: create(args.worker, args.space, args.batch_size, image_size))
-        return 0
-    return run(lambda: measure(args, image_size))
+        options = args.worker, args.space, args.batch_size, args.image_size
+        return run(lambda: work(lambda: create(*options)))
+    return run(lambda: measure(args))
 
 
 if __name__ == "__main__":

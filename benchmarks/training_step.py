@@ -1,16 +1,21 @@
-"""A training step in MindSpore and in PyTorch with timm.
+"""A training step in MindSpore and in PyTorch.
 
     python benchmarks/training_step.py                                    # MindSpore only
-    python benchmarks/training_step.py --torch_python PYTHON --rounds 10
-    python benchmarks/training_step.py --torch_python PYTHON --arch spnas_pixel1_32 --batch_size 128
+    python benchmarks/training_step.py --torch_python PYTHON
+    python benchmarks/training_step.py --torch_python PYTHON --batch_size 128 --arch ARCH
     python benchmarks/training_step.py --other_python OTHER               # another MindSpore
 
-MindSpore computes once with the project's CPU operators and once without (stock). PYTHON is an
-interpreter that has torch, timm and pydantic, OTHER one that has this project's requirements with
-another version of MindSpore. Every contender is a process of its own, with its default number of
-threads (``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum, on
-a fixed batch of noise, with label smoothing 0.1; PyTorch computes in channels-last. The floor is
-one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
+ARCH is ``spnas_pixel1_32`` or ``nas_bench_macro_largest``, for example. PYTHON is an interpreter
+that has torch and pydantic, OTHER one that has this project's requirements with another version of
+MindSpore. Every contender is a process of its own, with its default number of threads
+(``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum, on a fixed
+batch of noise, with label smoothing 0.1.
+
+MindSpore computes once with the project's CPU operators and once without (stock). PyTorch computes
+in channels-last, in float32 with threads that spin while they wait for work (OpenMP's default) and
+with passive ones; ratios to PyTorch are those to the setting with the lesser median. With bfloat16
+autocast it is a further contender, of another precision, where the processor multiplies bfloat16.
+The floor is one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.contenders import (
-    CLASSES,
-    TORCH_ARCHS,
+    PYTORCH,
     add_arguments,
+    add_network_arguments,
+    commands,
     compare,
+    natural_classes,
     noise,
     parse,
     run,
@@ -37,11 +44,27 @@ from src.arch.architecture import load_architecture
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
     "stock": "MindSpore, stock",
-    "torch": "PyTorch, timm",
+    "torch": "PyTorch, spinning threads",
+    "torch_passive": "PyTorch, passive threads",
+    "torch_bfloat16": "PyTorch, bfloat16",
     "other": "other, CPU operators",
     "floor": "floor: matrix product",
 }
+BASES = {
+    "PyTorch": PYTORCH,
+    "bfloat16": ["torch_bfloat16"],
+    "other": ["other"],
+    "stock": ["stock"],
+    "floor": ["floor"],
+}
 RATE = 0.05
+
+
+def default_workers() -> list[str]:
+    """All, without bfloat16 where the processor does not multiply it: a step then takes 20 s."""
+    flags = Path("/proc/cpuinfo").read_text()
+    fast = "avx512_bf16" in flags or "amx_bf16" in flags
+    return [worker for worker in WORKERS if fast or worker != "torch_bfloat16"]
 
 
 def create_mindspore_step(
@@ -65,43 +88,47 @@ def create_mindspore_step(
     ms.set_seed(config.seed)
     network = SPNASNet(
         load_architecture(arch),
-        CLASSES,
+        natural_classes(image_size),
         momentum=config.bn_momentum,
         kernels=use_kernels("on" if kernels else "off"),
     )
     optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
     update = Update(network, optimizer, config, mixed_precision=False)
     step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update).set_train()
-    images, labels = noise(batch_size, image_size)
+    images, labels = noise(batch_size, image_size, natural_classes(image_size))
     batch = Tensor(images), Tensor(labels.astype(np.int32)), Tensor(np.ones(1, np.float32))
     return lambda: float(step(*batch)[0].asnumpy())
 
 
-def create_torch_step(arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
+def create_torch_step(
+    arch: str, batch_size: int, image_size: int, bfloat16: bool
+) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import torch
 
-    from benchmarks.torch_reference import spnasnet_100
+    from benchmarks.torch_reference import create_network
 
     torch.manual_seed(0)
-    network = (
-        spnasnet_100(CLASSES, lowered_strides=TORCH_ARCHS[arch])
-        .train()
-        .to(memory_format=torch.channels_last)
-    )
+    classes = natural_classes(image_size)
+    network = create_network(load_architecture(arch), classes)
+    network = network.train().to(memory_format=torch.channels_last)
     # As in src.training.step: weight decay on weights of convolutions and classifier only.
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": 1e-5}, {"params": others}], RATE, momentum=0.9
+        [{"params": weights, "weight_decay": 1e-5}, {"params": others}],
+        RATE,
+        momentum=0.9,
+        fused=True,  # PyTorch's fastest on CPU, though not its default
     )
     loss_fn = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    images, labels = map(torch.from_numpy, noise(batch_size, image_size))
+    images, labels = map(torch.from_numpy, noise(batch_size, image_size, classes))
     images = images.to(memory_format=torch.channels_last)
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_fn(network(images), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = loss_fn(network(images), labels)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -111,16 +138,16 @@ def create_torch_step(arch: str, batch_size: int, image_size: int) -> Callable[[
 
 def create_floor(arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """A function that takes the matrix product of a step's multiply-adds."""
-    operands = matrices(
-        columns=math.ceil(step_macs(load_architecture(arch), batch_size, image_size) / SIDE**2)
-    )
+    layers = step_macs(load_architecture(arch), batch_size, image_size)
+    macs = sum(forward + backward for _, forward, backward in layers)
+    operands = matrices(columns=math.ceil(macs / SIDE**2))
     return lambda: product_seconds(*operands)
 
 
 def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """What a worker does."""
-    if worker == "torch":
-        return create_torch_step(arch, batch_size, image_size)
+    if worker.startswith("torch"):
+        return create_torch_step(arch, batch_size, image_size, worker == "torch_bfloat16")
     if worker == "floor":
         return create_floor(arch, batch_size, image_size)
     return create_mindspore_step(arch, batch_size, image_size, kernels=worker != "stock")
@@ -128,22 +155,12 @@ def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable
 
 def measure(args: argparse.Namespace) -> None:
     """Run all contenders and print the table."""
-    pythons = {"mindspore": sys.executable, "stock": sys.executable}
-    if args.torch_python:
-        pythons["torch"] = args.torch_python
-    if args.other_python:
-        pythons["other"] = args.other_python
-    pythons["floor"] = sys.executable
-    bases = [worker for worker in ("torch", "other", "stock", "floor") if worker in pythons]
-    options = ["--arch", args.arch, "--batch_size", str(args.batch_size)]
-    options += ["--image_size", str(args.image_size)]
-    commands = {
-        worker: [python, str(Path(__file__).resolve()), "--worker", worker, *options]
-        for worker, python in pythons.items()
-    }
-    size = f"{args.image_size}x{args.image_size}"
-    print(f"{args.arch}, {size}, batch {args.batch_size}, {args.rounds} rounds")
-    compare(commands, WORKERS, bases, args.rounds)
+    side = args.image_size or load_architecture(args.arch).image_size
+    options = "--arch", args.arch, "--batch_size", args.batch_size, "--image_size", side
+    print(f"{args.arch}, {side}x{side}, batch {args.batch_size}, {args.rounds} rounds")
+    compare(commands(__file__, args.pythons, options), WORKERS, BASES, args.rounds)
+    if "torch_bfloat16" in args.pythons:
+        print(f"{WORKERS['torch_bfloat16']}: further contender, another precision")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,15 +168,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_arguments(parser, WORKERS, rounds=5)
+    add_arguments(parser, WORKERS, rounds=9)
+    add_network_arguments(parser)
     parser.add_argument(
         "--other_python", metavar="PYTHON", help="interpreter that has another version of MindSpore"
     )
     parser.add_argument("--batch_size", type=int, default=32)
-    args = parse(parser, argv)
+    args = parse(parser, argv, default_workers())
     if args.worker:
-        work(lambda: create(args.worker, args.arch, args.batch_size, args.image_size))
-        return 0
+        options = args.worker, args.arch, args.batch_size, args.image_size
+        return run(lambda: work(lambda: create(*options)))
     return run(lambda: measure(args))
 
 

@@ -89,8 +89,15 @@ def test_malformed_block_strings_are_refused(text, reason):
         decode_block(text)
 
 
-def test_golden_counts_of_the_published_network():
-    assert network_cost(load_architecture("spnas_pixel1")) == (4_421_616, 333_467_072)
+@pytest.mark.parametrize(
+    "name, classes, cost",
+    [
+        ("spnas_pixel1", 1000, (4_421_616, 333_467_072)),
+        ("nas_bench_macro_largest", 10, (2_932_586, 105_660_928)),
+    ],
+)
+def test_golden_counts_of_published_networks(name, classes, cost):
+    assert network_cost(load_architecture(name), classes) == cost
 
 
 @pytest.mark.parametrize("name", shipped_architectures())
