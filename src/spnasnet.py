@@ -115,14 +115,23 @@ class SPNASNet(BlockNetwork):
 
         super().__init__(arch, num_classes, create_blocks, **options)
 
-    def construct(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
+    def construct(
+        self, x: Tensor, dropout: Tensor | None = None, decisions: Tensor | None = None
+    ) -> Tensor:
         """Logits: (N, 3, H, W) -> (N, num_classes).
 
         Args:
             x: normalised images.
             dropout: see ``classify``.
+            decisions: what part of each block counts, (blocks, 3), see ``MBConv``; everything
+                where omitted.
         """
-        return self.classify(self.blocks(self.stem(x)), dropout)
+        x = self.stem(x)
+        if decisions is None:
+            return self.classify(self.blocks(x), dropout)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None, None, None, decisions[i])
+        return self.classify(x, dropout)
 
 
 def fold_batch_norm(parameters: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
-// MBConv blocks, backward.
+// MBConv blocks, backward; plain ones have no expansion.
 #include "block_backward.h"
 #include "entry.h"
 
-SPNAS_OPERATOR(BlockBackward, block_backward(call, /*expands=*/true))
-SPNAS_OPERATOR(BlockBackwardPlain, block_backward(call, /*expands=*/false))
+SPNAS_OPERATOR(BlockBackward1, block_backward(call, /*expands=*/true, 1))
+SPNAS_OPERATOR(BlockPlainBackward1, block_backward(call, /*expands=*/false, 1))
+SPNAS_OPERATOR(BlockBackward2, block_backward(call, /*expands=*/true, 2))
+SPNAS_OPERATOR(BlockPlainBackward2, block_backward(call, /*expands=*/false, 2))

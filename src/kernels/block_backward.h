@@ -29,6 +29,7 @@
 #include "block_forward.h"
 #include "channel_sums.h"
 #include "norm_call.h"
+#include "panels.h"
 #include "planes.h"
 #include "products.h"
 #include "scratch.h"
@@ -52,11 +53,12 @@ struct BlockBackwardPlaces {
         count(dlast_norm + 2) {}
 };
 
-inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &at, Block &b) {
+inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &at, int stride,
+                                   Block &b) {
   if (Status status = call.check(at.count)) {
     return status;
   }
-  if (Status status = read_block(call, at.in, at.options, at.decision, b)) {
+  if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
     return status;
   }
   const auto are = [&](int first, int count, int64_t channels) {
@@ -145,11 +147,8 @@ class BlockBackward {
     const int64_t out = b_.out_channels, pixels = b_.out_pixels();
     const int64_t parts = range_count(pixels), size = groups_ * out * kGroup;
     const float *weight = call_.data(at_.in.project);
-    float *panels = arena_.take(size);
-    for (int64_t g = 0; g < groups_; ++g) {
-      pack_panel(panels + g * out * kGroup, out, count(g),
-                 [&](int64_t o, int64_t j) { return weight[o * b_.mid + g * kGroup + j]; });
-    }
+    const float *panels = pack_panels(arena_, b_.active, out,
+                                      [&](int64_t o, int64_t e) { return weight[o * b_.mid + e]; });
     float *products = arena_.take(parts * size);
     double *sums = reinterpret_cast<double *>(arena_.take(2 * parts * groups_ * 2 * kGroup));
     Status status = parallel(parts, 1, [&](int64_t part, int64_t) {
@@ -253,15 +252,11 @@ class BlockBackward {
     for (int64_t g = 0; g < groups_; ++g) {
       planes.flip(flipped + g * taps * kGroup, hidden.kernel(g));
     }
-    float *panels = nullptr;  // A, for every 16 of the channels of x
+    const float *panels = nullptr;  // A
     if (first != nullptr) {
       const float *weight = call_.data(at_.in.expand);
-      panels = arena_.take(group_count(b_.channels) * groups_ * kGroup * kGroup);
-      for_panels(b_.channels, [&](int64_t j, int64_t columns, auto) {
-        pack_panel(panels + j * groups_ * kGroup, groups_ * kGroup, columns,
-                   [&](int64_t e, int64_t c) {
-                     return e < b_.active ? weight[e * b_.channels + j + c] * first->scale[e] : 0;
-                   });
+      panels = pack_panels(arena_, b_.channels, groups_ * kGroup, [&](int64_t e, int64_t c) {
+        return e < b_.active ? weight[e * b_.channels + c] * first->scale[e] : 0;
       });
     }
     const int64_t kernel_size = groups_ * taps * kGroup;
@@ -407,8 +402,7 @@ class BlockBackward {
         for (int64_t part = 0; part < parts; ++part) {
           sum += kernels[((part * groups_ + c / kGroup) * taps + t) * kGroup + c % kGroup];
         }
-        dweight[c * largest + b_.first_tap() + t / b_.side * b_.kernel + t % b_.side] =
-            static_cast<float>(sum);
+        dweight[c * largest + b_.tap(t)] = static_cast<float>(sum);
       }
     }
   }
@@ -533,10 +527,10 @@ class BlockBackward {
   float *dx_, *g_;
 };
 
-inline Status block_backward(const Call &call, bool expands) {
+inline Status block_backward(const Call &call, bool expands, int stride) {
   const BlockBackwardPlaces at(expands);
   Block b;
-  if (Status status = check_block_backward(call, at, b)) {
+  if (Status status = check_block_backward(call, at, stride, b)) {
     return status;
   }
   if (!b.present) {

@@ -10,7 +10,6 @@
 
 #include "call.h"
 #include "norm_call.h"
-#include "planes.h"
 #include "vectors.h"
 
 namespace spnas {
@@ -62,14 +61,15 @@ struct Block {
   int64_t active_groups() const { return group_count(active); }
   int64_t inputs() const { return pixels() * channels; }
   int64_t outputs() const { return out_pixels() * out_channels; }
-  // Of the largest kernel, the first tap that is active.
-  int64_t first_tap() const { return (kernel - side) / 2 * (kernel + 1); }
-  Planes planes() const { return {h, w, side, stride}; }
+  // The place of an active tap in the largest kernel.
+  int64_t tap(int64_t t) const {
+    return (kernel - side) / 2 * (kernel + 1) + t / side * kernel + t % side;
+  }
 };
 
 // Reads sizes from the parameters, and checks those that all calls of blocks share.
-inline Status read_block(const Call &call, const BlockPlaces &at, int options, int decision,
-                         Block &b) {
+inline Status read_block(const Call &call, const BlockPlaces &at, int stride, int options,
+                         int decision, Block &b) {
   if (call.ndims[at.x] != 4 || call.ndims[at.depthwise] != 4 || call.ndims[at.project] != 4 ||
       !call.is_shape(options, {Options::kCount}) ||
       !call.is_shape(decision, {DecisionPlaces::kCount})) {
@@ -80,11 +80,8 @@ inline Status read_block(const Call &call, const BlockPlaces &at, int options, i
   b.mid = call.shapes[at.depthwise][0], b.kernel = static_cast<int>(call.shapes[at.depthwise][2]);
   b.out_channels = call.shapes[at.project][0];
   b.expands = at.expands;
-  b.stride = static_cast<int>(call.data(options)[Options::kStride]);
+  b.stride = stride;
   b.residual = call.data(options)[Options::kResidual] != 0;
-  if (b.stride != 1 && b.stride != 2) {
-    return kBadValue;
-  }
   b.out_h = (b.h - 1) / b.stride + 1, b.out_w = (b.w - 1) / b.stride + 1;
   const bool valid = b.n > 0 && b.h > 0 && b.w > 0 && b.channels > 0 && b.out_channels > 0;
   const bool fits =

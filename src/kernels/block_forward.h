@@ -17,6 +17,7 @@
 #include "channel_sums.h"
 #include "input_moments.h"
 #include "norm_call.h"
+#include "panels.h"
 #include "planes.h"
 #include "products.h"
 #include "scratch.h"
@@ -40,27 +41,20 @@ class Hidden {
  public:
   Hidden(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm, Arena &arena)
       : b_(b), x_(call.data(at.x)), norm_(norm), taps_(b.side * b.side), out_rows_(choose_rows(b)) {
-    kernels_ = arena.take(b.active_groups() * taps_ * kGroup);
-    for (int64_t g = 0; g < b.active_groups(); ++g) {
-      const float *weight = call.data(at.depthwise) + g * kGroup * b.kernel * b.kernel;
-      pack_panel(kernels_ + g * taps_ * kGroup, taps_, count(g), [&](int64_t t, int64_t j) {
-        return weight[j * b.kernel * b.kernel + b.first_tap() + t / b.side * b.kernel + t % b.side];
-      });
-    }
+    const float *kernels = call.data(at.depthwise);
+    kernels_ = pack_panels(arena, b.active, taps_, [&](int64_t t, int64_t e) {
+      return kernels[e * b.kernel * b.kernel + b.tap(t)];
+    });
     const int64_t rows = std::min(b.h, out_rows_ * b.stride + 2 * (b.side / 2));
     places_.resize(rows * b.w);
     for (int64_t i = 0; i < rows * b.w; ++i) {
       places_[i] = static_cast<int>(i / b.w * band(0).planes.pitch + i % b.w * kGroup);
     }
     if (b.expands) {
-      panels_ = arena.take(b.active_groups() * b.channels * kGroup);
-      for (int64_t g = 0; g < b.active_groups(); ++g) {
-        const float *weight = call.data(at.expand) + g * kGroup * b.channels;
-        pack_panel(panels_ + g * b.channels * kGroup, b.channels, count(g),
-                   [&](int64_t k, int64_t j) {
-                     return weight[j * b.channels + k] * norm.scale[g * kGroup + j];
-                   });
-      }
+      const float *weight = call.data(at.expand);
+      panels_ = pack_panels(arena, b.active, b.channels, [&](int64_t k, int64_t e) {
+        return weight[e * b.channels + k] * norm.scale[e];
+      });
     }
   }
 
@@ -110,7 +104,7 @@ class Hidden {
   const Affine norm_;
   const int64_t taps_, out_rows_;
   std::vector<int> places_;  // of pixels in a padded plane, from the first one on
-  float *kernels_, *panels_ = nullptr;
+  const float *kernels_, *panels_ = nullptr;
 };
 
 // z (groups, pixels, 16) of some samples, which have `pixels` together. `sums` is null or has the
@@ -146,14 +140,10 @@ class Projection {
              Arena &arena)
       : b_(b), norm_(norm), tile_(tile_pixels(b.active_groups() * kGroup)),
         depth_(b.active_groups() * kGroup),
-        panels_(arena.take(group_count(b.out_channels) * depth_ * kGroup)) {
-    for_panels(b.out_channels, [&](int64_t j, int64_t count, auto) {
-      pack_panel(panels_ + j * depth_, depth_, count, [&](int64_t e, int64_t o) {
-        const float factor = scale == nullptr ? 1 : scale[j + o];
-        return e < b.active ? weight[(j + o) * b.mid + e] * factor : 0;
-      });
-    });
-  }
+        panels_(pack_panels(arena, b.out_channels, depth_, [&](int64_t e, int64_t o) {
+          const float factor = scale == nullptr ? 1 : scale[o];
+          return e < b.active ? weight[o * b.mid + e] * factor : 0;
+        })) {}
 
   // Pixels of a task.
   int64_t tile() const { return tile_; }
@@ -198,7 +188,7 @@ class Projection {
   const Block &b_;
   const Affine norm_;
   const int64_t tile_, depth_;
-  float *panels_;
+  const float *panels_;
 };
 
 // Mean and variance of the expansion's outputs, from the moments of x; also weight * covariance,
@@ -246,11 +236,12 @@ struct BlockTrainPlaces {
         narrow(wide + 1), moving(narrow + 1), count(moving + (expands ? 6 : 4)) {}
 };
 
-inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, Block &b) {
+inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, int stride,
+                                Block &b) {
   if (Status status = call.check(at.count)) {
     return status;
   }
-  if (Status status = read_block(call, at.in, at.options, at.decision, b)) {
+  if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
     return status;
   }
   const auto are = [&](int first, int count, int64_t channels) {
@@ -270,10 +261,10 @@ inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, Bl
   return fits ? kOk : kBadShape;
 }
 
-inline Status block_train(const Call &call, bool expands) {
+inline Status block_train(const Call &call, bool expands, int stride) {
   const BlockTrainPlaces at(expands);
   Block b;
-  if (Status status = check_block_train(call, at, b)) {
+  if (Status status = check_block_train(call, at, stride, b)) {
     return status;
   }
   const float *x = call.data(at.in.x);

@@ -12,7 +12,7 @@
 namespace spnas {
 
 // Folded: one bias in place of the four parameters of a normalisation.
-inline Status block_infer(const Call &call, bool expands, bool folded) {
+inline Status block_infer(const Call &call, bool expands, int stride, bool folded) {
   const int per_norm = folded ? 1 : NormInputs::kCount;
   const BlockPlaces at(expands, per_norm, per_norm);
   const int options = at.after, decision = options + 1, y = decision + 1;
@@ -20,7 +20,7 @@ inline Status block_infer(const Call &call, bool expands, bool folded) {
     return status;
   }
   Block b;
-  if (Status status = read_block(call, at, options, decision, b)) {
+  if (Status status = read_block(call, at, stride, options, decision, b)) {
     return status;
   }
   bool fits = call.is_shape(y, {b.n, b.out_h, b.out_w, b.out_channels});

@@ -24,18 +24,15 @@ GROUP = 16  # kGroup of vectors.h: channels that lie together within a block
 Shape = Sequence[int]
 
 
-def operator_options(
-    epsilon: float, momentum: float, stride: int = 1, *, residual: bool = False
-) -> Tensor:
-    """The input ``options`` of all operators, (4,).
+def operator_options(epsilon: float, momentum: float, *, residual: bool = False) -> Tensor:
+    """The input ``options`` of all operators, (3,).
 
     Args:
         epsilon: added to variances.
         momentum: weight of the old moving statistics.
-        stride: of the convolution of a stem, or of the depthwise one of a block.
         residual: whether a block adds its input.
     """
-    return Tensor(np.array([epsilon, momentum, stride, residual], np.float32))
+    return Tensor(np.array([epsilon, momentum, residual], np.float32))
 
 
 def _norm_inputs(kind: str) -> int:
@@ -66,7 +63,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
     Returns y (N, H', W', O), to which options may ask to add x. In training there follow what the
     gradient needs, and the new moving statistics of all normalisations.
     """
-    norm = _norm_inputs(kind)
+    plain, norm = "" if expands else "Plain", _norm_inputs(kind)
     # Places of the weights: each is followed by its normalisation.
     depthwise = 2 + norm if expands else 1
     project = depthwise + 1 + norm
@@ -84,9 +81,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         return (x[0], output_size(x[1], stride), output_size(x[2], stride), last[0])
 
     if kind != TRAIN:
-        return custom_operator(
-            f"Block{kind}{'' if expands else 'Plain'}", lambda *shapes: check(shapes), 1
-        )
+        return custom_operator(f"Block{plain}{kind}{stride}", lambda *shapes: check(shapes), 1)
 
     def forward_shape(*shapes):
         y, mid, inputs = check(shapes), shapes[depthwise][0], shapes[0][3]
@@ -103,24 +98,24 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
     # The backward operator takes of each normalisation gamma and beta, of the last one gamma only,
     # and returns the gradients of x, and of weight, gamma and beta of each convolution.
     if not expands:
-        plain = custom_operator(
-            "BlockBackwardPlain",
+        plain_backward = custom_operator(
+            f"BlockPlainBackward{stride}",
             lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5]),
             7,
         )
 
         def plain_bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, options, decision, out, dout):
-            dx, dw1, dg1, db1, dw2, dg2, db2 = plain(
+            dx, dw1, dg1, db1, dw2, dg2, db2 = plain_backward(
                 x, w1, g1, b1, w2, g2, out[1], out[2], out[3], out[4], options, decision, dout[0]
             )
             first = (dx, dw1, dg1, db1, zeros_like(m1), zeros_like(v1))
             second = (dw2, dg2, db2, zeros_like(m2), zeros_like(v2))
             return first + second + (zeros_like(options), zeros_like(decision))
 
-        return custom_operator("BlockTrainPlain", forward_shape, 9, plain_bprop)
+        return custom_operator(f"BlockPlainTrain{stride}", forward_shape, 9, plain_bprop)
 
     backward = custom_operator(
-        "BlockBackward",
+        f"BlockBackward{stride}",
         lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5], s[7], s[8], s[8]),
         10,
     )
@@ -137,7 +132,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         third = (dw3, dg3, db3, zeros_like(m3), zeros_like(v3))
         return first + second + third + (zeros_like(options), zeros_like(decision))
 
-    return custom_operator("BlockTrain", forward_shape, 13, bprop)
+    return custom_operator(f"BlockTrain{stride}", forward_shape, 13, bprop)
 
 
 @functools.cache
@@ -159,23 +154,23 @@ def stem_operator(kind: str, stride: int) -> ops.Custom:
         return (x[0], output_size(x[2], stride), output_size(x[3], stride), weight[0])
 
     if kind != TRAIN:
-        return custom_operator(f"Stem{kind}", lambda *shapes: check(shapes), 1)
+        return custom_operator(f"Stem{kind}{stride}", lambda *shapes: check(shapes), 1)
 
     def forward_shape(*shapes):
         y, channels = check(shapes), shapes[2]
         s = (_groups(y[3]), y[0] * y[1] * y[2], GROUP)
         return (y, s, (2, y[3]), channels, channels)
 
-    backward = custom_operator("StemBackward", lambda *s: (s[1], s[2], s[3]), 3)
+    backward = custom_operator(f"StemBackward{stride}", lambda *s: (s[1], s[2], s[3]), 3)
     # Compilation removes it where nobody asks for the gradient of the images.
-    image_gradient = custom_operator("StemInputGradient", lambda *s: s[0], 1)
+    image_gradient = custom_operator(f"StemInputGradient{stride}", lambda *s: s[0], 1)
 
     def bprop(x, w, g, b, m, v, options, out, dout):
         dw, dg, db = backward(x, w, g, b, out[1], out[2], options, dout[0])
         dx = image_gradient(x, w, g, b, out[1], out[2], options, dout[0], dg, db)
         return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
 
-    return custom_operator("StemTrain", forward_shape, 5, bprop)
+    return custom_operator(f"StemTrain{stride}", forward_shape, 5, bprop)
 
 
 @functools.cache

@@ -11,6 +11,7 @@
 #include "call.h"
 #include "channel_sums.h"
 #include "norm_call.h"
+#include "panels.h"
 #include "products.h"
 #include "scratch.h"
 #include "tasks.h"
@@ -39,14 +40,8 @@ struct Head {
 
   // q, and, unless `sums` is null, its sums (groups, parts of kSumPixels pixels, 2, 16).
   Status convolve(Arena &arena, float *q, float *sums) const {
-    float *panels = arena.take(groups() * channels * kGroup);
-    Status status = parallel(groups(), 1, [&](int64_t g, int64_t) {
-      pack_panel(panels + g * channels * kGroup, channels, count(g),
-                 [&](int64_t k, int64_t j) { return weight[(g * kGroup + j) * channels + k]; });
-    });
-    if (status) {
-      return status;
-    }
+    const float *panels = pack_panels(
+        arena, outputs, channels, [&](int64_t k, int64_t o) { return weight[o * channels + k]; });
     const int64_t parts = divide_up(pixels(), kSumPixels);
     return parallel(pixels(), kSumPixels, [&](int64_t first, int64_t last) {
       for (int64_t g = 0; g < groups(); ++g) {
@@ -245,11 +240,8 @@ inline Status head_backward(const Call &call) {
     return status;
   }
   const int64_t depth = head.groups() * kGroup, tile = tile_pixels(depth);
-  float *panels = arena.take(group_count(channels) * depth * kGroup);
-  for_panels(channels, [&](int64_t j, int64_t columns, auto) {
-    pack_panel(panels + j * depth, depth, columns, [&](int64_t o, int64_t c) {
-      return o < head.outputs ? head.weight[o * channels + j + c] : 0;
-    });
+  const float *panels = pack_panels(arena, channels, depth, [&](int64_t o, int64_t c) {
+    return o < head.outputs ? head.weight[o * channels + c] : 0;
   });
   return parallel(pixels, tile, [&](int64_t first, int64_t last) {
     const int64_t now = last - first;

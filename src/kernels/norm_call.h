@@ -25,9 +25,9 @@ struct StatisticsRows {
 };
 
 // What operators with a normalisation need to know, the parameter "options". Momentum is the weight
-// of the old moving statistics.
+// of the old moving statistics; residual is 1 for a block that adds its input.
 struct Options {
-  enum { kEpsilon, kMomentum, kStride, kResidual, kCount };
+  enum { kEpsilon, kMomentum, kResidual, kCount };
 };
 
 // A factor and a shift per channel, as long as all groups and zero where channels are not active:

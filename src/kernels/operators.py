@@ -44,7 +44,8 @@ def custom_operator(
     """An operator of the library.
 
     Args:
-        name: of the C function.
+        name: of the C function. MindSpore takes two operators of one name for the same, so names
+            tell apart whatever results in different shapes.
         out_shape: from the shapes of the inputs to that of the output, or to a tuple of shapes.
         outputs: their number; all have the type of the first input.
         bprop: from inputs, outputs and the outputs' gradients to the inputs' gradients; the graph

@@ -221,14 +221,4 @@ SPNAS_INLINE Channels<kV> load_channels(const float *p) {
   return load_part<kV>(p, kV * kLanes);
 }
 
-// panel (depth, 16): value(k, column), and 0 from column `count` on.
-template <typename Value>
-inline void pack_panel(float *panel, int64_t depth, int64_t count, const Value &value) {
-  for (int64_t k = 0; k < depth; ++k, panel += kGroup) {
-    for (int64_t j = 0; j < kGroup; ++j) {
-      panel[j] = j < count ? value(k, j) : 0;
-    }
-  }
-}
-
 }  // namespace spnas

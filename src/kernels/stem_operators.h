@@ -15,6 +15,7 @@
 #include "call.h"
 #include "channel_sums.h"
 #include "norm_call.h"
+#include "panels.h"
 #include "products.h"
 #include "scratch.h"
 #include "tasks.h"
@@ -29,11 +30,10 @@ class Stem {
  public:
   const int64_t n, channels, h, w, outputs, kernel, stride, out_h, out_w;
 
-  Stem(const Call &call, int x, int weight, int options)
+  Stem(const Call &call, int x, int weight, int stride)
       : n(call.shapes[x][0]), channels(call.shapes[x][1]), h(call.shapes[x][2]),
         w(call.shapes[x][3]), outputs(call.shapes[weight][0]), kernel(call.shapes[weight][2]),
-        stride(static_cast<int64_t>(call.data(options)[Options::kStride])),
-        out_h((h - 1) / stride + 1), out_w((w - 1) / stride + 1), x_(call.data(x)),
+        stride(stride), out_h((h - 1) / stride + 1), out_w((w - 1) / stride + 1), x_(call.data(x)),
         weight_(call.data(weight)) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t y = 0; y < kernel; ++y) {
@@ -55,8 +55,7 @@ class Stem {
         !call.is_shape(weight, {call.shapes[weight][0], c, k, k})) {
       return kBadShape;
     }
-    const float stride = call.data(options)[Options::kStride];
-    return stride == 1 || stride == 2 ? kOk : kBadValue;
+    return kOk;
   }
 
   int64_t plane() const { return out_h * out_w; }
@@ -66,15 +65,10 @@ class Stem {
   int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, outputs - g * kGroup); }
 
   // (groups, taps, 16); rows multiplied by `scale` unless that is null.
-  float *pack(Arena &arena, const float *scale) const {
-    float *panels = arena.take(groups() * taps() * kGroup);
-    for (int64_t g = 0; g < groups(); ++g) {
-      pack_panel(panels + g * taps() * kGroup, taps(), count(g), [&](int64_t t, int64_t j) {
-        const int64_t o = g * kGroup + j;
-        return weight_[o * taps() + t] * (scale == nullptr ? 1 : scale[o]);
-      });
-    }
-    return panels;
+  const float *pack(Arena &arena, const float *scale) const {
+    return pack_panels(arena, outputs, taps(), [&](int64_t t, int64_t o) {
+      return weight_[o * taps() + t] * (scale == nullptr ? 1 : scale[o]);
+    });
   }
 
   // A sample with zeros around it, in scratch of the thread.
@@ -190,7 +184,7 @@ class Stem {
 };
 
 // x, weight, normalisation, options -> y, s, statistics, new moving statistics
-inline Status stem_train(const Call &call) {
+inline Status stem_train(const Call &call, int stride) {
   enum {
     kX,
     kWeight,
@@ -208,7 +202,7 @@ inline Status stem_train(const Call &call) {
   if (Status status = Stem::check(call, kX, kWeight, kOptions)) {
     return status;
   }
-  const Stem stem(call, kX, kWeight, kOptions);
+  const Stem stem(call, kX, kWeight, stride);
   if (!call.is_shape(kY, {stem.n, stem.out_h, stem.out_w, stem.outputs}) ||
       !call.is_shape(kS, {stem.groups(), stem.pixels(), kGroup}) ||
       !call.is_shape(kStatistics, {StatisticsRows::kCount, stem.outputs}) ||
@@ -261,7 +255,7 @@ inline Status stem_train(const Call &call) {
 }
 
 // x, weight, normalisation, options -> y; folded: a bias in place of the normalisation.
-inline Status stem_infer(const Call &call, bool folded) {
+inline Status stem_infer(const Call &call, int stride, bool folded) {
   const int x = 0, weight = 1, norm = 2;
   const int options = norm + (folded ? 1 : NormInputs::kCount), y = options + 1;
   if (Status status = call.check(y + 1)) {
@@ -270,7 +264,7 @@ inline Status stem_infer(const Call &call, bool folded) {
   if (Status status = Stem::check(call, x, weight, options)) {
     return status;
   }
-  const Stem stem(call, x, weight, options);
+  const Stem stem(call, x, weight, stride);
   if (!call.is_shape(y, {stem.n, stem.out_h, stem.out_w, stem.outputs}) ||
       !call.are_channels({{norm, options}}, stem.outputs)) {
     return kBadShape;
@@ -297,7 +291,7 @@ struct StemBackwardPlaces {
   enum { kX, kWeight, kGamma, kBeta, kS, kStatistics, kOptions, kDy, kInputs };
 };
 
-inline Status check_stem_backward(const Call &call, int count) {
+inline Status check_stem_backward(const Call &call, int count, int stride) {
   using At = StemBackwardPlaces;
   if (Status status = call.check(count)) {
     return status;
@@ -305,7 +299,7 @@ inline Status check_stem_backward(const Call &call, int count) {
   if (Status status = Stem::check(call, At::kX, At::kWeight, At::kOptions)) {
     return status;
   }
-  const Stem stem(call, At::kX, At::kWeight, At::kOptions);
+  const Stem stem(call, At::kX, At::kWeight, stride);
   const bool fits = call.is_shape(At::kDy, {stem.n, stem.out_h, stem.out_w, stem.outputs}) &&
                     call.is_shape(At::kS, {stem.groups(), stem.pixels(), kGroup}) &&
                     call.is_shape(At::kStatistics, {StatisticsRows::kCount, stem.outputs}) &&
@@ -344,13 +338,13 @@ inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm,
 }
 
 // x, weight, gamma, beta, s, statistics, options, dy -> dweight, dgamma, dbeta
-inline Status stem_backward(const Call &call) {
+inline Status stem_backward(const Call &call, int stride) {
   using At = StemBackwardPlaces;
   enum { kDWeight = At::kInputs, kDGamma, kDBeta, kCount };
-  if (Status status = check_stem_backward(call, kCount)) {
+  if (Status status = check_stem_backward(call, kCount, stride)) {
     return status;
   }
-  const Stem stem(call, At::kX, At::kWeight, At::kOptions);
+  const Stem stem(call, At::kX, At::kWeight, stride);
   if (!same_shape(call, At::kWeight, kDWeight) ||
       !call.are_channels({{kDGamma, kCount}}, stem.outputs)) {
     return kBadShape;
@@ -423,13 +417,13 @@ inline Status stem_backward(const Call &call) {
 
 // The inputs of stem_backward and its results dgamma, dbeta -> dx. An operator of its own, since
 // training does not need it; its speed does not count.
-inline Status stem_input_gradient(const Call &call) {
+inline Status stem_input_gradient(const Call &call, int stride) {
   using At = StemBackwardPlaces;
   enum { kDGamma = At::kInputs, kDBeta, kDx, kCount };
-  if (Status status = check_stem_backward(call, kCount)) {
+  if (Status status = check_stem_backward(call, kCount, stride)) {
     return status;
   }
-  const Stem stem(call, At::kX, At::kWeight, At::kOptions);
+  const Stem stem(call, At::kX, At::kWeight, stride);
   if (!same_shape(call, At::kX, kDx) || !call.are_channels({{kDGamma, kDx}}, stem.outputs)) {
     return kBadShape;
   }

@@ -69,9 +69,7 @@ class End(ConvBN, Float32Cell):
             **options,
         )
         self.fused = fused
-        self.options = operator_options(
-            options.get("epsilon", 1e-5), options.get("momentum", 0.9), stride
-        )
+        self.options = operator_options(options.get("epsilon", 1e-5), options.get("momentum", 0.9))
         self.assign = ops.Assign()
 
     def operate(self, x: Tensor) -> Tensor:

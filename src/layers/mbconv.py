@@ -73,7 +73,6 @@ class MBConv(Float32Cell):
             self.options = operator_options(
                 options.get("epsilon", 1e-5),
                 options.get("momentum", 0.9),
-                block.stride,
                 residual=block.residual,
             )
             self.everything = Tensor(np.array([k, mid, 1], np.float32))

@@ -73,7 +73,7 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
     for (int64_t stride : {1, 2}) {
       const int64_t h2 = (h - 1) / stride + 1, w2 = (w - 1) / stride + 1, pixels = n * h2 * w2;
       const bool residual = stride == 1 && c == outputs;
-      const Values options{1e-5f, 0.9f, static_cast<float>(stride), residual ? 1.0f : 0.0f};
+      const Values options{1e-5f, 0.9f, residual ? 1.0f : 0.0f};
       const auto groups = [&](int64_t channels, int64_t count) {
         return Dims{(channels + 15) / 16, count, 16};
       };
@@ -86,7 +86,7 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
         }
         std::vector<Dims> infer{in,        expand, wide,   wide,   wide, wide,
                                 depthwise, wide,   wide,   wide,   wide, project,
-                                narrow,    narrow, narrow, narrow, {4},  {3}};
+                                narrow,    narrow, narrow, narrow, {3},  {3}};
         const std::map<int, Values> values{{16, options}, {17, decision}};
         std::vector<Dims> train = infer;
         infer.push_back(y);
@@ -103,53 +103,58 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
                                    wide,
                                    narrow,
                                    narrow});
-        ok &= run(BlockInfer, infer, values) && run(BlockTrain, train, values);
-        ok &= run(BlockBackward, {in,      expand, wide,      wide,     depthwise,
-                                  wide,    wide,   project,   narrow,   groups(mid, pixels),
-                                  y,       {c},    {mid, c},  {4, mid}, {2, outputs},
-                                  {4},     {3},    y,         in,       expand,
-                                  wide,    wide,   depthwise, wide,     wide,
-                                  project, narrow, narrow},
+        ok &= run(stride == 1 ? BlockInfer1 : BlockInfer2, infer, values) &&
+              run(stride == 1 ? BlockTrain1 : BlockTrain2, train, values);
+        ok &= run(stride == 1 ? BlockBackward1 : BlockBackward2,
+                  {in,      expand, wide,      wide,     depthwise,
+                   wide,    wide,   project,   narrow,   groups(mid, pixels),
+                   y,       {c},    {mid, c},  {4, mid}, {2, outputs},
+                   {3},     {3},    y,         in,       expand,
+                   wide,    wide,   depthwise, wide,     wide,
+                   project, narrow, narrow},
                   {{15, options}, {16, decision}});
-        ok &= run(BlockFolded, {in, expand, wide, depthwise, wide, project, narrow, {4}, {3}, y},
+        ok &= run(stride == 1 ? BlockFolded1 : BlockFolded2,
+                  {in, expand, wide, depthwise, wide, project, narrow, {3}, {3}, y},
                   {{7, options}, {8, decision}});
       }
       const Values all{static_cast<float>(k), static_cast<float>(c), 1};
       const Dims plain{c, 1, k, k}, last{outputs, c, 1, 1}, channel{c};
-      ok &= run(BlockTrainPlain, {in,      plain,  channel,      channel, channel,
-                                  channel, last,   narrow,       narrow,  narrow,
-                                  narrow,  {4},    {3},          y,       groups(c, pixels),
-                                  y,       {2, c}, {2, outputs}, channel, channel,
-                                  narrow,  narrow},
+      ok &= run(stride == 1 ? BlockPlainTrain1 : BlockPlainTrain2,
+                {in,      plain,  channel,      channel, channel,
+                 channel, last,   narrow,       narrow,  narrow,
+                 narrow,  {3},    {3},          y,       groups(c, pixels),
+                 y,       {2, c}, {2, outputs}, channel, channel,
+                 narrow,  narrow},
                 {{11, options}, {12, all}});
-      ok &= run(BlockBackwardPlain,
+      ok &= run(stride == 1 ? BlockPlainBackward1 : BlockPlainBackward2,
                 {in,    plain,   channel,      channel, last,   narrow, groups(c, pixels),
-                 y,     {2, c},  {2, outputs}, {4},     {3},    y,      in,
+                 y,     {2, c},  {2, outputs}, {3},     {3},    y,      in,
                  plain, channel, channel,      last,    narrow, narrow},
                 {{10, options}, {11, all}});
-      ok &= run(BlockFoldedPlain, {in, plain, channel, last, narrow, {4}, {3}, y},
-                {{5, options}, {6, all}});
+      ok &= run(stride == 1 ? BlockPlainFolded1 : BlockPlainFolded2,
+                {in, plain, channel, last, narrow, {3}, {3}, y}, {{5, options}, {6, all}});
       const Dims image{n, 3, h, w}, kernel{outputs, 3, k, k}, s = groups(outputs, pixels);
       ok &= run(
           StemTrain,
-          {image, kernel, narrow, narrow, narrow, narrow, {4}, y, s, {2, outputs}, narrow, narrow},
+          {image, kernel, narrow, narrow, narrow, narrow, {3}, y, s, {2, outputs}, narrow, narrow},
           {{6, options}});
-      ok &= run(StemBackward,
-                {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, kernel, narrow, narrow},
+      ok &= run(stride == 1 ? StemBackward1 : StemBackward2,
+                {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, kernel, narrow, narrow},
                 {{6, options}});
-      ok &= run(StemInputGradient,
-                {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, narrow, narrow, image},
+      ok &= run(stride == 1 ? StemInputGradient1 : StemInputGradient2,
+                {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, narrow, narrow, image},
                 {{6, options}});
-      ok &= run(StemFolded, {image, kernel, narrow, {4}, y}, {{3, options}});
+      ok &= run(stride == 1 ? StemFolded1 : StemFolded2, {image, kernel, narrow, {3}, y},
+                {{3, options}});
     }
     const Dims in{n, h, w, c}, weight{outputs, c, 1, 1}, narrow{outputs}, y{n, outputs};
     const Dims q{(outputs + 15) / 16, n * h * w, 16};
     ok &=
         run(HeadTrain,
-            {in, weight, narrow, narrow, narrow, narrow, {4}, y, q, {2, outputs}, narrow, narrow});
+            {in, weight, narrow, narrow, narrow, narrow, {3}, y, q, {2, outputs}, narrow, narrow});
     ok &= run(HeadBackward,
               {in, weight, narrow, narrow, q, {2, outputs}, y, in, weight, narrow, narrow});
-    ok &= run(HeadFolded, {in, weight, narrow, {4}, y});
+    ok &= run(HeadFolded, {in, weight, narrow, {3}, y});
   }
   return ok;
 }

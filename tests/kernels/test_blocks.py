@@ -54,8 +54,8 @@ def first(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 3, 1, 2)
 
 
-def options(stride: int = 1, residual: bool = False) -> np.ndarray:
-    return np.array([EPSILON, MOMENTUM, stride, residual], np.float32)
+def options(residual: bool = False) -> np.ndarray:
+    return np.array([EPSILON, MOMENTUM, residual], np.float32)
 
 
 class BlockCase:
@@ -84,13 +84,13 @@ class BlockCase:
             (normal(seed + 20 + i, len(w)), 0.5 + np.abs(normal(seed + 30 + i, len(w))))
             for i, (w, _, _) in enumerate(self.layers)
         ]
-        self.suffix = "" if self.expands else "Plain"
+        self.stride, self.prefix = stride, "Block" if self.expands else "BlockPlain"
 
     def inputs(self, decision) -> list:
         arrays = [last(self.x)]
         for layer, moving in zip(self.layers, self.moving, strict=True):
             arrays += [*layer, *moving]
-        return [*arrays, options(self.shape[-1], self.residual), np.array(decision, np.float32)]
+        return [*arrays, options(self.residual), np.array(decision, np.float32)]
 
     def train(self, decision, library=None) -> list:
         n, c, _, _, mid, out, _, _ = self.shape
@@ -99,7 +99,10 @@ class BlockCase:
         moving = [(mid,)] * (2 * len(self.layers) - 2) + [(out,)] * 2
         shapes = [y, (-(-mid // 16), pixels, 16), y, *saved, (len(moving) - 2, mid), (2, out)]
         return run(
-            f"BlockTrain{self.suffix}", self.inputs(decision), [*shapes, *moving], library=library
+            f"{self.prefix}Train{self.stride}",
+            self.inputs(decision),
+            [*shapes, *moving],
+            library=library,
         )
 
     def backward(self, decision, results, library=None) -> list:
@@ -108,7 +111,7 @@ class BlockCase:
         arrays = arrays[:-1]  # beta of the last normalisation is not needed
         inputs = [*arrays, *saved, *self.inputs(decision)[-2:], last(self.dy)]
         shapes = [last(self.x).shape] + [a.shape for layer in self.layers for a in layer]
-        dx, *gradients = run(f"BlockBackward{self.suffix}", inputs, shapes, library=library)
+        dx, *gradients = run(f"{self.prefix}Backward{self.stride}", inputs, shapes, library=library)
         return [first(dx), *gradients]
 
     def everything(self) -> tuple:
@@ -152,13 +155,13 @@ def test_inference_equals_float64(shape):
     hidden = layer(hidden, depthwise, shape[-1], depthwise64, True)
     expected = layer(hidden, project, 1, dense64, False) + (case.x if case.residual else 0)
     inputs, y = case.inputs(case.everything()), [(*case.size, shape[5])]
-    assert_near(first(run(f"BlockInfer{case.suffix}", inputs, y)[0]), expected, 5e-6)
+    assert_near(first(run(f"{case.prefix}Infer{case.stride}", inputs, y)[0]), expected, 5e-6)
     folded = [inputs[0]]
     for (weight, gamma, beta), (mean, variance) in zip(case.layers, case.moving, strict=True):
         scale = gamma / np.sqrt(variance + EPSILON)
         folded += [weight * scale[:, None, None, None], beta - mean * scale]
     folded = [a.astype(np.float32) for a in folded] + inputs[-2:]
-    assert_near(first(run(f"BlockFolded{case.suffix}", folded, y)[0]), expected, 5e-6)
+    assert_near(first(run(f"{case.prefix}Folded{case.stride}", folded, y)[0]), expected, 5e-6)
 
 
 @pytest.mark.parametrize("decision", [(3, 48, 1), (5, 24, 1), (3, 20, 1), (5, 48, 0)], ids=str)
@@ -269,23 +272,23 @@ def test_stem_equals_float64(shape):
     y, ds, dgamma, dbeta, mean, variance = norm64(s, gamma, beta, dy, True)
     _, dx, dweight = dense64(x, weight, stride, ds)
     size, pixels = dy.shape[2:], n * dy[0, 0].size
-    inputs = [x, weight, gamma, beta, *moving, options(stride)]
+    inputs = [x, weight, gamma, beta, *moving, options()]
     shapes = [(n, *size, out), (-(-out // 16), pixels, 16), (2, out), (out,), (out,)]
-    results = run("StemTrain", inputs, shapes)
+    results = run(f"StemTrain{stride}", inputs, shapes)
     assert_near(first(results[0]), y, 5e-6)
     assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, 1e-5)
     assert_near(results[4], 0.9 * moving[1] + 0.1 * variance * pixels / (pixels - 1), 1e-5)
-    saved = [x, weight, gamma, beta, results[1], results[2], options(stride), last(dy)]
-    actual = run("StemBackward", saved, [weight.shape, (out,), (out,)])
+    saved = [x, weight, gamma, beta, results[1], results[2], options(), last(dy)]
+    actual = run(f"StemBackward{stride}", saved, [weight.shape, (out,), (out,)])
     for a, e in zip(actual, (dweight, dgamma, dbeta), strict=True):
         assert_near(a, e, 1e-5)
-    assert_near(run("StemInputGradient", [*saved, *actual[1:]], [x.shape])[0], dx, 1e-5)
+    assert_near(run(f"StemInputGradient{stride}", [*saved, *actual[1:]], [x.shape])[0], dx, 1e-5)
     y = norm64(s, gamma, beta, dy, True, statistics=moving)[0]
-    assert_near(first(run("StemInfer", inputs, shapes[:1])[0]), y, 5e-6)
+    assert_near(first(run(f"StemInfer{stride}", inputs, shapes[:1])[0]), y, 5e-6)
     scale = gamma / np.sqrt(moving[1] + EPSILON)
     folded = [weight * scale[:, None, None, None], beta - moving[0] * scale]
-    inputs = [x, *(a.astype(np.float32) for a in folded), options(stride)]
-    assert_near(first(run("StemFolded", inputs, shapes[:1])[0]), y, 5e-6)
+    inputs = [x, *(a.astype(np.float32) for a in folded), options()]
+    assert_near(first(run(f"StemFolded{stride}", inputs, shapes[:1])[0]), y, 5e-6)
 
 
 @pytest.mark.parametrize(
@@ -328,18 +331,18 @@ def test_nan_passes():
     case = BlockCase((2, 8, 9, 9, 24, 8, 3, 1))
     case.x[1, 3, 4, 4] = np.nan
     assert np.isnan(case.train(case.everything())[0]).all()
-    y = run("BlockInfer", case.inputs(case.everything()), [(2, 9, 9, 8)])[0]
+    y = run("BlockInfer1", case.inputs(case.everything()), [(2, 9, 9, 8)])[0]
     assert np.isnan(y[1, 4, 4]).all() and not np.isnan(y[0]).any()
 
 
 def test_wrong_shapes_types_and_decisions_are_refused():
     case = BlockCase((2, 8, 9, 9, 24, 8, 5, 1))
     good, y = case.inputs(case.everything()), [(2, 9, 9, 8)]
-    run("BlockInfer", good, y)
+    run("BlockInfer1", good, y)
 
     def refused(inputs, shapes=y):
         with pytest.raises(ValueError, match="returned"):
-            run("BlockInfer", inputs, shapes)
+            run("BlockInfer1", inputs, shapes)
 
     for place in range(len(good)):
         refused(good[:place] + [good[place][1:]] + good[place + 1 :])
@@ -348,13 +351,11 @@ def test_wrong_shapes_types_and_decisions_are_refused():
     refused(good, [(2, 9, 8, 8)])
     for decision in ((4, 24, 1), (7, 24, 1), (5, 0, 1), (5, 25, 1), (1, 24, 1)):
         refused([*good[:-1], np.array(decision, np.float32)])
-    for stride in (0, 3):
-        refused([*good[:-2], options(stride), good[-1]])
     # A block that adds nothing to its input cannot be left out.
-    refused([*good[:-2], options(1), np.array((5, 24, 0), np.float32)])
+    refused([*good[:-2], options(), np.array((5, 24, 0), np.float32)])
     plain = BlockCase((2, 24, 9, 9, 24, 8, 5, 1))
     with pytest.raises(ValueError, match="returned"):
-        run("BlockInferPlain", plain.inputs((5, 16, 1)), y)
+        run("BlockPlainInfer1", plain.inputs((5, 16, 1)), y)
 
 
 def test_wrong_shapes_are_named(mode):
@@ -378,7 +379,7 @@ def results_of_all_operators(library: str | None) -> list[np.ndarray]:
         out += results + case.backward(case.everything(), results, library)
         shapes = [results[0].shape]
         inputs = case.inputs(case.everything())
-        out += run(f"BlockInfer{case.suffix}", inputs, shapes, library=library)
+        out += run(f"{case.prefix}Infer{case.stride}", inputs, shapes, library=library)
     return out
 
 
