@@ -81,6 +81,10 @@ inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &
   return fits ? kOk : kBadShape;
 }
 
+// Up to so many channels of y it takes less time to compute g of the second normalisation again in
+// pass 3 than to store and read it.
+constexpr int64_t kNarrowChannels = 48;
+
 class BlockBackward {
  public:
   BlockBackward(const Call &call, const BlockBackwardPlaces &at, const Block &b, Arena &arena)
@@ -91,7 +95,11 @@ class BlockBackward {
               call.data(at.wide) + WideRows::kNext * b.mid),
         x_(call.data(at.in.x)), dy_(call.data(at.dy)), z_(call.data(at.z)),
         projected_(call.data(at.projected)), dx_(call.data(at.dx)),
-        g_(arena.take(groups_ * b.out_pixels() * kGroup)) {}
+        panels_(pack_panels(
+            arena, b.active, b.out_channels,
+            [&](int64_t o, int64_t e) { return call.data(at.in.project)[o * b.mid + e]; })),
+        g_(b.out_channels <= kNarrowChannels ? nullptr
+                                             : arena.take(groups_ * b.out_pixels() * kGroup)) {}
 
   Status run() {
     if (Status status = sum_last_norm()) {
@@ -146,9 +154,6 @@ class BlockBackward {
   Status project() {
     const int64_t out = b_.out_channels, pixels = b_.out_pixels();
     const int64_t parts = range_count(pixels), size = groups_ * out * kGroup;
-    const float *weight = call_.data(at_.in.project);
-    const float *panels = pack_panels(arena_, b_.active, out,
-                                      [&](int64_t o, int64_t e) { return weight[o * b_.mid + e]; });
     float *products = arena_.take(parts * size);
     double *sums = reinterpret_cast<double *>(arena_.take(2 * parts * groups_ * 2 * kGroup));
     Status status = parallel(parts, 1, [&](int64_t part, int64_t) {
@@ -159,7 +164,7 @@ class BlockBackward {
       const int64_t last = range_begin(pixels, part + 1, parts);
       const int64_t tile = tile_pixels(out);
       for (int64_t i = range_begin(pixels, part, parts); i < last; i += tile) {
-        project_tile(i, std::min(tile, last - i), panels, product, sum);
+        project_tile(i, std::min(tile, last - i), product, sum);
       }
     });
     if (status) {
@@ -178,44 +183,59 @@ class BlockBackward {
       next_.finish(c, first, second, static_cast<double>(pixels), dgamma, dbeta);
     }
     float *dweight = call_.data(at_.dproject);
-    return parallel(out, 8, [&](int64_t first, int64_t last) {
-      std::memset(dweight + first * b_.mid, 0, (last - first) * b_.mid * sizeof(float));
-      for (int64_t o = first; o < last; ++o) {
-        for (int64_t part = 0; part < parts; ++part) {
-          for (int64_t g = 0; g < groups_; ++g) {
-            const float *product = products + part * size + (g * out + o) * kGroup;
-            float *row = dweight + o * b_.mid + g * kGroup;
-            for (int64_t j = 0; j < count(g); ++j) {
-              row[j] += product[j];
-            }
-          }
-        }
+    std::memset(dweight, 0, out * b_.mid * sizeof(float));
+    return parallel(groups_, 1, [&](int64_t g, int64_t) {
+      const float *total = add_parts(products + g * out * kGroup, parts, size, out * kGroup);
+      for (int64_t o = 0; o < out; ++o) {
+        std::memcpy(dweight + o * b_.mid + g * kGroup, total + o * kGroup,
+                    count(g) * sizeof(float));
       }
     });
   }
 
-  void project_tile(int64_t first, int64_t now, const float *panels, float *product,
-                    double *sum) const {
+  // The sum of parts that lie `distance` apart, in scratch of the thread.
+  static const float *add_parts(const float *part, int64_t parts, int64_t distance, int64_t size) {
+    float *total = scratch(Slot::kGroup, size);
+    std::memcpy(total, part, size * sizeof(float));
+    for (int64_t i = 1; i < parts; ++i) {
+      part += distance;
+#pragma omp simd
+      for (int64_t j = 0; j < size; ++j) {
+        total[j] += part[j];
+      }
+    }
+    return total;
+  }
+
+  // dp (pixels, out_channels).
+  void find_dp(float *dp, int64_t first, int64_t pixels) const {
+    const int64_t out = b_.out_channels;
+    const float *dy = dy_ + first * out, *p = projected_ + first * out;
+    for (int64_t i = 0; i < pixels * out; i += out) {
+#pragma omp simd
+      for (int64_t c = 0; c < out; ++c) {
+        dp[i + c] =
+            last_.scale[c] * dy[i + c] + (last_.in_factor[c] * p[i + c] + last_.constant[c]);
+      }
+    }
+  }
+
+  void project_tile(int64_t first, int64_t now, float *product, double *sum) const {
     const int64_t out = b_.out_channels, pixels = b_.out_pixels();
     float *dp = scratch(Slot::kOther, tile_pixels(out) * out);
     float *hidden = scratch(Slot::kTile, kSumPixels * kGroup);
-    for (int64_t i = 0; i < now; ++i) {
-      const float *dy = dy_ + (first + i) * out, *p = projected_ + (first + i) * out;
-#pragma omp simd
-      for (int64_t c = 0; c < out; ++c) {
-        dp[i * out + c] = last_.scale[c] * dy[c] + (last_.in_factor[c] * p[c] + last_.constant[c]);
-      }
-    }
+    find_dp(dp, first, now);
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t at = g * kGroup;
       const Channels<kVecs> scale = load_channels(next_.scale + at);
       const Channels<kVecs> shift = load_channels(next_.shift + at);
       const Channels<kVecs> mean = load_channels(next_.mean + at);
       const float *z = z_ + (g * pixels + first) * kGroup;
-      float *g_out = g_ + (g * pixels + first) * kGroup;
+      float *g_out = g_ == nullptr ? nullptr : g_ + (g * pixels + first) * kGroup;
       Vec gradients[kVecs] = {}, products[kVecs] = {};
       spnas::product<kVecs>(
-          now, {dp, out, out}, panels + g * out * kGroup, [](int64_t) { return Channels<kVecs>{}; },
+          now, {dp, out, out}, panels_ + g * out * kGroup,
+          [](int64_t) { return Channels<kVecs>{}; },
           [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
             for (int v = 0; v < kVecs; ++v) {
@@ -223,7 +243,9 @@ class BlockBackward {
               const Vec h = in * scale.v[v] + shift.v[v];
               const Vec gradient = h > 0 ? dh.v[v] : Vec{};
               store(hidden + i * kGroup + v * kLanes, h > 0 ? h : Vec{});
-              store(g_out + i * kGroup + v * kLanes, gradient);
+              if (g_out != nullptr) {
+                store(g_out + i * kGroup + v * kLanes, gradient);
+              }
               gradients[v] += gradient;
               products[v] += gradient * (in - mean.v[v]);
             }
@@ -283,7 +305,9 @@ class BlockBackward {
     if (status) {
       return status;
     }
-    write_kernel(kernels, parts, taps);
+    if (const Status written = write_kernel(kernels, parts, taps)) {
+      return written;
+    }
     return first == nullptr ? add_residual()
                             : finish(*first, products, gradients, parts, product_size);
   }
@@ -297,11 +321,14 @@ class BlockBackward {
     float *dx = dx_ + first_pixel * channels;
     // Groups whose gradients go through the expansion together, as far as they stay in cache.
     const int64_t together = std::clamp<int64_t>(4096 / pixels, 1, 4);
+    const float *dp = g_ == nullptr ? find_dp(band, n, samples) : nullptr;
     float *gradient = scratch(Slot::kTile, together * pixels * kGroup);
     for (int64_t g = 0; g < groups_; ++g) {
       float *tile = gradient + g % together * pixels * kGroup;
       for (int64_t s = 0; s < samples; ++s) {
-        convolve_plane(hidden, band, n + s, g, flipped, tile + s * plane * kGroup, sums);
+        convolve_plane(hidden, band, n + s, g,
+                       dp == nullptr ? nullptr : dp + s * b_.out_h * b_.out_w * b_.out_channels,
+                       flipped, tile + s * plane * kGroup, sums);
       }
       if (panels == nullptr) {
         for (int64_t i = 0; i < pixels; ++i) {
@@ -336,13 +363,14 @@ class BlockBackward {
   // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's
   // gradient.
   void convolve_plane(const Hidden &hidden, const Band &band, int64_t sample, int64_t g,
-                      const float *flipped, float *gradient, const Sums &sums) const {
+                      const float *dp, const float *flipped, float *gradient,
+                      const Sums &sums) const {
     const Planes &planes = band.planes;
     const int64_t taps = planes.taps * kGroup;
     float *plane = scratch(Slot::kPlanes, planes.size);
     float *dz = scratch(Slot::kGradients, planes.out_size);
     hidden.expand(plane, band, sample, g);
-    find_dz(dz, band, sample, g);
+    find_dz(dz, band, sample, g, dp);
     planes.kernel_gradient(sums.kernels + g * taps, dz, plane);
     planes.input_gradient(dz, flipped + g * taps, [&](int64_t y, int64_t x, int v, Vec sum) {
       const Vec e = load(plane + planes.at(y, x) + v * kLanes);
@@ -352,30 +380,69 @@ class BlockBackward {
     });
   }
 
-  // dz of one sample and group, as a padded plane, with the rows around the band.
-  void find_dz(float *dz, const Band &band, int64_t sample, int64_t g) const {
+  // Rows of an output plane that are needed for a band: its own and those around it.
+  struct Rows {
+    int64_t first, last;
+  };
+  Rows rows_of(const Band &band) const {
+    return {std::max<int64_t>(0, band.first_out_row - band.planes.pad),
+            std::min(b_.out_h, band.first_out_row + band.planes.out_height + band.planes.pad)};
+  }
+
+  // dp of these rows, of samples from n on; a sample's rows begin a whole plane after the last's.
+  const float *find_dp(const Band &band, int64_t n, int64_t samples) const {
+    const int64_t plane = b_.out_h * b_.out_w;
+    const Rows rows = rows_of(band);
+    float *dp = scratch(Slot::kOther, samples * plane * b_.out_channels);
+    for (int64_t s = 0; s < samples; ++s) {
+      find_dp(dp + s * plane * b_.out_channels, (n + s) * plane + rows.first * b_.out_w,
+              (rows.last - rows.first) * b_.out_w);
+    }
+    return dp;
+  }
+
+  // dz of one sample and group, as a padded plane, with the rows around the band. `dp` is null
+  // where g has been kept.
+  void find_dz(float *dz, const Band &band, int64_t sample, int64_t g, const float *dp) const {
     const Planes &planes = band.planes;
-    const Channels<kVecs> scale = load_channels(next_.scale + g * kGroup);
-    const Channels<kVecs> factor = load_channels(next_.in_factor + g * kGroup);
-    const Channels<kVecs> constant = load_channels(next_.constant + g * kGroup);
-    const auto is_row = [&](int64_t y) {
-      return band.first_out_row + y >= 0 && band.first_out_row + y < b_.out_h;
-    };
-    planes.clear_out_border(dz, is_row);
-    for (int64_t y = -planes.pad; y < planes.out_height + planes.pad; ++y) {
-      if (!is_row(y)) {
+    const int64_t at = g * kGroup, out = b_.out_channels;
+    const Channels<kVecs> scale = load_channels(next_.scale + at);
+    const Channels<kVecs> shift = load_channels(next_.shift + at);
+    const Channels<kVecs> factor = load_channels(next_.in_factor + at);
+    const Channels<kVecs> constant = load_channels(next_.constant + at);
+    const Rows rows = rows_of(band);
+    planes.clear_out_border(dz, [&](int64_t y) {
+      return band.first_out_row + y >= rows.first && band.first_out_row + y < rows.last;
+    });
+    for (int64_t y = rows.first; y < rows.last; ++y) {
+      const int64_t pixel = ((g * b_.n + sample) * b_.out_h + y) * b_.out_w;
+      const float *z = z_ + pixel * kGroup;
+      float *row = dz + planes.out_at(y - band.first_out_row, 0);
+      // The gradient of z from g, where the ReLU behind the normalisation was active.
+      const auto set = [&](int64_t j, int v, Vec in, Vec gradient) {
+        store(row + j, scale.v[v] * gradient + (factor.v[v] * in + constant.v[v]));
+      };
+      if (dp == nullptr) {
+        for (int64_t i = 0; i < b_.out_w * kGroup; i += kGroup) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) {
+            const int64_t j = i + v * kLanes;
+            set(j, v, load(z + j), load(g_ + pixel * kGroup + j));
+          }
+        }
         continue;
       }
-      const int64_t at = ((g * b_.n + sample) * b_.out_h + band.first_out_row + y) * b_.out_w;
-      const float *z = z_ + at * kGroup, *gz = g_ + at * kGroup;
-      float *row = dz + planes.out_at(y, 0);
-      for (int64_t i = 0; i < b_.out_w * kGroup; i += kGroup) {
+      spnas::product<kVecs>(
+          b_.out_w, {dp + (y - rows.first) * b_.out_w * out, out, out}, panels_ + g * out * kGroup,
+          [](int64_t) { return Channels<kVecs>{}; },
+          [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) {
-          const int64_t j = i + v * kLanes;
-          store(row + j, scale.v[v] * load(gz + j) + (factor.v[v] * load(z + j) + constant.v[v]));
-        }
-      }
+            for (int v = 0; v < kVecs; ++v) {
+              const int64_t j = i * kGroup + v * kLanes;
+              const Vec in = load(z + j);
+              set(j, v, in, in * scale.v[v] + shift.v[v] > 0 ? dh.v[v] : Vec{});
+            }
+          });
     }
   }
 
@@ -392,19 +459,18 @@ class BlockBackward {
     }
   }
 
-  void write_kernel(const float *kernels, int64_t parts, int64_t taps) const {
+  Status write_kernel(const float *kernels, int64_t parts, int64_t taps) const {
     float *dweight = call_.data(at_.ddepthwise);
-    const int64_t largest = b_.kernel * b_.kernel;
+    const int64_t largest = b_.kernel * b_.kernel, size = taps * kGroup;
     std::memset(dweight, 0, b_.mid * largest * sizeof(float));
-    for (int64_t c = 0; c < b_.active; ++c) {
-      for (int64_t t = 0; t < taps; ++t) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) {
-          sum += kernels[((part * groups_ + c / kGroup) * taps + t) * kGroup + c % kGroup];
+    return parallel(groups_, 1, [&](int64_t g, int64_t) {
+      const float *total = add_parts(kernels + g * size, parts, groups_ * size, size);
+      for (int64_t j = 0; j < count(g); ++j) {
+        for (int64_t t = 0; t < taps; ++t) {
+          dweight[(g * kGroup + j) * largest + b_.tap(t)] = total[t * kGroup + j];
         }
-        dweight[c * largest + b_.tap(t)] = static_cast<float>(sum);
       }
-    }
+    });
   }
 
   // What of a block without expansion is still missing in dx.
@@ -431,29 +497,26 @@ class BlockBackward {
     std::memset(dweight, 0, b_.mid * channels * sizeof(float));
     std::memset(dgamma, 0, b_.mid * sizeof(float));
     std::memset(dbeta, 0, b_.mid * sizeof(float));
-    const Status status = parallel(b_.active, kGroup, [&](int64_t begin, int64_t end) {
-      for (int64_t e = begin; e < end; ++e) {
-        float *row = dweight + e * channels;
-        const float *w = weight + e * channels;
+    const Status status = parallel(groups_, 1, [&](int64_t g, int64_t) {
+      const float *total =
+          add_parts(products + g * channels * kGroup, parts, product_size, channels * kGroup);
+      for (int64_t j = 0; j < count(g); ++j) {
+        const int64_t e = g * kGroup + j;
+        const float *w = weight + e * channels, *s = spread + e * channels;
         double sum = 0, second = 0;
         for (int64_t part = 0; part < parts; ++part) {
-          const float *product =
-              products + part * product_size + e / kGroup * channels * kGroup + e % kGroup;
-          for (int64_t k = 0; k < channels; ++k) {
-            row[k] += product[k * kGroup];
-          }
-          sum += gradients[(part * groups_ + e / kGroup) * kGroup + e % kGroup];
+          sum += gradients[(part * groups_ + g) * kGroup + j];
         }
         for (int64_t k = 0; k < channels; ++k) {
-          second += static_cast<double>(row[k]) * w[k];
+          second += static_cast<double>(total[k * kGroup + j]) * w[k];
         }
         first.finish(e, sum, second - sum * first.mean[e], static_cast<double>(pixels), dgamma,
                      dbeta);
         const float slope = static_cast<float>(pixels) * first.slope[e];
-        const float *s = spread + e * channels;
         for (int64_t k = 0; k < channels; ++k) {
-          row[k] =
-              first.scale[e] * (row[k] - static_cast<float>(sum) * input_mean[k] - slope * s[k]);
+          dweight[e * channels + k] =
+              first.scale[e] *
+              (total[k * kGroup + j] - static_cast<float>(sum) * input_mean[k] - slope * s[k]);
         }
       }
     });
@@ -466,14 +529,24 @@ class BlockBackward {
     const int64_t channels = b_.channels, pitch = group_count(channels) * kGroup;
     // in_factor is -scale * slope.
     float *scaled = arena_.zeros(b_.active * pitch), *start = arena_.zeros(pitch);
+    Status status = parallel(b_.active, kGroup, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) {
+        for (int64_t c = 0; c < channels; ++c) {
+          scaled[e * pitch + c] = weight[e * channels + c] * first.in_factor[e];
+        }
+      }
+    });
+    if (status) {
+      return status;
+    }
     for (int64_t e = 0; e < b_.active; ++e) {
+#pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        scaled[e * pitch + c] = weight[e * channels + c] * first.in_factor[e];
         start[c] -= weight[e * channels + c] * (first.scale[e] * first.mean_gradient[e]);
       }
     }
     float *panels = arena_.zeros(pitch * channels);
-    Status status = parallel(group_count(channels), 1, [&](int64_t panel, int64_t) {
+    status = parallel(group_count(channels), 1, [&](int64_t panel, int64_t) {
       float *sums = panels + panel * kGroup * channels;
       for (int64_t e = 0; e < b_.active; e += kSumPixels) {
         outer<kVecs>(sums, channels, weight + e * channels, channels,
@@ -524,7 +597,9 @@ class BlockBackward {
   const int64_t groups_;
   const NormGradient last_, next_;
   const float *x_, *dy_, *z_, *projected_;
-  float *dx_, *g_;
+  float *dx_;
+  const float *panels_;  // of the projection, for every 16 channels of h
+  float *g_;             // of the second normalisation; null where it is computed again
 };
 
 inline Status block_backward(const Call &call, bool expands, int stride) {

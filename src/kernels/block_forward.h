@@ -50,6 +50,11 @@ class Hidden {
     for (int64_t i = 0; i < rows * b.w; ++i) {
       places_[i] = static_cast<int>(i / b.w * band(0).planes.pitch + i % b.w * kGroup);
     }
+    for (int64_t i = 0; i < bands(); ++i) {
+      for (int64_t rest = band(i).planes.out_pixels(); rest > 0; rest -= kSumPixels) {
+        parts_.push_back(std::min(kSumPixels, rest));
+      }
+    }
     if (b.expands) {
       const float *weight = call.data(at.expand);
       panels_ = pack_panels(arena, b.active, b.channels, [&](int64_t k, int64_t e) {
@@ -64,6 +69,8 @@ class Hidden {
     const int64_t rows = std::min(b_.h - row, out_rows_ * b_.stride);
     return {row, out_row, Planes(rows, b_.w, b_.side, b_.stride)};
   }
+  // Pixels of the parts of an output plane that have sums of their own.
+  const std::vector<int64_t> &parts() const { return parts_; }
   const float *kernel(int64_t g) const { return kernels_ + g * taps_ * kGroup; }
 
   // e of one sample and group, as a padded plane, with the rows around the band.
@@ -104,6 +111,7 @@ class Hidden {
   const Affine norm_;
   const int64_t taps_, out_rows_;
   std::vector<int> places_;  // of pixels in a padded plane, from the first one on
+  std::vector<int64_t> parts_;
   const float *kernels_, *panels_ = nullptr;
 };
 
@@ -111,10 +119,11 @@ class Hidden {
 // parts of every sample, (groups, samples * parts, 2, 16).
 inline Status convolve(const Hidden &hidden, const Block &b, float *z, int64_t first_sample,
                        int64_t samples, float *sums) {
-  const int64_t plane = b.out_h * b.out_w, parts = divide_up(plane, kSumPixels);
+  const int64_t plane = b.out_h * b.out_w, parts = static_cast<int64_t>(hidden.parts().size());
   return parallel(samples * b.active_groups(), 1, [&](int64_t task, int64_t) {
     const int64_t n = task / b.active_groups(), g = task % b.active_groups();
     float *out = z + (g * samples + n) * plane * kGroup;
+    float *sum = sums + (g * samples + n) * parts * 2 * kGroup;
     for (int64_t i = 0; i < hidden.bands(); ++i) {
       const Band band = hidden.band(i);
       float *padded = scratch(Slot::kPlanes, band.planes.size);
@@ -123,11 +132,11 @@ inline Status convolve(const Hidden &hidden, const Block &b, float *z, int64_t f
       band.planes.forward(padded, hidden.kernel(g), [&](int64_t i, int v, Vec sum) {
         store(rows + i * kGroup + v * kLanes, sum);
       });
-    }
-    for (int64_t i = 0; sums != nullptr && i < parts; ++i) {
-      const int64_t first = i * kSumPixels;
-      part_sums<kVecs>(sums + ((g * samples + n) * parts + i) * 2 * kGroup, out + first * kGroup,
-                       kGroup, kGroup, std::min(kSumPixels, plane - first));
+      for (int64_t pixel = 0; sums != nullptr && pixel < band.planes.out_pixels();
+           pixel += kSumPixels, sum += 2 * kGroup) {
+        part_sums<kVecs>(sum, rows + pixel * kGroup, kGroup, kGroup,
+                         std::min(kSumPixels, band.planes.out_pixels() - pixel));
+      }
     }
   });
 }
@@ -298,14 +307,12 @@ inline Status block_train(const Call &call, bool expands, int stride) {
     return status;
   }
   const Hidden hidden(call, at.in, b, norm, arena);
-  const int64_t plane = b.out_h * b.out_w, parts = divide_up(plane, kSumPixels);
+  const int64_t parts = static_cast<int64_t>(hidden.parts().size());
   float *sums = arena.take(b.active_groups() * b.n * parts * 2 * kGroup);
   if ((status = convolve(hidden, b, z, 0, b.n, sums))) {
     return status;
   }
-  const auto pixels = [&](int64_t i) {
-    return std::min(kSumPixels, plane - i % parts * kSumPixels);
-  };
+  const auto pixels = [&](int64_t i) { return hidden.parts()[i % parts]; };
   if ((status = next_norm.use_parts(b.active, b.n * parts, sums, pixels, next))) {
     return status;
   }

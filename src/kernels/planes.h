@@ -92,6 +92,34 @@ inline void correlate_row(int64_t count, const float *in, int64_t pitch, const f
   }
 }
 
+// Outputs whose gradients kernel_tile() holds in registers, besides its sums.
+constexpr int kHeld = 4;
+
+// sum[r][kx] += dout[o] * in[r][kStride * o + kx] for kN neighbouring outputs o: an input that is
+// read serves all of them.
+template <int kR, int kX, int kStride, int kN>
+inline void add_outputs(Vec (&sum)[kR][kX], const float *dout, const float *in, int64_t pitch) {
+  Vec d[kN];
+#pragma GCC unroll 4
+  for (int o = 0; o < kN; ++o) {
+    d[o] = load(dout + o * kGroup);
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < kR; ++r, in += pitch) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kStride * (kN - 1) + kX; ++i) {
+      const Vec x = load(in + i * kGroup);
+#pragma GCC unroll 8
+      for (int kx = 0; kx < kX; ++kx) {
+        const int o = (i - kx) / kStride;
+        if (i >= kx && (i - kx) % kStride == 0 && o < kN) {
+          sum[r][kx] += d[o] * x;
+        }
+      }
+    }
+  }
+}
+
 // sums[r * kX + kx] += sum over rows y < count_y and outputs x < count_x of
 // dout[y][x] * in[kStride * y + r][kStride * x + kx], for r < kR and kx < kX.
 template <int kR, int kX, int kStride>
@@ -102,15 +130,12 @@ inline void kernel_tile(float *sums, const float *dout, int64_t dout_pitch, cons
     for (int64_t y = 0; y < count_y; ++y) {
       const float *d = dout + y * dout_pitch + v * kLanes;
       const float *x = in + y * kStride * pitch + v * kLanes;
-      for (int64_t i = 0; i < count_x; ++i, d += kGroup, x += kStride * kGroup) {
-        const Vec gradient = load(d);
-#pragma GCC unroll 8
-        for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 8
-          for (int kx = 0; kx < kX; ++kx) {
-            sum[r][kx] += gradient * load(x + r * pitch + kx * kGroup);
-          }
-        }
+      int64_t i = 0;
+      for (; i + kHeld <= count_x; i += kHeld) {
+        add_outputs<kR, kX, kStride, kHeld>(sum, d + i * kGroup, x + i * kStride * kGroup, pitch);
+      }
+      for (; i < count_x; ++i) {
+        add_outputs<kR, kX, kStride, 1>(sum, d + i * kGroup, x + i * kStride * kGroup, pitch);
       }
     }
     for (int r = 0; r < kR; ++r) {

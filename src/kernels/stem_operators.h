@@ -83,33 +83,29 @@ class Stem {
     return padded;
   }
 
-  // out(pixel, channels) for all outputs of a sample and one group.
+  // out(pixel, channels) for the outputs of one row of a sample and one group.
   template <typename Out>
-  void convolve(const float *padded, const float *panel, const Channels<kVecs> &first,
-                const Out &out) const {
-    for (int64_t y = 0; y < out_h; ++y) {
-      const float *row = padded + y * stride * padded_w();
-      int64_t i = 0;
-      for (; i + kRows <= out_w; i += kRows) {
-        convolve_tile<kRows>(y * out_w + i, row + i * stride, panel, first, out);
-      }
-      for (; i < out_w; ++i) {
-        convolve_tile<1>(y * out_w + i, row + i * stride, panel, first, out);
-      }
+  void convolve_row(int64_t y, const float *padded, const float *panel,
+                    const Channels<kVecs> &first, const Out &out) const {
+    const float *row = padded + y * stride * padded_w();
+    int64_t i = 0;
+    for (; i + kRows <= out_w; i += kRows) {
+      convolve_tile<kRows>(y * out_w + i, row + i * stride, panel, first, out);
+    }
+    for (; i < out_w; ++i) {
+      convolve_tile<1>(y * out_w + i, row + i * stride, panel, first, out);
     }
   }
 
-  // sums (taps, 16) += the weight's gradient, from output gradients (pixels, 16) of a sample.
-  void weight_gradient(float *sums, const float *padded, const float *gradient) const {
-    for (int64_t y = 0; y < out_h; ++y, gradient += out_w * kGroup) {
-      const float *row = padded + y * stride * padded_w();
-      int64_t t = 0;
-      for (; t + kRows <= taps(); t += kRows) {
-        gradient_tile<kRows>(sums + t * kGroup, row, t, gradient);
-      }
-      for (; t < taps(); ++t) {
-        gradient_tile<1>(sums + t * kGroup, row, t, gradient);
-      }
+  // sums (taps, 16) += the weight's gradient, from output gradients (out_w, 16) of one row.
+  void weight_gradient(float *sums, int64_t y, const float *padded, const float *gradient) const {
+    const float *row = padded + y * stride * padded_w();
+    int64_t t = 0;
+    for (; t + kRows <= taps(); t += kRows) {
+      gradient_tile<kRows>(sums + t * kGroup, row, t, gradient);
+    }
+    for (; t < taps(); ++t) {
+      gradient_tile<1>(sums + t * kGroup, row, t, gradient);
     }
   }
 
@@ -214,19 +210,24 @@ inline Status stem_train(const Call &call, int stride) {
   float *statistics = call.data(kStatistics), *s = call.data(kS), *y = call.data(kY);
   const TrainNorm norm(call, kNorm, kOptions, statistics, statistics + stem.outputs, kMoving);
   const float *panels = stem.pack(arena, /*scale=*/nullptr);
-  const int64_t plane = stem.plane(), parts = divide_up(plane, kSumPixels);
+  // Sums of a few rows each, which are in cache.
+  const int64_t plane = stem.plane(), rows = std::max<int64_t>(1, kSumPixels / stem.out_w);
+  const int64_t parts = divide_up(stem.out_h, rows);
   float *sums = arena.take(stem.groups() * stem.n * parts * 2 * kGroup);
   Status status = parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const float *padded = stem.pad(n);
-    for (int64_t g = 0; g < stem.groups(); ++g) {
-      float *out = s + (g * stem.n + n) * plane * kGroup;
-      stem.convolve(
-          padded, panels + g * stem.taps() * kGroup, Channels<kVecs>{},
-          [&](int64_t i, const Channels<kVecs> &c) { store_channels(out + i * kGroup, c); });
-      for (int64_t i = 0; i < parts; ++i) {
-        part_sums<kVecs>(sums + ((g * stem.n + n) * parts + i) * 2 * kGroup,
-                         out + i * kSumPixels * kGroup, kGroup, kGroup,
-                         std::min(kSumPixels, plane - i * kSumPixels));
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = part * rows, last = std::min(stem.out_h, first + rows);
+      for (int64_t g = 0; g < stem.groups(); ++g) {
+        float *out = s + (g * stem.n + n) * plane * kGroup;
+        for (int64_t y = first; y < last; ++y) {
+          stem.convolve_row(
+              y, padded, panels + g * stem.taps() * kGroup, Channels<kVecs>{},
+              [&](int64_t i, const Channels<kVecs> &c) { store_channels(out + i * kGroup, c); });
+        }
+        part_sums<kVecs>(sums + ((g * stem.n + n) * parts + part) * 2 * kGroup,
+                         out + first * stem.out_w * kGroup, kGroup, kGroup,
+                         (last - first) * stem.out_w);
       }
     }
   });
@@ -234,7 +235,7 @@ inline Status stem_train(const Call &call, int stride) {
     return status;
   }
   const auto pixels = [&](int64_t i) {
-    return std::min(kSumPixels, plane - i % parts * kSumPixels);
+    return std::min(rows, stem.out_h - i % parts * rows) * stem.out_w;
   };
   if ((status = norm.use_parts(stem.outputs, stem.n * parts, sums, pixels, affine))) {
     return status;
@@ -276,12 +277,14 @@ inline Status stem_infer(const Call &call, int stride, bool folded) {
   return parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const float *padded = stem.pad(n);
     float *out = call.data(y) + n * stem.plane() * stem.outputs;
-    for (int64_t g = 0; g < stem.groups(); ++g) {
-      stem.convolve(padded, panels + g * stem.taps() * kGroup,
-                    load_channels(affine.shift + g * kGroup),
-                    [&](int64_t i, const Channels<kVecs> &c) {
-                      store_part(out + i * stem.outputs + g * kGroup, relu(c), stem.count(g));
-                    });
+    for (int64_t y = 0; y < stem.out_h; ++y) {
+      for (int64_t g = 0; g < stem.groups(); ++g) {
+        stem.convolve_row(y, padded, panels + g * stem.taps() * kGroup,
+                          load_channels(affine.shift + g * kGroup),
+                          [&](int64_t i, const Channels<kVecs> &c) {
+                            store_part(out + i * stem.outputs + g * kGroup, relu(c), stem.count(g));
+                          });
+      }
     }
   });
 }
@@ -394,12 +397,15 @@ inline Status stem_backward(const Call &call, int stride) {
   float *products = arena.zeros(stem.n * groups * taps * kGroup);
   status = parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const float *padded = stem.pad(n);
-    float *gradient = scratch(Slot::kTile, plane * kGroup);
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t i = 0; i < plane; ++i) {
-        store_channels(gradient + i * kGroup, stem_gradient(stem, norm, s, dy, n * plane + i, g));
+    float *gradient = scratch(Slot::kTile, stem.out_w * kGroup);
+    for (int64_t y = 0; y < stem.out_h; ++y) {
+      for (int64_t g = 0; g < groups; ++g) {
+        for (int64_t i = 0; i < stem.out_w; ++i) {
+          const int64_t pixel = n * plane + y * stem.out_w + i;
+          store_channels(gradient + i * kGroup, stem_gradient(stem, norm, s, dy, pixel, g));
+        }
+        stem.weight_gradient(products + (n * groups + g) * taps * kGroup, y, padded, gradient);
       }
-      stem.weight_gradient(products + (n * groups + g) * taps * kGroup, padded, gradient);
     }
   });
   float *dweight = call.data(kDWeight);
