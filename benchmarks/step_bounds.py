@@ -47,7 +47,8 @@ class LayerWork(NamedTuple):
 
     Attributes:
         layer: its name in the network.
-        inputs: shape of its input, (N, C, H, W), or (N, C) for the classifier.
+        inputs: shape of its input: images (N, C, H, W) for the stem, then (N, H, W, C), and (N, C)
+            for the classifier.
         outputs: shape of its output.
     """
 
@@ -80,9 +81,10 @@ def step_work(arch: Architecture, batch_size: int, image_size: int) -> list[Laye
                 f"architecture '{arch.name}': only MBConv blocks without squeeze-and-excitation "
                 "are counted"
             )
-    channels = [3, arch.stem_channels, *(block.out_channels for block in arch.blocks)]
-    sizes = input_sizes(arch.strides, (image_size, image_size))
-    shapes = [(batch_size, c, *size) for c, size in zip(channels, sizes, strict=True)]
+    channels = [arch.stem_channels, *(block.out_channels for block in arch.blocks)]
+    sizes = input_sizes(arch.strides, (image_size, image_size))[1:]
+    shapes: list[tuple[int, ...]] = [(batch_size, 3, image_size, image_size)]
+    shapes += [(batch_size, *size, c) for c, size in zip(channels, sizes, strict=True)]
     shapes += [(batch_size, arch.head_channels), (batch_size, natural_classes(image_size))]
     layers = []
     for index, (layer, *macs) in enumerate(step_macs(arch, batch_size, image_size)):
@@ -91,12 +93,12 @@ def step_work(arch: Architecture, batch_size: int, image_size: int) -> list[Laye
         if layer == "stem":
             floats = stem_floats(x, y)
         elif layer == "head":
-            floats = head_floats(x, y, math.prod(inputs[2:]))
+            floats = head_floats(x, y, math.prod(inputs[1:3]))
         elif layer == "classifier":
             floats = x + y, 2 * x + y
         else:
             mid = arch.blocks[index - 1].mid_channels
-            floats = block_floats(x, y, batch_size * mid * math.prod(outputs[2:]))
+            floats = block_floats(x, y, batch_size * mid * math.prod(outputs[1:3]))
         forward, backward = map(Work, macs, floats)
         layers.append(LayerWork(layer, inputs, outputs, forward, backward))
     return layers

@@ -6,7 +6,7 @@
 The step is that of ``benchmarks.training_step``. The operators write their seconds to the file that
 SPNAS_KERNEL_PROFILE names, a line per call, with the shape of the layer's input or output:
 
-    {"operator": "BlockTrain", "seconds": 0.0123, "shape": [32, 16, 112, 112]}
+    {"operator": "BlockTrain", "seconds": 0.0123, "shape": [32, 112, 112, 16]}
 
 A step calls one operator per layer, forward from the stem to the head and backward from the head to
 the stem. The rest is MindSpore's: classifier, loss, update, and what it takes to call operators.

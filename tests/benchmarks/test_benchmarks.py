@@ -94,7 +94,7 @@ def test_work_of_a_step_is_that_of_the_counted_network():
     ]  # fmt: skip
     block = layers[2]  # 5x5, stride 2, expansion 3, 8 -> 16 channels, 16x16 -> 8x8
     x, y, z = 4 * 8 * 256, 4 * 16 * 64, 4 * 24 * 64
-    assert (block.inputs, block.outputs) == ((4, 8, 16, 16), (4, 16, 8, 8))
+    assert (block.inputs, block.outputs) == ((4, 16, 16, 8), (4, 8, 8, 16))
     assert block.forward.floats == x + z + 2 * y
     assert block.backward.floats == 2 * x + 3 * z + 2 * y
 
