@@ -6,11 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import contenders
 from benchmarks.step_bounds import step_work, total_work
 from benchmarks.step_profile import Call, report, split_steps, step_passes
+from benchmarks.subnet_step import decisions_of, draw, multiply_adds, smallest
+from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
 from src.errors import UserError
 from tests.conftest import TINY
@@ -141,3 +144,18 @@ def test_calls_that_do_not_fit_are_refused():
     wrong = [calls[0], calls[1]._replace(shape=(1, 2)), *calls[2:]]
     with pytest.raises(UserError, match=r"Forward recorded shape \(1, 2\).* of blocks.0 forward"):
         split_steps(wrong, passes, 3)
+
+
+def test_subnets_are_those_of_the_published_space():
+    arch = load_architecture("nas_bench_macro_largest")
+    k3e3, everything = np.ones(8, int), np.full(8, 2)
+    costs = [multiply_adds(arch, choices) for choices in (smallest(arch), k3e3, everything)]
+    assert costs == [20_683_264, 53_246_464, 105_660_928]  # Su et al., arXiv 2103.11922
+    choices = np.array([2, 0, 1, 2, 0, 1, 0, 2])
+    rows = decisions_of(arch, choices).tolist()
+    assert rows[:3] == [[5, 192, 1], [5, 384, 0], [3, 192, 1]]
+    drawn = [draw(arch, np.random.default_rng(seed)) for seed in range(60)]
+    assert all((choices >= smallest(arch)).all() for choices in drawn)
+    shares = np.array([multiply_adds(arch, choices) for choices in drawn]) / costs[-1]
+    # Uniform in cost: uniform choices would leave hardly any below a third and above two thirds.
+    assert (shares < 0.4).sum() > 8 and (shares > 0.8).sum() > 8
