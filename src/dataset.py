@@ -1,9 +1,9 @@
-"""From a source of images to batches, through MindSpore's C++ data pipeline.
+"""From a source of images to batches, decoded and augmented by threads.
 
-Every epoch is a pipeline of its own, seeded by (seed, epoch): resuming in the middle of an epoch
-repeats that epoch's beginning and none of the epochs before, and gives the same images in the same
-augmentation. An image that cannot be decoded is logged once. In training the next image replaces
-it, so that all ranks take the same number of steps; in evaluation it is left out of every count.
+Chance comes from (seed, epoch, image) alone: an epoch gives the same images in the same
+augmentation whatever the number of threads and ranks, and whichever batch it starts with. An image
+that cannot be decoded is logged once. In training the next image replaces it, so that all ranks
+take the same number of steps; in evaluation it is left out of every count.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias
+from random import Random
+from typing import TypeAlias, TypeVar
 
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
+from src.data.augmentation import Normalisation, augment, cut_out
 from src.data.decoding import ImageError
-from src.data.preprocessing import Augmentation, Preprocessing
+from src.data.preprocessing import Augmentation, PolicyName, Preprocessing
 from src.data.sources import Source
 from src.errors import Fault, UserError
 
@@ -30,63 +32,61 @@ log = logging.getLogger(__name__)
 
 Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # an image (H, W, 3) of uint8, its label ()
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]  # images (N, 3, H, W) of float32, labels (N,)
-Transforms: TypeAlias = list[Callable]  # operations of mindspore.dataset.vision
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-def evaluation_transforms(preprocessing: Preprocessing) -> Transforms:
+def evaluation_transforms(preprocessing: Preprocessing) -> list[Callable]:
     """Operations from pixels (H, W, 3) to a normalised float32 array (3, height, width)."""
     return [
         vision.Resize(preprocessing.resize, Inter.BILINEAR),
         vision.CenterCrop((preprocessing.height, preprocessing.width)),
-        *_normalise(preprocessing),
+        vision.Normalize(preprocessing.mean, preprocessing.std),
+        vision.HWC2CHW(),
     ]
 
 
-def training_transforms(preprocessing: Preprocessing, augmentation: Augmentation) -> Transforms:
-    """As ``evaluation_transforms``, with random augmentation."""
-    size = (preprocessing.height, preprocessing.width)
-    if augmentation.crop_scale is not None:
-        transforms = [
-            vision.RandomResizedCrop(
-                size, scale=(augmentation.crop_scale, 1.0), interpolation=Inter.BILINEAR
-            )
-        ]
-    else:
-        transforms = [vision.Resize(preprocessing.resize, Inter.BILINEAR), vision.CenterCrop(size)]
-        if augmentation.crop_padding:
-            transforms.append(vision.RandomCrop(size, augmentation.crop_padding))
-    if augmentation.flip:
-        transforms.append(vision.RandomHorizontalFlip())
-    if augmentation.color_jitter:
-        transforms.append(vision.RandomColorAdjust(*augmentation.color_jitter))
-    if augmentation.auto_augment:
-        policy = vision.AutoAugmentPolicy[augmentation.auto_augment.upper()]
-        transforms.append(vision.AutoAugment(policy, Inter.BILINEAR))
-    return transforms + _normalise(preprocessing)
-
-
-def cut_out(images: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """Images (N, C, H, W) with a square of each zeroed, or the part of it within the image.
-
-    The centre is uniform within the image, as in DeVries and Taylor, arXiv 1708.04552. MindSpore's
-    CutOut also draws centres up to half a side outside of the image, and so zeroes half as much.
+class AutoAugment:
+    """MindSpore's AutoAugment, of which every call is seeded.
 
     Args:
-        images: float32.
-        side: of the square, in pixels.
-        random: draws the centres.
+        policy: its name.
     """
 
-    def covered(size: int) -> np.ndarray:
-        offset = np.arange(size) - random.integers(size, size=(len(images), 1))
-        return (-(side // 2) <= offset) & (offset < side - side // 2)
+    # MindSpore has one seed for all threads.
+    _lock = threading.Lock()
 
-    rows, columns = covered(images.shape[2]), covered(images.shape[3])
-    return np.where((rows[:, :, None] & columns[:, None, :])[:, None], np.float32(0), images)
+    def __init__(self, policy: PolicyName) -> None:
+        self._operation = vision.AutoAugment(
+            vision.AutoAugmentPolicy[policy.upper()], Inter.BILINEAR
+        )
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Augment an image (H, W, 3) of uint8; the seed is below 2**31."""
+        with self._lock:
+            ds.config.set_seed(seed)
+            return self._operation(image)
 
 
-def _normalise(preprocessing: Preprocessing) -> Transforms:
-    return [vision.Normalize(preprocessing.mean, preprocessing.std), vision.HWC2CHW()]
+def in_threads(
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, ahead: int
+) -> Iterator[Result]:
+    """Results in the order of tasks, computed by threads, at most ``ahead`` before they are used.
+
+    Decoding and OpenCV release Python's lock, so that threads run side by side. MindSpore's own
+    threads for Python sources halve the speed.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: deque[Future[Result]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Rows:
@@ -106,7 +106,6 @@ class _Rows:
         self._source, self._pool, self._training = source, np.sort(pool), training
         self._lock = threading.Lock()
         self.bad_images: dict[int, str] = {}
-        self.failure: Fault | None = None
 
     def read(self, index: int) -> Row:
         """The row of ``index`` or, in training, of the first image after it that can be decoded.
@@ -122,11 +121,10 @@ class _Rows:
                 self._note(other, str(error))
         if not self._training:
             return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
-        self.failure = Fault(
+        raise Fault(
             f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row "
             f"cannot be used, the last one {self._source.name(other)}: {self.bad_images[other]}"
         )
-        raise self.failure
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -146,22 +144,6 @@ class _Rows:
                     "another image takes its place" if self._training else "not evaluated",
                 )
 
-    def in_order(self, indices: np.ndarray, threads: int) -> Iterator[Row]:
-        """Rows in the order of ``indices``, decoded ahead by threads.
-
-        MindSpore's own threads for Python sources halve the speed; ``decode_image`` releases
-        Python's lock, so that these run side by side.
-        """
-        with ThreadPoolExecutor(threads) as pool:
-            ahead: deque[Future[Row]] = deque()
-            for index in indices.tolist():
-                ahead.append(pool.submit(self.read, index))
-                # Enough that no thread waits, and few enough for the memory of large images.
-                if len(ahead) > 8 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
 
 class Loader:
     """Batches of one split, for one rank.
@@ -176,7 +158,7 @@ class Loader:
         seed: of order and augmentation.
         rank: number of this rank.
         device_num: number of ranks.
-        num_parallel_workers: threads that decode, and threads that augment.
+        num_parallel_workers: threads that decode and augment.
         max_images: use only so many images, a fixed random choice; None for all.
 
     Raises:
@@ -198,7 +180,10 @@ class Loader:
         max_images: int | None = None,
     ) -> None:
         self.source, self.batch_size = source, batch_size
-        self._preprocessing, self._augmentation = preprocessing, augmentation
+        self._preprocessing, self._augmentation = preprocessing, augmentation or Augmentation()
+        policy = self._augmentation.auto_augment
+        self._auto_augment = AutoAugment(policy) if policy else None
+        self._normalise = Normalisation(preprocessing)
         self._training = training
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
@@ -242,53 +227,75 @@ class Loader:
         used = self.batches_per_epoch * self.batch_size * self._device_num
         return order[:used][self._rank :: self._device_num]
 
-    def _pipeline(self, indices: np.ndarray, epoch: int) -> Iterator[Batch]:
-        """Batches of the images of ``indices``, before cutout, through MindSpore's pipeline."""
-        # Primes, so that no two of the usual seeds, epochs and ranks share a value; the sum is
-        # taken into the range of MindSpore's seeds.
-        ds.config.set_seed((self._seed * 1_000_003 + epoch * 8191 + self._rank) % 2**31)
-        transforms = (
-            evaluation_transforms(self._preprocessing)
-            if self._augmentation is None
-            else training_transforms(self._preprocessing, self._augmentation)
-        )
-        rows = ds.GeneratorDataset(
-            lambda: self._rows.in_order(indices, self._workers), ["image", "label"], shuffle=False
-        )
-        rows = rows.map(transforms, "image", num_parallel_workers=self._workers)
-        rows = rows.batch(self.batch_size, drop_remainder=self._training, num_parallel_workers=1)
-        # Without copies the arrays share the pipeline's memory.
-        return rows.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
-
     def epoch(self, epoch: int = 0, skip_batches: int = 0) -> Iterator[Batch]:
         """Yield images (N, 3, H, W) of float32 and labels (N,) of int32.
 
         The last batch of an evaluation may be short. Whoever keeps a batch copies it, since the
-        arrays share the pipeline's memory.
+        arrays of an evaluation share the pipeline's memory.
 
         Args:
             epoch: number of the epoch, which decides order and augmentation.
-            skip_batches: leave out the first batches, which are still computed so that the random
-                state of those that follow is the same.
+            skip_batches: of a training epoch, leave out the first batches.
 
         Raises:
             Fault: too many images in a row cannot be decoded.
         """
         indices = self._indices(epoch)
-        if not len(indices):
-            return
-        cutout = self._augmentation.cutout if self._augmentation else 0
-        try:
-            for number, (images, labels) in enumerate(self._pipeline(indices, epoch)):
-                if number < skip_batches:
-                    continue
-                if cutout:
-                    random = np.random.default_rng((self._seed, epoch, self._rank, number))
-                    images = cut_out(images, cutout, random)
-                whole = labels != _Rows.LEFT_OUT
-                yield (images, labels) if whole.all() else (images[whole], labels[whole])
-        except RuntimeError:
-            # MindSpore wraps what its Python sources raise into pages of text.
-            if self._rows.failure:
-                raise self._rows.failure from None
-            raise
+        if self._training:
+            yield from self._training_batches(indices, epoch, skip_batches)
+        elif len(indices):
+            yield from self._evaluation_batches(indices)
+
+    def _evaluation_batches(self, indices: np.ndarray) -> Iterator[Batch]:
+        """Batches through MindSpore's pipeline, whose pixels are those of the C++ application."""
+
+        def rows() -> Iterator[Row]:
+            # Enough that no thread waits, and few enough for the memory of large images.
+            return in_threads(self._rows.read, indices.tolist(), self._workers, 8 * self._workers)
+
+        images = ds.GeneratorDataset(rows, ["image", "label"], shuffle=False)
+        images = images.map(
+            evaluation_transforms(self._preprocessing), "image", num_parallel_workers=self._workers
+        )
+        images = images.batch(self.batch_size, num_parallel_workers=1)
+        # Without copies the arrays share the pipeline's memory.
+        for pixels, labels in images.create_tuple_iterator(
+            num_epochs=1, output_numpy=True, do_copy=False
+        ):
+            whole = labels != _Rows.LEFT_OUT
+            yield (pixels, labels) if whole.all() else (pixels[whole], labels[whole])
+
+    def _training_batches(self, indices: np.ndarray, epoch: int, first: int) -> Iterator[Batch]:
+        """Batches from number ``first`` on, whose images the threads write into their places."""
+        size = self.batch_size
+        shape = (size, 3, self._preprocessing.height, self._preprocessing.width)
+
+        def places() -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+            for batch in indices.reshape(-1, size)[first:]:
+                images, labels = np.empty(shape, np.float32), np.empty(size, np.int32)
+                for place, index in enumerate(batch.tolist()):
+                    yield index, images, labels, place
+
+        def fill(task: tuple[int, np.ndarray, np.ndarray, int]) -> Batch:
+            index, images, labels, place = task
+            labels[place] = self._training_image(index, epoch, images[place])
+            return images, labels
+
+        # One batch is used, and one stands ready, while a third is computed.
+        batches = in_threads(fill, places(), self._workers, 2 * size)
+        for number, batch in enumerate(batches, start=1):
+            if number % size == 0:
+                yield batch
+
+    def _training_image(self, index: int, epoch: int, out: np.ndarray) -> np.ndarray:
+        """Write an augmented image (3, H, W) into ``out``; returns its label."""
+        preprocessing, augmentation = self._preprocessing, self._augmentation
+        random = Random(f"{self._seed} {epoch} {index}")
+        pixels, label = self._rows.read(index)
+        image = augment(pixels, preprocessing, augmentation, random)
+        if self._auto_augment:
+            image = self._auto_augment(image, random.getrandbits(31))
+        self._normalise(image, out)
+        if augmentation.cutout:
+            cut_out(out, augmentation.cutout, random)
+        return label

