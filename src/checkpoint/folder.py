@@ -114,13 +114,14 @@ class CheckpointFolder:
         """
         epoch, step = (meta.epoch + 1, meta.step) if meta.step else (meta.epoch, batches_per_epoch)
         path = self.path / f"{self._name}-{epoch}_{step}.ckpt"
-        best, new = self.best_top1(), _entry(path.name, meta)
+        # Before the new file is written: one that is not in the index yet would be read.
+        best, entries, new = self.best_top1(), self.entries(), _entry(path.name, meta)
         write_checkpoint(path, weights, meta)
         if new.top1 > best:
             with whole(self.path / self.BEST) as scratch:
                 scratch.unlink(missing_ok=True)  # of a killed run with the same process number
                 os.link(path, scratch)
-        entries = [entry for entry in self.entries() if entry.file != path.name] + [new]
+        entries = [entry for entry in entries if entry.file != path.name] + [new]
         for entry in self._surplus(entries):
             (self.path / entry.file).unlink(missing_ok=True)
             entries.remove(entry)

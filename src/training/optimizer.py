@@ -1,4 +1,8 @@
-"""Optimizers: which parameters decay, and RMSProp as the paper's released code computes it."""
+"""Optimizers: which parameters decay, and RMSProp as the paper's released code computes it.
+
+Each maps a single function over the parameters: the compiler makes a graph of every function for
+every parameter, and those of MindSpore map three, for decay, centring and step.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,50 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.config import OptimizerConfig
 
 
-def decay_groups(parameters: Sequence[Parameter], weight_decay: float) -> list[dict]:
-    """Optimizer groups: weight decay on weights of convolutions and classifier only."""
-    weights = [p for p in parameters if p.name.endswith(".weight")]
-    others = [p for p in parameters if not p.name.endswith(".weight")]
-    # MindSpore takes float weight decay only, and order_params keeps the network's order in the
-    # state.
-    return [
-        {"params": weights, "weight_decay": float(weight_decay)},
-        {"params": others, "weight_decay": 0.0},
-        {"order_params": parameters},
-    ]
+def weight_decays(parameters: Sequence[Parameter], weight_decay: float) -> tuple[float, ...]:
+    """Decay of each parameter: ``weight_decay`` of convolutions and classifier, 0 of all others."""
+    return tuple(
+        weight_decay if parameter.name.endswith(".weight") else 0.0 for parameter in parameters
+    )
 
 
+_momentum = ops.MultitypeFuncGraph("momentum")
 _rmsprop = ops.MultitypeFuncGraph("rmsprop")
 
 
-@_rmsprop.register("Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _rmsprop_tensor(decay, momentum, epsilon, rate, parameter, mean_square, moment, gradient):
+@_momentum.register("Function", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor")
+def _momentum_tensor(apply, momentum, rate, weight_decay, parameter, moment, gradient):
+    if weight_decay:
+        gradient = gradient + weight_decay * parameter
+    return apply(parameter, moment, rate, gradient, momentum)
+
+
+@_rmsprop.register(*["Number"] * 3, "Tensor", "Number", *["Tensor"] * 4)
+def _rmsprop_tensor(
+    decay, momentum, epsilon, rate, weight_decay, parameter, mean_square, moment, gradient
+):
+    if weight_decay:
+        gradient = gradient + weight_decay * parameter
     square = ops.assign(mean_square, decay * mean_square + (1 - decay) * gradient * gradient)
     step = ops.assign(moment, momentum * moment + rate * gradient / ops.sqrt(square + epsilon))
     return ops.assign_sub(parameter, step)
+
+
+class Momentum(nn.Momentum):
+    """SGD with momentum."""
+
+    def __init__(
+        self, parameters: list[Parameter], rates: Tensor, momentum: float, weight_decay: float
+    ) -> None:
+        super().__init__(parameters, rates, momentum)
+        self.weight_decays = weight_decays(parameters, weight_decay)
+
+    def construct(self, gradients: tuple) -> tuple:
+        """Update all parameters."""
+        rate = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        update = ops.partial(_momentum, self.opt, self.momentum, rate)
+        return self.map_(update, self.weight_decays, self.parameters, self.moments, gradients)
 
 
 class RMSProp(nn.Optimizer):
@@ -42,20 +69,33 @@ class RMSProp(nn.Optimizer):
     """
 
     def __init__(
-        self, params, rates: Tensor, decay: float, momentum: float, epsilon: float
+        self,
+        parameters: list[Parameter],
+        rates: Tensor,
+        decay: float,
+        momentum: float,
+        epsilon: float,
+        weight_decay: float,
     ) -> None:
-        super().__init__(rates, params)
+        super().__init__(rates, parameters)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
+        self.weight_decays = weight_decays(parameters, weight_decay)
         self.mean_square = self.parameters.clone(prefix="mean_square", init="ones")
         self.moment = self.parameters.clone(prefix="moment", init="zeros")
 
-    def construct(self, gradients: tuple) -> Tensor:
+    def construct(self, gradients: tuple) -> tuple:
         """Update all parameters."""
-        gradients = self.decay_weight(gradients)
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         update = ops.partial(_rmsprop, self.decay, self.momentum, self.epsilon, rate)
-        return self.map_(update, self.parameters, self.mean_square, self.moment, gradients)
+        return self.map_(
+            update,
+            self.weight_decays,
+            self.parameters,
+            self.mean_square,
+            self.moment,
+            gradients,
+        )
 
 
 def create_optimizer(
@@ -71,11 +111,14 @@ def create_optimizer(
         without: parameters that are not its to train.
     """
     left_out = {parameter.name for parameter in without}
-    groups = decay_groups(
-        [p for p in network.trainable_params() if p.name not in left_out], config.weight_decay
-    )
+    parameters = [p for p in network.trainable_params() if p.name not in left_out]
     if config.optimizer == "rmsprop":
         return RMSProp(
-            groups, Tensor(rates), config.rmsprop_decay, config.momentum, config.rmsprop_epsilon
+            parameters,
+            Tensor(rates),
+            config.rmsprop_decay,
+            config.momentum,
+            config.rmsprop_epsilon,
+            config.weight_decay,
         )
-    return nn.Momentum(groups, Tensor(rates), config.momentum)
+    return Momentum(parameters, Tensor(rates), config.momentum, config.weight_decay)
