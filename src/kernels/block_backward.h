@@ -61,22 +61,15 @@ inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &
   if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
     return status;
   }
-  const auto are = [&](int first, int count, int64_t channels) {
-    return call.are_channels({{first, first + count}}, channels);
-  };
   const bool fits =
-      (!b.expands || (are(at.in.norm, 2, b.mid) && are(at.dnorm, 2, b.mid) &&
-                      call.is_shape(at.input_mean, {b.channels}) &&
-                      call.is_shape(at.spread, {b.mid, b.channels}) &&
-                      same_shape(call, at.in.expand, at.dexpand))) &&
-      are(at.in.next_norm, 2, b.mid) && are(at.dnext_norm, 2, b.mid) &&
-      are(at.in.last_norm, 1, b.out_channels) && are(at.dlast_norm, 2, b.out_channels) &&
-      call.is_shape(at.z, {b.groups(), b.out_pixels(), kGroup}) &&
-      call.is_shape(at.projected, {b.n, b.out_h, b.out_w, b.out_channels}) &&
-      same_shape(call, at.projected, at.dy) && same_shape(call, at.in.x, at.dx) &&
-      call.is_shape(at.wide, {b.expands ? WideRows::kCount : WideRows::kPlainCount, b.mid}) &&
-      call.is_shape(at.narrow, {StatisticsRows::kCount, b.out_channels}) &&
-      same_shape(call, at.in.depthwise, at.ddepthwise) &&
+      fits_saved(call, at, b) && same_shape(call, at.projected, at.dy) &&
+      (!b.expands ||
+       (call.are_channels({{at.in.norm, at.in.depthwise}, {at.dnorm, at.ddepthwise}}, b.mid) &&
+        same_shape(call, at.in.expand, at.dexpand))) &&
+      call.are_channels({{at.in.next_norm, at.in.project}, {at.dnext_norm, at.dproject}}, b.mid) &&
+      call.are_channels({{at.in.last_norm, at.in.after}, {at.dlast_norm, at.count}},
+                        b.out_channels) &&
+      same_shape(call, at.in.x, at.dx) && same_shape(call, at.in.depthwise, at.ddepthwise) &&
       same_shape(call, at.in.project, at.dproject);
   return fits ? kOk : kBadShape;
 }
@@ -120,9 +113,6 @@ class BlockBackward {
   }
 
  private:
-  // Channels of a group that are active.
-  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, b_.active - g * kGroup); }
-
   Status sum_last_norm() {
     const int64_t channels = b_.out_channels, pixels = b_.out_pixels();
     const int64_t parts = divide_up(pixels, kSumPixels);
@@ -188,7 +178,7 @@ class BlockBackward {
       const float *total = add_parts(products + g * out * kGroup, parts, size, out * kGroup);
       for (int64_t o = 0; o < out; ++o) {
         std::memcpy(dweight + o * b_.mid + g * kGroup, total + o * kGroup,
-                    count(g) * sizeof(float));
+                    group_size(b_.active, g) * sizeof(float));
       }
     });
   }
@@ -251,10 +241,8 @@ class BlockBackward {
             }
           });
       outer<kVecs>(product + g * out * kGroup, out, dp, out, hidden, kGroup, now);
-      for (int j = 0; j < kGroup; ++j) {
-        sum[g * 2 * kGroup + j] += gradients[j / kLanes][j % kLanes];
-        sum[g * 2 * kGroup + kGroup + j] += products[j / kLanes][j % kLanes];
-      }
+      add_channels(sum + g * 2 * kGroup, gradients);
+      add_channels(sum + g * 2 * kGroup + kGroup, products);
     }
   }
 
@@ -332,7 +320,8 @@ class BlockBackward {
       }
       if (panels == nullptr) {
         for (int64_t i = 0; i < pixels; ++i) {
-          store_part(dx + i * channels + g * kGroup, load_channels(tile + i * kGroup), count(g));
+          store_part(dx + i * channels + g * kGroup, load_channels(tile + i * kGroup),
+                     group_size(b_.active, g));
         }
         continue;
       }
@@ -454,9 +443,7 @@ class BlockBackward {
         sum[v] += load(gradient + i * kGroup + v * kLanes);
       }
     }
-    for (int j = 0; j < kGroup; ++j) {
-      total[j] += sum[j / kLanes][j % kLanes];
-    }
+    add_channels(total, sum);
   }
 
   Status write_kernel(const float *kernels, int64_t parts, int64_t taps) const {
@@ -465,7 +452,7 @@ class BlockBackward {
     std::memset(dweight, 0, b_.mid * largest * sizeof(float));
     return parallel(groups_, 1, [&](int64_t g, int64_t) {
       const float *total = add_parts(kernels + g * size, parts, groups_ * size, size);
-      for (int64_t j = 0; j < count(g); ++j) {
+      for (int64_t j = 0; j < group_size(b_.active, g); ++j) {
         for (int64_t t = 0; t < taps; ++t) {
           dweight[(g * kGroup + j) * largest + b_.tap(t)] = total[t * kGroup + j];
         }
@@ -500,7 +487,7 @@ class BlockBackward {
     const Status status = parallel(groups_, 1, [&](int64_t g, int64_t) {
       const float *total =
           add_parts(products + g * channels * kGroup, parts, product_size, channels * kGroup);
-      for (int64_t j = 0; j < count(g); ++j) {
+      for (int64_t j = 0; j < group_size(b_.active, g); ++j) {
         const int64_t e = g * kGroup + j;
         const float *w = weight + e * channels, *s = spread + e * channels;
         double sum = 0, second = 0;

@@ -57,10 +57,8 @@ struct Block {
 
   int64_t pixels() const { return n * h * w; }
   int64_t out_pixels() const { return n * out_h * out_w; }
-  int64_t groups() const { return group_count(mid); }
   int64_t active_groups() const { return group_count(active); }
   int64_t inputs() const { return pixels() * channels; }
-  int64_t outputs() const { return out_pixels() * out_channels; }
   // The place of an active tap in the largest kernel.
   int64_t tap(int64_t t) const {
     return (kernel - side) / 2 * (kernel + 1) + t / side * kernel + t % side;
@@ -100,6 +98,18 @@ inline Status read_block(const Call &call, const BlockPlaces &at, int stride, in
   const bool known = is_kernel(b.side) && b.side <= b.kernel && b.active > 0 && b.active <= b.mid &&
                      (b.present || b.residual) && (b.expands || b.active == b.mid);
   return known ? kOk : kBadValue;
+}
+
+// Whether the parameters that forward leaves to backward have their shapes.
+template <typename Places>
+bool fits_saved(const Call &call, const Places &at, const Block &b) {
+  const int64_t rows = b.expands ? WideRows::kCount : WideRows::kPlainCount;
+  return call.is_shape(at.z, {group_count(b.mid), b.out_pixels(), kGroup}) &&
+         call.is_shape(at.projected, {b.n, b.out_h, b.out_w, b.out_channels}) &&
+         (!b.expands || (call.is_shape(at.input_mean, {b.channels}) &&
+                         call.is_shape(at.spread, {b.mid, b.channels}))) &&
+         call.is_shape(at.wide, {rows, b.mid}) &&
+         call.is_shape(at.narrow, {StatisticsRows::kCount, b.out_channels});
 }
 
 }  // namespace spnas

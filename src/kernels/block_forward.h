@@ -85,8 +85,8 @@ class Hidden {
     const int64_t pixels = (last - first) * b_.w;
     if (!b_.expands) {
       for (int64_t i = 0; i < pixels; ++i) {
-        store_channels(out + places_[i],
-                       load_part<kVecs>(x + i * b_.channels + g * kGroup, count(g)));
+        store_channels(out + places_[i], load_part<kVecs>(x + i * b_.channels + g * kGroup,
+                                                          group_size(b_.active, g)));
       }
       return;
     }
@@ -98,9 +98,6 @@ class Hidden {
   }
 
  private:
-  // Active channels of a group.
-  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, b_.active - g * kGroup); }
-
   static int64_t choose_rows(const Block &b) {
     const int64_t rows = std::max<int64_t>(1, kBandPixels / b.w / b.stride);
     return divide_up(b.out_h, divide_up(b.out_h, rows));  // bands of about equal size
@@ -189,7 +186,7 @@ class Projection {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         const Vec value = load(z + i * kGroup + v * kLanes) * scale.v[v] + shift.v[v];
-        store(h + i * kGroup + v * kLanes, value < 0 ? Vec{} : value);
+        store(h + i * kGroup + v * kLanes, relu(value));
       }
     }
   }
@@ -253,20 +250,12 @@ inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, in
   if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
     return status;
   }
-  const auto are = [&](int first, int count, int64_t channels) {
-    return call.are_channels({{first, first + count}}, channels);
-  };
-  const int wide_norms = b.expands ? 2 : 1, norm = NormInputs::kCount;
+  const int next_moving = at.moving + (b.expands ? 2 : 0), last_moving = next_moving + 2;
   const bool fits =
-      (!b.expands || (are(at.in.norm, norm, b.mid) && call.is_shape(at.input_mean, {b.channels}) &&
-                      call.is_shape(at.spread, {b.mid, b.channels}))) &&
-      are(at.in.next_norm, norm, b.mid) && are(at.in.last_norm, norm, b.out_channels) &&
-      call.is_shape(at.y, {b.n, b.out_h, b.out_w, b.out_channels}) &&
-      call.is_shape(at.z, {b.groups(), b.out_pixels(), kGroup}) &&
-      call.is_shape(at.projected, {b.n, b.out_h, b.out_w, b.out_channels}) &&
-      call.is_shape(at.wide, {b.expands ? WideRows::kCount : WideRows::kPlainCount, b.mid}) &&
-      call.is_shape(at.narrow, {StatisticsRows::kCount, b.out_channels}) &&
-      are(at.moving, 2 * wide_norms, b.mid) && are(at.moving + 2 * wide_norms, 2, b.out_channels);
+      fits_saved(call, at, b) && same_shape(call, at.projected, at.y) &&
+      (!b.expands || call.are_channels({{at.in.norm, at.in.depthwise}}, b.mid)) &&
+      call.are_channels({{at.in.next_norm, at.in.project}, {at.moving, last_moving}}, b.mid) &&
+      call.are_channels({{at.in.last_norm, at.in.after}, {last_moving, at.count}}, b.out_channels);
   return fits ? kOk : kBadShape;
 }
 
@@ -279,8 +268,7 @@ inline Status block_train(const Call &call, bool expands, int stride) {
   const float *x = call.data(at.in.x);
   float *y = call.data(at.y), *wide = call.data(at.wide), *narrow = call.data(at.narrow);
   const auto norm_at = [&](int input, float *rows, int64_t channels, int output) {
-    const TrainNorm norm(call, input, at.options, rows + StatisticsRows::kMean * channels,
-                         rows + StatisticsRows::kInverse * channels, output);
+    const TrainNorm norm(call, input, at.options, rows, channels, output);
     norm.keep(channels);
     return norm;
   };

@@ -92,14 +92,7 @@ inline Status check_channels(const Call &call, int x, std::initializer_list<Rang
   if (call.ndims[x] != 4 || !Shape(call, x).valid()) {
     return kBadShape;
   }
-  for (const Range &range : channels) {
-    for (int i = range.first; i < range.last; ++i) {
-      if (!call.is_shape(i, {Shape(call, x).c})) {
-        return kBadShape;
-      }
-    }
-  }
-  return kOk;
+  return call.are_channels(channels, Shape(call, x).c) ? kOk : kBadShape;
 }
 
 // Kernel sizes that the convolutions know.

@@ -52,6 +52,13 @@ struct Spread {
   }
 };
 
+// total[j] += channel j of a group's vectors.
+inline void add_channels(double *total, const Vec (&sum)[kVecs]) {
+  for (int j = 0; j < kGroup; ++j) {
+    total[j] += sum[j / kLanes][j % kLanes];
+  }
+}
+
 // Sums of up to kSumPixels pixels of `count` channels, which kV vectors hold, of a tensor
 // (pixels, pitch): sum, and sum of squares about the mean of these pixels, (2, 16).
 template <int kV>

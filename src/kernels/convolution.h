@@ -1,4 +1,4 @@
-// Convolution over all channels, forward; with bias, ReLU and a residual where asked for.
+// Convolution over all channels, forward; with bias and ReLU where asked for.
 //
 // A tile of kRows output channels and a few vectors of pixels is summed in registers over all
 // inputs:
@@ -30,20 +30,6 @@ constexpr int kMaxTile = 3;
 
 typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
 
-// 0 for what is less; NaN passes.
-template <typename V>
-inline V relu(V v) {
-  return v < 0 ? V{} : v;
-}
-
-// y = max(0, y + bias).
-inline void add_bias_relu(float *y, int64_t size, float bias) {
-#pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
-    y[i] = relu(y[i] + bias);
-  }
-}
-
 // The parameters of a convolution.
 struct Convolution {
   const float *weight, *bias;  // (rows, channels * taps); (rows,) or null
@@ -53,19 +39,18 @@ struct Convolution {
   bool relu;
 
   // Rows [first, last) of n pixels. Pixels of x and y lie side by side, their channels `x_pitch`
-  // and `y_pitch` apart; y begins with row `first`; `residual` is null or laid out like y.
+  // and `y_pitch` apart; y begins with row `first`.
   void run(int64_t first, int64_t last, int64_t n, float *y, int64_t y_pitch, const float *x,
-           int64_t x_pitch, const float *residual) const {
+           int64_t x_pitch) const {
     for (int64_t rows; first < last; first += rows) {
       if (first + kRows <= last) {
         rows = kRows;
-        run_rows<kRows>(first, n, y, y_pitch, x, x_pitch, residual);
+        run_rows<kRows>(first, n, y, y_pitch, x, x_pitch);
       } else {
         rows = 1;
-        run_rows<1>(first, n, y, y_pitch, x, x_pitch, residual);
+        run_rows<1>(first, n, y, y_pitch, x, x_pitch);
       }
       y += rows * y_pitch;
-      residual = residual == nullptr ? nullptr : residual + rows * y_pitch;
     }
   }
 
@@ -73,21 +58,19 @@ struct Convolution {
   float bias_of(int64_t row) const { return bias == nullptr ? 0 : bias[row]; }
 
   template <int kCount>
-  void run_rows(int64_t row, int64_t n, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
-                const float *residual) const {
+  void run_rows(int64_t row, int64_t n, float *y, int64_t y_pitch, const float *x,
+                int64_t x_pitch) const {
     int64_t i = 0;
-    i = tiles<Vec, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
-    i = tiles<Quarter, kCount>(i, row, n, y, y_pitch, x, x_pitch, residual);
+    i = tiles<Vec, kCount>(i, row, n, y, y_pitch, x, x_pitch);
+    i = tiles<Quarter, kCount>(i, row, n, y, y_pitch, x, x_pitch);
     for (; i < n; ++i) {
-      pixel<kCount>(row, y + i, y_pitch, x + i, x_pitch,
-                    residual == nullptr ? nullptr : residual + i);
+      pixel<kCount>(row, y + i, y_pitch, x + i, x_pitch);
     }
   }
 
   // A single pixel: vectors along the inputs, which are gathered for it.
   template <int kCount>
-  void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
-             const float *residual) const {
+  void pixel(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch) const {
     const int64_t depth = channels * taps;
     float *in = scratch(Slot::kInputs, depth), *next = in;
     for (int64_t c = 0; c < channels; ++c, x += x_pitch) {
@@ -106,7 +89,7 @@ struct Convolution {
       }
     }
     for (int r = 0; r < kCount; ++r) {
-      float sum = bias_of(row + r) + (residual == nullptr ? 0 : residual[r * y_pitch]);
+      float sum = bias_of(row + r);
       for (int lane = 0; lane < kLanes; ++lane) {
         sum += sums[r][lane];
       }
@@ -120,23 +103,21 @@ struct Convolution {
   // As many tiles of whole vectors V as fit between pixels i and n; returns where they end.
   template <typename V, int kCount>
   int64_t tiles(int64_t i, int64_t row, int64_t n, float *y, int64_t y_pitch, const float *x,
-                int64_t x_pitch, const float *residual) const {
+                int64_t x_pitch) const {
     constexpr int64_t kSize = sizeof(V) / sizeof(float);
     static constexpr decltype(&Convolution::tile<V, kCount, 1>) kTiles[] = {
         &Convolution::tile<V, kCount, 1>, &Convolution::tile<V, kCount, 2>,
         &Convolution::tile<V, kCount, kMaxTile>};
     while (n - i >= kSize) {
       const int64_t vectors = std::min<int64_t>(kMaxTile, (n - i) / kSize);
-      (this->*kTiles[vectors - 1])(row, y + i, y_pitch, x + i, x_pitch,
-                                   residual == nullptr ? nullptr : residual + i);
+      (this->*kTiles[vectors - 1])(row, y + i, y_pitch, x + i, x_pitch);
       i += vectors * kSize;
     }
     return i;
   }
 
   template <typename V, int kCount, int kVectors>
-  void tile(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
-            const float *residual) const {
+  void tile(int64_t row, float *y, int64_t y_pitch, const float *x, int64_t x_pitch) const {
     constexpr int64_t kSize = sizeof(V) / sizeof(float);
     const int64_t depth = channels * taps;
     V sum[kCount][kVectors];
@@ -169,11 +150,6 @@ struct Convolution {
 #pragma GCC unroll 3
       for (int u = 0; u < kVectors; ++u) {
         V v = sum[r][u];
-        if (residual != nullptr) {
-          V other;
-          std::memcpy(&other, residual + r * y_pitch + u * kSize, sizeof(V));
-          v += other;
-        }
         if (relu) {
           v = spnas::relu(v);
         }

@@ -56,15 +56,13 @@ struct Parts {
   }
 };
 
-// Part of y (samples, rows, pixels) from x (samples, channels, pixels); `residual` is null or of
-// y's shape.
+// Part of y (samples, rows, pixels) from x (samples, channels, pixels).
 inline void pointwise(const Convolution &conv, const Parts &parts, const Part &part, float *y,
-                      const float *x, const float *residual) {
+                      const float *x) {
   const int64_t pixels = parts.pixels;
   const int64_t at = (part.sample * parts.rows + part.first) * pixels + part.begin;
   conv.run(part.first, part.last, part.end - part.begin, y + at, pixels,
-           x + part.sample * conv.channels * pixels + part.begin, pixels,
-           residual ? residual + at : nullptr);
+           x + part.sample * conv.channels * pixels + part.begin, pixels);
 }
 
 // y (samples, rows, out_height, out_width) from x (samples, channels, height, width), padded as
@@ -89,7 +87,7 @@ inline Status convolve(const Convolution &conv, const Depthwise &layout, int64_t
       const int64_t count = (part.end - part.begin - 1) * pitch + width;
       const float *input = packed + part.sample * conv.channels * size + part.begin * pitch;
       float *line = scratch(Slot::kLine, kRows * count);
-      conv.run(part.first, part.last, count, line, count, input, size, nullptr);
+      conv.run(part.first, part.last, count, line, count, input, size);
       for (int64_t row = part.first; row < part.last; ++row, line += count) {
         float *plane = y + ((n + part.sample) * rows + row) * out_plane;
         for (int64_t h = part.begin; h < part.end; ++h) {

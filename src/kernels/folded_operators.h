@@ -42,7 +42,7 @@ inline Status pointwise_relu(const Call &call) {
       make_pointwise(call.data(kWeight), call.data(kWeight + kBiasOffset), s.c, /*relu=*/true);
   const Parts parts{s.n, rows, s.plane(), kPartPixels};
   return parallel(parts.count(), 1, [&](int64_t i, int64_t) {
-    pointwise(conv, parts, parts[i], call.data(kY), call.data(kX), /*residual=*/nullptr);
+    pointwise(conv, parts, parts[i], call.data(kY), call.data(kX));
   });
 }
 

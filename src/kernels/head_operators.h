@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "call.h"
 #include "channel_sums.h"
+#include "end_call.h"
 #include "norm_call.h"
 #include "panels.h"
 #include "products.h"
@@ -36,7 +37,6 @@ struct Head {
 
   int64_t pixels() const { return n * plane; }
   int64_t groups() const { return group_count(outputs); }
-  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, outputs - g * kGroup); }
 
   // q, and, unless `sums` is null, its sums (groups, parts of kSumPixels pixels, 2, 16).
   Status convolve(Arena &arena, float *q, float *sums) const {
@@ -69,13 +69,13 @@ struct Head {
 #pragma GCC unroll 4
           for (int v = 0; v < kVecs; ++v) {
             const Vec value = load(in + i * kGroup + v * kLanes) * scale.v[v] + shift.v[v];
-            sum.v[v] += value < 0 ? Vec{} : value;
+            sum.v[v] += relu(value);
           }
         }
         for (int v = 0; v < kVecs; ++v) {
           sum.v[v] /= static_cast<float>(plane);
         }
-        store_part(y + sample * outputs + g * kGroup, sum, count(g));
+        store_part(y + sample * outputs + g * kGroup, sum, group_size(outputs, g));
       }
     });
   }
@@ -83,34 +83,23 @@ struct Head {
 
 // x, weight, normalisation, options -> y, q, statistics, new moving statistics
 inline Status head_train(const Call &call) {
-  enum {
-    kX,
-    kWeight,
-    kNorm,
-    kOptions = kNorm + NormInputs::kCount,
-    kY,
-    kQ,
-    kStatistics,
-    kMoving,
-    kCount = kMoving + 2
-  };
-  if (Status status = call.check(kCount)) {
+  using At = EndTrainPlaces;
+  if (Status status = call.check(At::kCount)) {
     return status;
   }
-  if (!Head::fits(call, kX, kWeight)) {
+  if (!Head::fits(call, At::kX, At::kWeight)) {
     return kBadShape;
   }
-  const Head head(call, kX, kWeight);
-  if (!call.is_shape(kOptions, {Options::kCount}) || !call.is_shape(kY, {head.n, head.outputs}) ||
-      !call.is_shape(kQ, {head.groups(), head.pixels(), kGroup}) ||
-      !call.is_shape(kStatistics, {StatisticsRows::kCount, head.outputs}) ||
-      !call.are_channels({{kNorm, kOptions}, {kMoving, kCount}}, head.outputs)) {
+  const Head head(call, At::kX, At::kWeight);
+  if (!At::fits(call, head.outputs, head.pixels()) ||
+      !call.is_shape(At::kY, {head.n, head.outputs})) {
     return kBadShape;
   }
   Arena arena;
   const Affine affine(arena, head.outputs);
-  float *statistics = call.data(kStatistics), *q = call.data(kQ);
-  const TrainNorm norm(call, kNorm, kOptions, statistics, statistics + head.outputs, kMoving);
+  float *q = call.data(At::kConvolved);
+  const TrainNorm norm(call, At::kNorm, At::kOptions, call.data(At::kStatistics), head.outputs,
+                       At::kMoving);
   const int64_t parts = divide_up(head.pixels(), kSumPixels);
   float *sums = arena.take(head.groups() * parts * 2 * kGroup);
   if (Status status = head.convolve(arena, q, sums)) {
@@ -122,32 +111,30 @@ inline Status head_train(const Call &call) {
   if (Status status = norm.use_parts(head.outputs, parts, sums, pixels, affine)) {
     return status;
   }
-  return head.pool(call.data(kY), q, affine);
+  return head.pool(call.data(At::kY), q, affine);
 }
 
 // x, weight, normalisation, options -> y; folded: a bias in place of the normalisation.
 inline Status head_infer(const Call &call, bool folded) {
-  const int x = 0, weight = 1, norm = 2;
-  const int options = norm + (folded ? 1 : NormInputs::kCount), y = options + 1;
-  if (Status status = call.check(y + 1)) {
+  const EndInferPlaces at(folded);
+  if (Status status = call.check(at.count)) {
     return status;
   }
-  if (!Head::fits(call, x, weight)) {
+  if (!Head::fits(call, at.kX, at.kWeight)) {
     return kBadShape;
   }
-  const Head head(call, x, weight);
-  if (!call.is_shape(options, {Options::kCount}) || !call.is_shape(y, {head.n, head.outputs}) ||
-      !call.are_channels({{norm, options}}, head.outputs)) {
+  const Head head(call, at.kX, at.kWeight);
+  if (!at.fits(call, head.outputs) || !call.is_shape(at.y, {head.n, head.outputs})) {
     return kBadShape;
   }
   Arena arena;
   const Affine affine =
-      moving_affine(call, norm, options, folded, head.outputs, head.outputs, arena);
+      moving_affine(call, at.kNorm, at.options, folded, head.outputs, head.outputs, arena);
   float *q = arena.take(head.groups() * head.pixels() * kGroup);
   if (Status status = head.convolve(arena, q, /*sums=*/nullptr)) {
     return status;
   }
-  return head.pool(call.data(y), q, affine);
+  return head.pool(call.data(at.y), q, affine);
 }
 
 // g of one group and the pixels from `first` on: dy / plane where ReLU was active.
@@ -161,7 +148,7 @@ inline void head_gradient(const Head &head, const NormGradient &norm, const floa
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t sample = (first + i) / head.plane;
     const Channels<kVecs> gradient =
-        load_part<kVecs>(dy + sample * head.outputs + g * kGroup, head.count(g));
+        load_part<kVecs>(dy + sample * head.outputs + g * kGroup, group_size(head.outputs, g));
     const float *in = q + (g * head.pixels() + first + i) * kGroup;
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
@@ -214,12 +201,10 @@ inline Status head_backward(const Call &call) {
                       first[v] += gradient;
                       second[v] += gradient * (value - mean.v[v]);
                     });
-      for (int j = 0; j < kGroup; ++j) {
-        sums[0][j] += first[j / kLanes][j % kLanes];
-        sums[1][j] += second[j / kLanes][j % kLanes];
-      }
+      add_channels(sums[0], first);
+      add_channels(sums[1], second);
     }
-    for (int64_t j = 0; j < head.count(g); ++j) {
+    for (int64_t j = 0; j < group_size(head.outputs, g); ++j) {
       norm.finish(g * kGroup + j, sums[0][j], sums[1][j], static_cast<double>(pixels),
                   call.data(kDGamma), call.data(kDBeta));
     }
@@ -230,7 +215,7 @@ inline Status head_backward(const Call &call) {
       find_dq(dq, i, now, g);
       outer<kVecs>(product, channels, head.x + i * channels, channels, dq, kGroup, now);
     }
-    for (int64_t j = 0; j < head.count(g); ++j) {
+    for (int64_t j = 0; j < group_size(head.outputs, g); ++j) {
       for (int64_t k = 0; k < channels; ++k) {
         dweight[(g * kGroup + j) * channels + k] = product[k * kGroup + j];
       }

@@ -70,12 +70,16 @@ struct TrainNorm {
   float *new_mean, *new_variance, *mean, *inverse;
   float epsilon, momentum;
 
-  TrainNorm(const Call &call, int input, int options, float *mean, float *inverse, int output)
+  // `statistics` are the two rows, of so many channels.
+  TrainNorm(const Call &call, int input, int options, float *statistics, int64_t channels,
+            int output)
       : gamma(call.data(input + NormInputs::kGamma)), beta(call.data(input + NormInputs::kBeta)),
         moving_mean(call.data(input + NormInputs::kMovingMean)),
         moving_variance(call.data(input + NormInputs::kMovingVariance)),
-        new_mean(call.data(output)), new_variance(call.data(output + 1)), mean(mean),
-        inverse(inverse), epsilon(call.data(options)[Options::kEpsilon]),
+        new_mean(call.data(output)), new_variance(call.data(output + 1)),
+        mean(statistics + StatisticsRows::kMean * channels),
+        inverse(statistics + StatisticsRows::kInverse * channels),
+        epsilon(call.data(options)[Options::kEpsilon]),
         momentum(call.data(options)[Options::kMomentum]) {}
 
   // What holds for channels that are not active: their moving statistics stay.
@@ -118,8 +122,8 @@ struct TrainNorm {
 
 // The gradient of a normalisation's input,
 //
-//     d in = scale * (g - mean g - (in - mean) * slope),   slope = sum g (in - mean) / (n
-//     variance),
+//     d in = scale * (g - mean g - (in - mean) * slope)
+//     slope = sum g (in - mean) / (n variance)
 //
 // as scale * g + in_factor * in + constant. Arrays are as long as all groups, and zero where
 // channels are not active.
@@ -129,20 +133,14 @@ struct NormGradient {
 
   // `beta` may be null: then shift, which tells where a ReLU was active, stays 0.
   NormGradient(Arena &arena, int64_t channels, int64_t active, const float *gamma,
-               const float *beta, const float *statistics)
-      : NormGradient(arena, channels, active, gamma, beta,
-                     statistics + StatisticsRows::kMean * channels,
-                     statistics + StatisticsRows::kInverse * channels) {}
-
-  NormGradient(Arena &arena, int64_t channels, int64_t active, const float *gamma,
-               const float *beta, const float *means, const float *inverses) {
+               const float *beta, const float *statistics) {
     for (float **array :
          {&mean, &inverse, &scale, &shift, &in_factor, &constant, &mean_gradient, &slope}) {
       *array = arena.zeros(group_count(channels) * kGroup);
     }
     for (int64_t c = 0; c < active; ++c) {
-      mean[c] = means[c];
-      inverse[c] = inverses[c];
+      mean[c] = statistics[StatisticsRows::kMean * channels + c];
+      inverse[c] = statistics[StatisticsRows::kInverse * channels + c];
       scale[c] = gamma[c] * inverse[c];
       shift[c] = beta == nullptr ? 0 : beta[c] - mean[c] * scale[c];
     }

@@ -18,7 +18,7 @@ float *pack_panels(Arena &arena, int64_t columns, int64_t depth, const Value &va
   // Nothing in it can fail.
   static_cast<void>(parallel(group_count(columns), group, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
-      const int64_t count = std::min<int64_t>(kGroup, columns - panel * kGroup);
+      const int64_t count = group_size(columns, panel);
       float *out = panels + panel * depth * kGroup;
       for (int64_t k = 0; k < depth; ++k, out += kGroup) {
         for (int64_t j = 0; j < kGroup; ++j) {

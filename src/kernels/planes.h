@@ -54,6 +54,17 @@ inline void correlate_tile_to(int64_t first, const float *in, int64_t pitch, con
   }
 }
 
+// The same for as many outputs as `count` says, up to kN.
+template <int kX, int kStride, int kN, typename Out>
+inline void correlate_outputs(int64_t count, int64_t first, const float *in, int64_t pitch,
+                              const float *weight, int rows, const Out &out) {
+  if (count == kN) {
+    correlate_tile_to<kX, kStride, kN>(first, in, pitch, weight, rows, out);
+  } else if constexpr (kN > 1) {
+    correlate_outputs<kX, kStride, kN - 1>(count, first, in, pitch, weight, rows, out);
+  }
+}
+
 // out(o, v, vector v of output o) for the `count` outputs of one row.
 template <int kX, int kStride, typename Out>
 inline void correlate_row(int64_t count, const float *in, int64_t pitch, const float *weight,
@@ -62,32 +73,8 @@ inline void correlate_row(int64_t count, const float *in, int64_t pitch, const f
   int64_t first = 0;
   for (int64_t tiles = (count + kMaxOutputs - 1) / kMaxOutputs; tiles > 0; --tiles) {
     const int64_t now = (count - first + tiles - 1) / tiles;
-    const float *at = in + first * kStride * kGroup;
-    switch (now) {
-      case 1:
-        correlate_tile_to<kX, kStride, 1>(first, at, pitch, weight, rows, out);
-        break;
-      case 2:
-        correlate_tile_to<kX, kStride, 2>(first, at, pitch, weight, rows, out);
-        break;
-      case 3:
-        correlate_tile_to<kX, kStride, 3>(first, at, pitch, weight, rows, out);
-        break;
-      case 4:
-        correlate_tile_to<kX, kStride, 4>(first, at, pitch, weight, rows, out);
-        break;
-      case 5:
-        correlate_tile_to<kX, kStride, 5>(first, at, pitch, weight, rows, out);
-        break;
-      case 6:
-        correlate_tile_to<kX, kStride, 6>(first, at, pitch, weight, rows, out);
-        break;
-      case 7:
-        correlate_tile_to<kX, kStride, 7>(first, at, pitch, weight, rows, out);
-        break;
-      default:
-        correlate_tile_to<kX, kStride, 8>(first, at, pitch, weight, rows, out);
-    }
+    correlate_outputs<kX, kStride, kMaxOutputs>(now, first, in + first * kStride * kGroup, pitch,
+                                                weight, rows, out);
     first += now;
   }
 }
@@ -182,20 +169,7 @@ class Planes {
   // out(pixel, v, vector) for all outputs of a plane; weight (taps, 16).
   template <typename Out>
   void forward(const float *plane, const float *weight, const Out &out) const {
-    switch (side * 2 + stride) {
-      case 7:
-        return forward_with<3, 1>(plane, weight, out);
-      case 8:
-        return forward_with<3, 2>(plane, weight, out);
-      case 11:
-        return forward_with<5, 1>(plane, weight, out);
-      case 12:
-        return forward_with<5, 2>(plane, weight, out);
-      case 15:
-        return forward_with<7, 1>(plane, weight, out);
-      default:
-        return forward_with<7, 2>(plane, weight, out);
-    }
+    return stride == 1 ? forward_with<1>(plane, weight, out) : forward_with<2>(plane, weight, out);
   }
 
   // sums (taps, 16) += the kernel's gradient from a padded plane of output gradients.
@@ -292,6 +266,18 @@ class Planes {
       } else {
         std::memset(plane, 0, pitch * sizeof(float));
       }
+    }
+  }
+
+  template <int kStride, typename Out>
+  void forward_with(const float *plane, const float *weight, const Out &out) const {
+    switch (side) {
+      case 3:
+        return forward_with<3, kStride>(plane, weight, out);
+      case 5:
+        return forward_with<5, kStride>(plane, weight, out);
+      default:
+        return forward_with<7, kStride>(plane, weight, out);
     }
   }
 

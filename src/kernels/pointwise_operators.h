@@ -30,7 +30,7 @@ inline Status multiply(float *y, const float *weight, const float *x, int64_t sa
   const Convolution conv = make_pointwise(weight, /*bias=*/nullptr, channels, /*relu=*/false);
   const Parts parts{samples, rows, pixels, kPartPixels};
   return parallel(parts.count(), 1,
-                  [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x, nullptr); });
+                  [&](int64_t i, int64_t) { pointwise(conv, parts, parts[i], y, x); });
 }
 
 // Sums of products over the pixels of a few samples, (rows, channels): total += dy * x^T, in tiles

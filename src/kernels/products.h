@@ -202,7 +202,7 @@ template <int kV>
 SPNAS_INLINE Channels<kV> relu(Channels<kV> c) {
 #pragma GCC unroll 4
   for (int v = 0; v < kV; ++v) {
-    c.v[v] = c.v[v] < 0 ? Vec{} : c.v[v];  // NaN passes
+    c.v[v] = relu(c.v[v]);
   }
   return c;
 }

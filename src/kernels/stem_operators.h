@@ -14,6 +14,7 @@
 #include "arena.h"
 #include "call.h"
 #include "channel_sums.h"
+#include "end_call.h"
 #include "norm_call.h"
 #include "panels.h"
 #include "products.h"
@@ -45,24 +46,20 @@ class Stem {
   }
 
   // Whether the parameters are those of a stem; checked before one is made.
-  static Status check(const Call &call, int x, int weight, int options) {
-    if (call.ndims[x] != 4 || call.ndims[weight] != 4 ||
-        !call.is_shape(options, {Options::kCount}) || call.size(x) == 0 || call.size(weight) == 0) {
-      return kBadShape;
+  static bool fits(const Call &call, int x, int weight) {
+    if (call.ndims[x] != 4 || call.ndims[weight] != 4 || call.size(x) == 0 ||
+        call.size(weight) == 0) {
+      return false;
     }
     const int64_t c = call.shapes[x][1], k = call.shapes[weight][2];
-    if (c > kMaxImageChannels || !is_kernel(k) ||
-        !call.is_shape(weight, {call.shapes[weight][0], c, k, k})) {
-      return kBadShape;
-    }
-    return kOk;
+    return c <= kMaxImageChannels && is_kernel(k) &&
+           call.is_shape(weight, {call.shapes[weight][0], c, k, k});
   }
 
   int64_t plane() const { return out_h * out_w; }
   int64_t pixels() const { return n * plane(); }
   int64_t groups() const { return group_count(outputs); }
   int64_t taps() const { return channels * kernel * kernel; }
-  int64_t count(int64_t g) const { return std::min<int64_t>(kGroup, outputs - g * kGroup); }
 
   // (groups, taps, 16); rows multiplied by `scale` unless that is null.
   const float *pack(Arena &arena, const float *scale) const {
@@ -181,34 +178,23 @@ class Stem {
 
 // x, weight, normalisation, options -> y, s, statistics, new moving statistics
 inline Status stem_train(const Call &call, int stride) {
-  enum {
-    kX,
-    kWeight,
-    kNorm,
-    kOptions = kNorm + NormInputs::kCount,
-    kY,
-    kS,
-    kStatistics,
-    kMoving,
-    kCount = kMoving + 2
-  };
-  if (Status status = call.check(kCount)) {
+  using At = EndTrainPlaces;
+  if (Status status = call.check(At::kCount)) {
     return status;
   }
-  if (Status status = Stem::check(call, kX, kWeight, kOptions)) {
-    return status;
+  if (!Stem::fits(call, At::kX, At::kWeight)) {
+    return kBadShape;
   }
-  const Stem stem(call, kX, kWeight, stride);
-  if (!call.is_shape(kY, {stem.n, stem.out_h, stem.out_w, stem.outputs}) ||
-      !call.is_shape(kS, {stem.groups(), stem.pixels(), kGroup}) ||
-      !call.is_shape(kStatistics, {StatisticsRows::kCount, stem.outputs}) ||
-      !call.are_channels({{kNorm, kOptions}, {kMoving, kCount}}, stem.outputs)) {
+  const Stem stem(call, At::kX, At::kWeight, stride);
+  if (!At::fits(call, stem.outputs, stem.pixels()) ||
+      !call.is_shape(At::kY, {stem.n, stem.out_h, stem.out_w, stem.outputs})) {
     return kBadShape;
   }
   Arena arena;
   const Affine affine(arena, stem.outputs);
-  float *statistics = call.data(kStatistics), *s = call.data(kS), *y = call.data(kY);
-  const TrainNorm norm(call, kNorm, kOptions, statistics, statistics + stem.outputs, kMoving);
+  float *s = call.data(At::kConvolved), *y = call.data(At::kY);
+  const TrainNorm norm(call, At::kNorm, At::kOptions, call.data(At::kStatistics), stem.outputs,
+                       At::kMoving);
   const float *panels = stem.pack(arena, /*scale=*/nullptr);
   // Sums of a few rows each, which are in cache.
   const int64_t plane = stem.plane(), rows = std::max<int64_t>(1, kSumPixels / stem.out_w);
@@ -249,7 +235,7 @@ inline Status stem_train(const Call &call, int stride) {
         for (int v = 0; v < kVecs; ++v) {
           c.v[v] = c.v[v] * scale.v[v] + shift.v[v];
         }
-        store_part(y + i * stem.outputs + g * kGroup, relu(c), stem.count(g));
+        store_part(y + i * stem.outputs + g * kGroup, relu(c), group_size(stem.outputs, g));
       }
     }
   });
@@ -257,33 +243,32 @@ inline Status stem_train(const Call &call, int stride) {
 
 // x, weight, normalisation, options -> y; folded: a bias in place of the normalisation.
 inline Status stem_infer(const Call &call, int stride, bool folded) {
-  const int x = 0, weight = 1, norm = 2;
-  const int options = norm + (folded ? 1 : NormInputs::kCount), y = options + 1;
-  if (Status status = call.check(y + 1)) {
+  const EndInferPlaces at(folded);
+  if (Status status = call.check(at.count)) {
     return status;
   }
-  if (Status status = Stem::check(call, x, weight, options)) {
-    return status;
+  if (!Stem::fits(call, at.kX, at.kWeight)) {
+    return kBadShape;
   }
-  const Stem stem(call, x, weight, stride);
-  if (!call.is_shape(y, {stem.n, stem.out_h, stem.out_w, stem.outputs}) ||
-      !call.are_channels({{norm, options}}, stem.outputs)) {
+  const Stem stem(call, at.kX, at.kWeight, stride);
+  if (!at.fits(call, stem.outputs) ||
+      !call.is_shape(at.y, {stem.n, stem.out_h, stem.out_w, stem.outputs})) {
     return kBadShape;
   }
   Arena arena;
   const Affine affine =
-      moving_affine(call, norm, options, folded, stem.outputs, stem.outputs, arena);
+      moving_affine(call, at.kNorm, at.options, folded, stem.outputs, stem.outputs, arena);
   const float *panels = stem.pack(arena, affine.scale);
   return parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const float *padded = stem.pad(n);
-    float *out = call.data(y) + n * stem.plane() * stem.outputs;
+    float *out = call.data(at.y) + n * stem.plane() * stem.outputs;
     for (int64_t y = 0; y < stem.out_h; ++y) {
       for (int64_t g = 0; g < stem.groups(); ++g) {
-        stem.convolve_row(y, padded, panels + g * stem.taps() * kGroup,
-                          load_channels(affine.shift + g * kGroup),
-                          [&](int64_t i, const Channels<kVecs> &c) {
-                            store_part(out + i * stem.outputs + g * kGroup, relu(c), stem.count(g));
-                          });
+        stem.convolve_row(
+            y, padded, panels + g * stem.taps() * kGroup, load_channels(affine.shift + g * kGroup),
+            [&](int64_t i, const Channels<kVecs> &c) {
+              store_part(out + i * stem.outputs + g * kGroup, relu(c), group_size(stem.outputs, g));
+            });
       }
     }
   });
@@ -299,11 +284,12 @@ inline Status check_stem_backward(const Call &call, int count, int stride) {
   if (Status status = call.check(count)) {
     return status;
   }
-  if (Status status = Stem::check(call, At::kX, At::kWeight, At::kOptions)) {
-    return status;
+  if (!Stem::fits(call, At::kX, At::kWeight)) {
+    return kBadShape;
   }
   const Stem stem(call, At::kX, At::kWeight, stride);
-  const bool fits = call.is_shape(At::kDy, {stem.n, stem.out_h, stem.out_w, stem.outputs}) &&
+  const bool fits = call.is_shape(At::kOptions, {Options::kCount}) &&
+                    call.is_shape(At::kDy, {stem.n, stem.out_h, stem.out_w, stem.outputs}) &&
                     call.is_shape(At::kS, {stem.groups(), stem.pixels(), kGroup}) &&
                     call.is_shape(At::kStatistics, {StatisticsRows::kCount, stem.outputs}) &&
                     call.are_channels({{At::kGamma, At::kS}}, stem.outputs);
@@ -313,7 +299,8 @@ inline Status check_stem_backward(const Call &call, int count, int stride) {
 // dy where ReLU was active, of pixel i and one group.
 inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, const float *s,
                                        const float *dy, int64_t i, int64_t g) {
-  Channels<kVecs> gradient = load_part<kVecs>(dy + i * stem.outputs + g * kGroup, stem.count(g));
+  Channels<kVecs> gradient =
+      load_part<kVecs>(dy + i * stem.outputs + g * kGroup, group_size(stem.outputs, g));
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
   const Channels<kVecs> shift = load_channels(norm.shift + g * kGroup);
 #pragma GCC unroll 4
@@ -374,10 +361,8 @@ inline Status stem_backward(const Call &call, int stride) {
                          (load(s + (g * stem.pixels() + i) * kGroup + v * kLanes) - mean.v[v]);
           }
         }
-        for (int j = 0; j < kGroup; ++j) {
-          sum[j] += first[j / kLanes][j % kLanes];
-          sum[kGroup + j] += second[j / kLanes][j % kLanes];
-        }
+        add_channels(sum, first);
+        add_channels(sum + kGroup, second);
       }
     }
   });
@@ -448,7 +433,7 @@ inline Status stem_input_gradient(const Call &call, int stride) {
       for (int64_t g = 0; g < stem.groups(); ++g) {
         float gradient[kGroup];
         store_channels(gradient, stem_gradient(stem, norm, s, dy, n * stem.plane() + i, g));
-        for (int64_t j = 0; j < stem.count(g); ++j) {
+        for (int64_t j = 0; j < group_size(stem.outputs, g); ++j) {
           stem.input_gradient(padded, i, g * kGroup + j, gradient[j]);
         }
       }

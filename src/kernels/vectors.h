@@ -28,11 +28,20 @@ struct Channels {
   Vec v[kV];
 };
 
-// Groups that hold so many channels.
+// Groups that hold so many channels, and how many of them group g has.
 inline int64_t group_count(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
+inline int64_t group_size(int64_t channels, int64_t g) {
+  return channels - g * kGroup < kGroup ? channels - g * kGroup : kGroup;
+}
 
 inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
+
+// 0 for what is less; NaN passes.
+template <typename V>
+inline V relu(V v) {
+  return v < 0 ? V{} : v;
+}
 
 // Two overlapping copies of a fixed size, which the compiler turns into vector moves.
 template <int64_t kSize>
