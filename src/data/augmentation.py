@@ -19,7 +19,7 @@ cv2.setNumThreads(1)  # an image is too small to share, and the other cores have
 
 # Of the random resized crop, width to height (Szegedy et al., arXiv 1409.4842).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-LOG_RATIOS = (math.log(3 / 4), math.log(4 / 3))
+LOG_RATIOS = tuple(map(math.log, ASPECT_RATIOS))
 CROP_ATTEMPTS = 10
 
 # Luma and the two axes of chroma (NTSC) from RGB. Rows: grey has luma 1 and no chroma.

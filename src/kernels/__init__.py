@@ -12,12 +12,10 @@ its network with ``kernels=False``.
 
 from src.errors import UserError
 from src.kernels.block_operators import (
-    FOLDED,
-    INFER,
-    TRAIN,
     block_operator,
     head_operator,
     operator_options,
+    operator_pair,
     stem_operator,
 )
 from src.kernels.cells import (
@@ -28,15 +26,13 @@ from src.kernels.cells import (
     ImageConv2d,
     PointwiseConv2d,
     available,
+    move_statistics,
 )
 from src.kernels.operators import KERNEL_SIZES, STRIDES
 
 __all__ = [
-    "FOLDED",
-    "INFER",
     "KERNEL_SIZES",
     "STRIDES",
-    "TRAIN",
     "BatchNormReLU",
     "ConvReLU",
     "DepthwiseConv2d",
@@ -46,7 +42,9 @@ __all__ = [
     "available",
     "block_operator",
     "head_operator",
+    "move_statistics",
     "operator_options",
+    "operator_pair",
     "stem_operator",
     "use_kernels",
 ]

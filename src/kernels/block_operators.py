@@ -9,7 +9,7 @@ Statistics are the batch's in training, and the moving ones in inference, which 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -33,6 +33,19 @@ def operator_options(epsilon: float, momentum: float, *, residual: bool = False)
         residual: whether a block adds its input.
     """
     return Tensor(np.array([epsilon, momentum, residual], np.float32))
+
+
+def operator_pair(
+    create: Callable[[str], ops.Custom], *, folded: bool
+) -> tuple[ops.Custom, ops.Custom]:
+    """The operators of training and of inference; a folded network has one for both.
+
+    Args:
+        create: makes the operator of a kind.
+        folded: whether normalisation is folded into the convolutions.
+    """
+    training, inference = (FOLDED, FOLDED) if folded else (TRAIN, INFER)
+    return create(training), create(inference)
 
 
 def _norm_inputs(kind: str) -> int:

@@ -28,6 +28,17 @@ def available() -> bool:
     return ms.get_context("device_target") == "CPU" and build.library() is not None
 
 
+_assign = ops.Assign()
+
+
+def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Set the moving statistics of a normalisation."""
+    # As statements: the compiler keeps their order itself, which takes less memory than making the
+    # output depend on them (docs/cpu_operators.md).
+    _assign(norm.moving_mean, mean)
+    _assign(norm.moving_variance, variance)
+
+
 class Float32Cell(nn.Cell):
     """A cell whose operator applies to float32, unless ``to_float`` asks for another type."""
 
@@ -114,8 +125,8 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
                 next_norm.moving_variance,
                 norm.options,
             )
-            norm.move(mean, variance)
-            next_norm.move(next_mean, next_variance)
+            move_statistics(norm, mean, variance)
+            move_statistics(next_norm, next_mean, next_variance)
             return y
         core = self.infer_cores[1 if next_norm.with_relu else 0]
         return core(
@@ -250,14 +261,6 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
         self.train_operator = norm_operator(relu, True)
         self.infer_operator = norm_operator(relu, False)
         self.options = Tensor([eps, momentum], ms.float32)  # epsilon first: NormOptions in C++
-        self.assign = ops.Assign()
-
-    def move(self, mean: Tensor, variance: Tensor) -> None:
-        """Set the moving statistics."""
-        # As statements: the compiler keeps their order itself, which takes less memory than making
-        # the output depend on them (docs/cpu_operators.md).
-        self.assign(self.moving_mean, mean)
-        self.assign(self.moving_variance, variance)
 
     def construct(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """Normalised x.
@@ -280,7 +283,7 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
             y, _, _, mean, variance = self.train_operator(
                 x, gamma, beta, self.moving_mean, self.moving_variance, self.options
             )
-            self.move(mean, variance)
+            move_statistics(self, mean, variance)
             return y
         return self.infer_operator(
             x, gamma, beta, self.moving_mean, self.moving_variance, self.options

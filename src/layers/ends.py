@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mindspore import Tensor, ops
@@ -9,14 +10,13 @@ from mindspore import Tensor, ops
 from src.arch.architecture import Architecture
 from src.arch.blocks import Block
 from src.kernels import (
-    FOLDED,
-    INFER,
     KERNEL_SIZES,
     STRIDES,
-    TRAIN,
     Float32Cell,
     head_operator,
+    move_statistics,
     operator_options,
+    operator_pair,
     stem_operator,
 )
 from src.layers.conv_bn import CellOptions, ConvBN, LayerOptions
@@ -29,7 +29,7 @@ STEM_KERNEL = 3
 
 
 def supports_fusion(arch: Architecture) -> bool:
-    """Whether the operators of stem, blocks and head know a network (``NetworkOptions``)."""
+    """Whether the operators of stem, blocks and head know a network (``CellOptions``)."""
     return (
         arch.activation == "relu"
         and arch.stem_stride in STRIDES
@@ -54,6 +54,7 @@ class End(ConvBN, Float32Cell):
         shape: tuple[int, int, int],
         stride: int,
         sigma: float | None,
+        operator: Callable[[str], ops.Custom],
         *,
         fused: bool = False,
         **options: Unpack[LayerOptions],
@@ -70,15 +71,17 @@ class End(ConvBN, Float32Cell):
         )
         self.fused = fused
         self.options = operator_options(options.get("epsilon", 1e-5), options.get("momentum", 0.9))
-        self.assign = ops.Assign()
+        if fused:
+            self.train_operator, self.infer_operator = operator_pair(
+                operator, folded=options.get("folded", False)
+            )
 
     def operate(self, x: Tensor) -> Tensor:
         """By the operator."""
         if not self.training or self.bn is None:
             return self.infer_operator(x, *self.operands(), self.options)
         results = self.train_operator(x, *self.operands(), self.options)
-        self.assign(self.bn.moving_mean, results[-2])
-        self.assign(self.bn.moving_variance, results[-1])
+        move_statistics(self.bn, results[-2], results[-1])
         return results[0]
 
 
@@ -95,12 +98,14 @@ class Stem(End):
         self, arch: Architecture, sigma: float | None = None, **options: Unpack[CellOptions]
     ) -> None:
         shape = (COLORS, arch.stem_channels, STEM_KERNEL)
-        super().__init__(arch, shape, arch.stem_stride, sigma, **options)
-        if self.fused:
-            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
-            self.train_operator, self.infer_operator = (
-                stem_operator(kind, arch.stem_stride) for kind in kinds
-            )
+        super().__init__(
+            arch,
+            shape,
+            arch.stem_stride,
+            sigma,
+            lambda kind: stem_operator(kind, arch.stem_stride),
+            **options,
+        )
 
     def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
         """Images (N, 3, H, W) -> (N, C, H', W'), with ``fused`` and float32 channels last."""
@@ -122,10 +127,7 @@ class Head(End):
         self, arch: Architecture, sigma: float | None = None, **options: Unpack[CellOptions]
     ) -> None:
         shape = (arch.blocks[-1].out_channels, arch.head_channels, 1)
-        super().__init__(arch, shape, 1, sigma, **options)
-        if self.fused:
-            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
-            self.train_operator, self.infer_operator = (head_operator(kind) for kind in kinds)
+        super().__init__(arch, shape, 1, sigma, head_operator, **options)
 
     def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
         """What the last block gives -> (N, head_channels)."""

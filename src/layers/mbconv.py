@@ -8,7 +8,13 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.arch.blocks import AnyBlock, Block, ShuffleBlock
-from src.kernels import FOLDED, INFER, TRAIN, Float32Cell, block_operator, operator_options
+from src.kernels import (
+    Float32Cell,
+    block_operator,
+    move_statistics,
+    operator_options,
+    operator_pair,
+)
 from src.layers.conv_bn import CellOptions, ConvBN, LayerOptions
 from src.layers.shuffle import ShuffleUnit
 
@@ -65,10 +71,10 @@ class MBConv(Float32Cell):
         self.residual = block.residual
         self.fused = fused
         if fused:
-            kinds = (FOLDED, FOLDED) if options.get("folded") else (TRAIN, INFER)
-            self.train_operator, self.infer_operator = (
-                block_operator(kind, block.stride, expands=self.expand is not None)
-                for kind in kinds
+            expands = self.expand is not None
+            self.train_operator, self.infer_operator = operator_pair(
+                lambda kind: block_operator(kind, block.stride, expands=expands),
+                folded=options.get("folded", False),
             )
             self.options = operator_options(
                 options.get("epsilon", 1e-5),
@@ -81,7 +87,6 @@ class MBConv(Float32Cell):
         side = 2 * np.abs(np.arange(k) - k // 2) + 1
         self.sides = Tensor(np.maximum(side, side[:, None])[None, None].astype(np.float32))
         self.numbers = Tensor(np.arange(mid, dtype=np.float32).reshape((1, -1, 1, 1)))
-        self.assign = ops.Assign()
 
     def construct(
         self,
@@ -142,17 +147,10 @@ class MBConv(Float32Cell):
             return self.infer_operator(*inputs)
         results = self.train_operator(*inputs)
         if self.expand is not None:
-            self.move(self.expand.bn, results[-6], results[-5])
-        self.move(self.depthwise.bn, results[-4], results[-3])
-        self.move(self.project.bn, results[-2], results[-1])
+            move_statistics(self.expand.bn, results[-6], results[-5])
+        move_statistics(self.depthwise.bn, results[-4], results[-3])
+        move_statistics(self.project.bn, results[-2], results[-1])
         return results[0]
-
-    def move(self, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-        """Set the moving statistics of a normalisation."""
-        # As statements: the compiler keeps their order itself, which takes less memory than making
-        # the output depend on them (docs/cpu_operators.md).
-        self.assign(norm.moving_mean, mean)
-        self.assign(norm.moving_variance, variance)
 
 
 class GatedMBConv(MBConv):
