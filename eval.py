@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.cli import parse_config
-from src.config import EvalConfig
 from src.utils import run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    from src.cli import parse_config
+    from src.config import EvalConfig
+
     config = parse_config(EvalConfig, argv, __doc__)
     # Importing MindSpore takes seconds, so mistakes in the flags are told before.
     from src.training.checkpoint_evaluation import evaluate_checkpoints

@@ -22,12 +22,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from src.errors import EXIT_FAULT, Fault, UserError
+from src.utils import jemalloc
 
 ROOT = Path(__file__).resolve().parents[1]
 # How threads of OpenMP wait, such as PyTorch's: spinning, unless a contender is to have it
 # otherwise.
 WAITING = "OMP_WAIT_POLICY"
-ENVIRONMENTS = {"torch_passive": {WAITING: "passive"}}
 # Contenders that compute the same in float32; "PyTorch" is the faster one.
 PYTORCH = ("torch", "torch_passive")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -139,6 +139,17 @@ class Contender:
         self.process.wait()
 
 
+def environment_of(worker: str) -> dict[str, str]:
+    """What the environment of a contender has of its own.
+
+    PyTorch keeps its allocator: with the one of this project's programs its step takes longer.
+    """
+    if worker == "torch_passive":
+        return {WAITING: "passive"}
+    library = None if worker.startswith("torch") else jemalloc()
+    return {"LD_PRELOAD": str(library)} if library else {}
+
+
 def median_ratio(mine: Sequence[float], others: Sequence[float]) -> float:
     """Median of the ratios within a round."""
     return statistics.median(a / b for a, b in zip(mine, others, strict=True))
@@ -188,7 +199,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         contenders = {}
         for key, command in commands.items():
-            contender = Contender(names[key], command, ENVIRONMENTS.get(key))
+            contender = Contender(names[key], command, environment_of(key))
             stack.callback(contender.kill)
             contender.answer()
             contenders[key] = contender

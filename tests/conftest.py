@@ -22,7 +22,7 @@ import pytest
 from src.arch.architecture import Architecture
 from src.arch.blocks import Block
 from src.data.sources import prepare_digits
-from src.utils import run_main
+from src.utils import exit_code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # MindSpore sets the level of the runtime's own log for child processes.
@@ -200,15 +200,13 @@ def run_in_this_process(script: str, *flags: object, cwd: Path) -> subprocess.Co
         _restored_process(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
-        pytest.raises(SystemExit) as ended,
     ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [script, *map(str, flags)])
         # A folder of compiled graphs belongs to one program: MindSpore finds a graph in it by the
         # number of graphs that the process has compiled before.
         patch.setattr("src.training.compile_cache.CompileCache.__enter__", lambda self: self)
-        run_main(module.main)
-    code = 0 if ended.value.code is None else ended.value.code
+        code = exit_code_of(module.main)
     return subprocess.CompletedProcess([script, *flags], code, out.getvalue(), errors.getvalue())
 
 

@@ -26,6 +26,7 @@ from src.kernels.cells import (
     ImageConv2d,
     PointwiseConv2d,
     available,
+    hold_operands,
     move_statistics,
 )
 from src.kernels.operators import KERNEL_SIZES, STRIDES
@@ -42,6 +43,7 @@ __all__ = [
     "available",
     "block_operator",
     "head_operator",
+    "hold_operands",
     "move_statistics",
     "operator_options",
     "operator_pair",

@@ -6,7 +6,7 @@ Each asks at every call whether its operator applies, and otherwise does what Mi
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.kernels import build
 from src.kernels.operators import (
@@ -31,12 +31,22 @@ def available() -> bool:
 _assign = ops.Assign()
 
 
-def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Set the moving statistics of a normalisation."""
+def move_statistics(moving: tuple[Parameter, ...], mean: Tensor, variance: Tensor) -> None:
+    """Set the moving mean and the moving variance of a normalisation."""
     # As statements: the compiler keeps their order itself, which takes less memory than making the
     # output depend on them (docs/cpu_operators.md).
-    _assign(norm.moving_mean, mean)
-    _assign(norm.moving_variance, variance)
+    _assign(moving[0], mean)
+    _assign(moving[1], variance)
+
+
+def hold_operands(cell: nn.Cell, **operands: tuple[Parameter, ...]) -> None:
+    """Give a cell parameters of its inner cells, as attributes that are not its own parameters.
+
+    Where ``construct`` reaches parameters through inner cells, MindSpore compiles those too, though
+    nothing calls them: a fifth of the start of a training.
+    """
+    for name, parameters in operands.items():
+        object.__setattr__(cell, name, parameters)  # a cell's own would make them its parameters
 
 
 class Float32Cell(nn.Cell):
@@ -125,8 +135,10 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
                 next_norm.moving_variance,
                 norm.options,
             )
-            move_statistics(norm, mean, variance)
-            move_statistics(next_norm, next_mean, next_variance)
+            move_statistics((norm.moving_mean, norm.moving_variance), mean, variance)
+            move_statistics(
+                (next_norm.moving_mean, next_norm.moving_variance), next_mean, next_variance
+            )
             return y
         core = self.infer_cores[1 if next_norm.with_relu else 0]
         return core(
@@ -283,7 +295,7 @@ class BatchNormReLU(nn.BatchNorm2d, Float32Cell):
             y, _, _, mean, variance = self.train_operator(
                 x, gamma, beta, self.moving_mean, self.moving_variance, self.options
             )
-            move_statistics(self, mean, variance)
+            move_statistics((self.moving_mean, self.moving_variance), mean, variance)
             return y
         return self.infer_operator(
             x, gamma, beta, self.moving_mean, self.moving_variance, self.options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypedDict
 
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal
 
 from src.kernels import (
@@ -154,7 +154,7 @@ class ConvBN(nn.Cell):
         ):
             self.relu = nn.ReLU()
 
-    def operands(self) -> tuple[Tensor, ...]:
+    def operands(self) -> tuple[Parameter, ...]:
         """Weight and normalisation, or where that is folded the bias, as operators take them."""
         if self.bn is None:
             return self.conv.weight, self.conv.bias

@@ -14,6 +14,7 @@ from src.kernels import (
     STRIDES,
     Float32Cell,
     head_operator,
+    hold_operands,
     move_statistics,
     operator_options,
     operator_pair,
@@ -69,19 +70,19 @@ class End(ConvBN, Float32Cell):
             sigma=sigma,
             **options,
         )
+        hold_operands(self, own=self.operands())
         self.fused = fused
+        self.folded = options.get("folded", False)
         self.options = operator_options(options.get("epsilon", 1e-5), options.get("momentum", 0.9))
         if fused:
-            self.train_operator, self.infer_operator = operator_pair(
-                operator, folded=options.get("folded", False)
-            )
+            self.train_operator, self.infer_operator = operator_pair(operator, folded=self.folded)
 
     def operate(self, x: Tensor) -> Tensor:
         """By the operator."""
-        if not self.training or self.bn is None:
-            return self.infer_operator(x, *self.operands(), self.options)
-        results = self.train_operator(x, *self.operands(), self.options)
-        move_statistics(self.bn, results[-2], results[-1])
+        if not self.training or self.folded:
+            return self.infer_operator(x, *self.own, self.options)
+        results = self.train_operator(x, *self.own, self.options)
+        move_statistics(self.own[-2:], results[-2], results[-1])
         return results[0]
 
 
@@ -109,7 +110,7 @@ class Stem(End):
 
     def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
         """Images (N, 3, H, W) -> (N, C, H', W'), with ``fused`` and float32 channels last."""
-        if self.fused and self.applies(x, self.conv.weight):
+        if self.fused and self.applies(x, self.own[0]):
             return self.operate(x)
         return super().construct(x)
 
@@ -131,6 +132,6 @@ class Head(End):
 
     def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no other weight
         """What the last block gives -> (N, head_channels)."""
-        if self.fused and self.applies(x, self.conv.weight):
+        if self.fused and self.applies(x, self.own[0]):
             return self.operate(x)
         return ops.mean(super().construct(x), (2, 3))

@@ -11,6 +11,7 @@ from src.arch.blocks import AnyBlock, Block, ShuffleBlock
 from src.kernels import (
     Float32Cell,
     block_operator,
+    hold_operands,
     move_statistics,
     operator_options,
     operator_pair,
@@ -68,13 +69,20 @@ class MBConv(Float32Cell):
         self.depthwise = ConvBN(mid, mid, k, stride=block.stride, groups=mid, **options)
         self.se = SqueezeExcite(mid, block.se_channels) if block.se_channels else None
         self.project = ConvBN(mid, block.out_channels, 1, relu=False, **options)
+        hold_operands(
+            self,
+            first=() if self.expand is None else self.expand.operands(),
+            wide=self.depthwise.operands(),
+            last=self.project.operands(),
+        )
         self.residual = block.residual
         self.fused = fused
+        self.folded = options.get("folded", False)
         if fused:
             expands = self.expand is not None
             self.train_operator, self.infer_operator = operator_pair(
                 lambda kind: block_operator(kind, block.stride, expands=expands),
-                folded=options.get("folded", False),
+                folded=self.folded,
             )
             self.options = operator_options(
                 options.get("epsilon", 1e-5),
@@ -108,7 +116,7 @@ class MBConv(Float32Cell):
             presence: factor of what is added to x, (1,).
             decision: see above, (3,); in place of the other three.
         """
-        own_kernel, own_projection = self.depthwise.conv.weight, self.project.conv.weight
+        own_kernel, own_projection = self.wide[0], self.last[0]
         if self.fused and self.applies(x, own_projection):
             return self.operate(
                 x,
@@ -136,20 +144,19 @@ class MBConv(Float32Cell):
         decision: Tensor | None,
     ) -> Tensor:
         """The same by the operator: (N, H, W, in_channels) -> (N, H', W', out_channels)."""
-        wide, last = self.depthwise.operands()[1:], self.project.operands()[1:]
+        first, wide, last = self.first, self.wide[1:], self.last[1:]
         if presence is not None:
             # As part of gamma and beta the factor costs nothing per pixel.
             last = (last[0] * presence, last[1] * presence, *last[2:])
-        first = () if self.expand is None else self.expand.operands()
         decision = self.everything if decision is None else decision
         inputs = (x, *first, kernel, *wide, projection, *last, self.options, decision)
-        if not self.training or self.depthwise.bn is None:
+        if not self.training or self.folded:
             return self.infer_operator(*inputs)
         results = self.train_operator(*inputs)
-        if self.expand is not None:
-            move_statistics(self.expand.bn, results[-6], results[-5])
-        move_statistics(self.depthwise.bn, results[-4], results[-3])
-        move_statistics(self.project.bn, results[-2], results[-1])
+        if len(first) > 0:
+            move_statistics(first[-2:], results[-6], results[-5])
+        move_statistics(wide[-2:], results[-4], results[-3])
+        move_statistics(last[-2:], results[-2], results[-1])
         return results[0]
 
 
@@ -165,7 +172,7 @@ class GatedMBConv(MBConv):
 
     def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # has no decisions
         """As an ``MBConv`` that is fused."""
-        if not self.applies(x, self.project.conv.weight):
+        if not self.applies(x, self.last[0]):
             return super().construct(x)
         y = super().construct(self.transpose(x, (0, 3, 1, 2)))
         return self.transpose(y, (0, 2, 3, 1))

@@ -189,7 +189,7 @@ class SuperBlock(MBConv):
         self, x: Tensor, kernel_mask: Tensor, channel_mask: Tensor, presence: Tensor
     ) -> Tensor:
         """As ``MBConv``; masks as ``Decisions`` gives them."""
-        kernel, projection = self.depthwise.conv.weight, self.project.conv.weight
+        kernel, projection = self.wide[0], self.last[0]
         return super().construct(
             x,
             kernel * kernel_mask.astype(kernel.dtype),

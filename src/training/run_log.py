@@ -124,10 +124,10 @@ class RunLog:
             self._metrics.close()
 
     def draw_curves(self) -> None:
-        """Write ``curves.png``: loss and accuracy by epoch."""
+        """Write ``curves.png``: loss and accuracy by epoch, from the second point on."""
         if self._active:
             lines = read_jsonl(self._folder / self.METRICS)
-            if lines:
+            if len(lines) > 1:
                 # Importing Matplotlib takes a second, which the start of a run is spared.
                 from src.drawing import draw_curves
 

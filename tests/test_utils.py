@@ -1,0 +1,68 @@
+"""How a program starts and ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from src.utils import jemalloc
+from tests.conftest import ROOT
+
+# Says which allocator it has, what a program that it starts inherits, and what runs at its end.
+PROGRAM = """
+import atexit, os, subprocess, sys, threading, time
+from pathlib import Path
+from src.utils import run_main
+
+def finish():
+    time.sleep(0.2)
+    print("thread")
+
+def main(argv):
+    print("jemalloc" if "jemalloc" in Path("/proc/self/maps").read_text() else "malloc")
+    print(subprocess.run("echo child:$LD_PRELOAD", shell=True, stdout=-1, text=True).stdout, end="")
+    print(" ".join(sys.argv[1:]))
+    atexit.register(print, "atexit")
+    threading.Thread(target=finish).start()
+    return 3
+
+run_main(main)
+"""
+
+
+def run(tmp_path, **environment: str) -> subprocess.CompletedProcess:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(
+        [sys.executable, "-u", str(script), "two words", "--flag"],
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(
+    jemalloc() is None or sys.version_info < (3, 10), reason="no allocator to start with"
+)
+def test_a_program_has_jemalloc_and_what_it_starts_has_not(tmp_path):
+    finished = run(tmp_path)
+    lines = ["jemalloc", "child:", "two words --flag", "thread", "atexit"]
+    assert finished.stdout.splitlines() == lines and finished.stderr == ""
+    assert finished.returncode == 3
+
+
+def test_whoever_sets_ld_preload_decides(tmp_path):
+    finished = run(tmp_path, LD_PRELOAD="")
+    lines = ["malloc", "child:", "two words --flag", "thread", "atexit"]
+    assert finished.stdout.splitlines() == lines and finished.returncode == 3
+
+
+def test_a_rank_ends_as_python_does(tmp_path):
+    finished = run(tmp_path, MS_ROLE="MS_WORKER")
+    assert finished.stdout.splitlines()[2:] == ["two words --flag", "thread", "atexit"]
+    assert finished.returncode == 3
