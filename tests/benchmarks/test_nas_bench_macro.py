@@ -146,6 +146,7 @@ def test_a_name_that_the_table_lacks_is_looked_up_by_its_equivalents():
     assert both.truth(first) == both.truth("10102210") == Truth(91.5)
     three = table_of({one: 91.0, other: 92.0, first: 90.0})
     assert three.truth(first) == three.truth("10102210") == Truth(90.0)
+    assert three.truth(one) == Truth(91.0)  # trained on its own
     assert math.isnan(both.truth("11111111").top1) and not both.truth("11111111").predicted
     assert list(both.known([first, "11111111"])) == [first]
 
@@ -366,7 +367,8 @@ def test_found_networks_are_compared_with_their_band(tmp_path: Path, capsys):
     for name in ("22211100", "22111200", "22222222"):
         files.append(tmp_path / f"{name}.json")
         write_json(files[-1], network(name).to_dict())
-    assert main(["--table", str(table), *map(str, files)]) == 0
+    # One that the table lacks twice: that makes no mean.
+    assert main(["--table", str(table), *map(str, files), str(files[2])]) == 0
     output = capsys.readouterr().out
     assert cells(output, str(files[0])) == (
         # 22211100 is best of four; mean 92.05, RI 100 * 0.45 / 92.05.
@@ -375,6 +377,7 @@ def test_found_networks_are_compared_with_their_band(tmp_path: Path, capsys):
     assert cells(output, str(files[2]))[3:7] == ["not", "in", "the", "table"]
     # Of 92.5 and 91.5; RI is 0.489 and -0.597.
     assert "mean of 2 at 59.6 M: top-1 92.00 (sd 0.71), RI -0.05 % (sd 0.77)" in output
+    assert output.count("mean of") == 1
 
 
 def test_a_supernet_is_ranked_beside_counting(tmp_path: Path, capsys):
