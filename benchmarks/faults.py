@@ -501,7 +501,7 @@ def memory(runs: Runs, args: argparse.Namespace) -> str:
     expect(process.returncode == 0, output)
     growth = 100 * (sizes[10] / sizes[1] - 1)
     text = f"{sizes[1]:.0f} MB after epoch 1, {sizes[10]:.0f} MB after epoch 10: {growth:+.2f} %"
-    expect(abs(growth) <= 2, text)
+    expect(growth <= 2, text)
     return text
 
 

@@ -28,18 +28,18 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
-def seconds_of(folder: Path, run: int, flags: Sequence[str]) -> float:
+def seconds_of(folder: Path, run: str, flags: Sequence[str]) -> float:
     """Wall time of one process.
 
     Args:
         folder: holds the digits and the cached graphs of all runs.
-        run: number of the run, which writes into a folder of its own.
+        run: name of the run's own folder.
         flags: further flags.
     """
     program = [sys.executable, str(contenders.ROOT / "train.py"), *FLAGS]
     start = time.perf_counter()
     finished = subprocess.run(
-        [*program, "--checkpoint_path", f"run{run}", *flags],
+        [*program, "--checkpoint_path", run, *flags],
         cwd=folder,
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
@@ -55,11 +55,11 @@ def measure(rounds: int) -> None:
     """Print the seconds of each case."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seconds_of(folder, 0, CASES["graph from the cache"])  # builds the operators
+        seconds_of(folder, "first", CASES["graph from the cache"])  # builds the operators
         times: dict[str, list[float]] = {case: [] for case in CASES}
         for run in range(1, rounds + 1):
-            for case, flags in CASES.items():
-                times[case].append(seconds_of(folder, run, flags))
+            for number, (case, flags) in enumerate(CASES.items()):
+                times[case].append(seconds_of(folder, f"{run}_{number}", flags))
     print(f"{rounds} rounds, seconds of the whole process")
     print(f"{'':<24}{'median':>8}{'least':>8}{'most':>8}")
     for case, seconds in times.items():

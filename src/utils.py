@@ -59,7 +59,7 @@ def _prepare_memory() -> None:
     """
     library = jemalloc()
     chosen = os.environ.get("LD_PRELOAD")
-    if library and chosen is None and hasattr(sys, "orig_argv"):  # from Python 3.10 on
+    if library and chosen is None:
         environ = {**os.environ, "LD_PRELOAD": str(library)}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
     if library and chosen == str(library):

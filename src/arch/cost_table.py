@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from src.arch.cost import ArithmeticCost, Size, block_cost, network_cost
-from src.arch.space import SKIP, SearchedLayer, SearchSpace
+from src.arch.space import SKIP, SearchSpace, Superkernel
 from src.errors import UserError
 from src.files import check_header, dump_record, find_file, parse_record, read_json, write_text
 
@@ -110,15 +110,18 @@ class CostTable:
                 f"{low:.4g} to {high:.4g} {self.unit} by table '{self.name}'"
             )
 
-    def matrix(self, name: str, layer: SearchedLayer) -> np.ndarray:
+    def matrix(self, name: str, layer: Superkernel) -> np.ndarray:
         """Costs of a layer's choices but SKIP, of float64, smaller choices first.
 
         Returns:
-            Array (kernel sizes, expansions).
+            Array (kernel sizes, expansions). Pairs stand on its diagonal. Beside it are means of
+            two, so that the cost is linear in indicators that stand for kernel size and expansion.
         """
+        costs = np.array([self.layers[name][choice] for choice in layer.choices], np.float64)
+        if layer.paired:
+            return (costs[:, None] + costs) / 2
         # ``choices`` lists all expansions of the first kernel size, then those of the second.
-        costs = [self.layers[name][choice] for choice in layer.choices]
-        return np.array(costs, np.float64).reshape(len(layer.kernel_sizes), len(layer.expansions))
+        return costs.reshape(len(layer.kernel_sizes), len(layer.expansions))
 
     def skip_cost(self, name: str) -> float:
         """Cost of skipping a layer, 0 where that is no choice."""

@@ -45,7 +45,8 @@ def sample_decisions(
     Choices are drawn layer by layer with probability proportional to exp(-beta * cost), with the
     beta that makes the mean cost the target. Such a weight depends on nothing but a network's total
     cost, so networks of equal cost stay equally likely: a uniform sample at that cost, without
-    drawing the whole space.
+    drawing the whole space. Of the decisions that derive the same network only one counts
+    (``SearchSpace.canonical``).
 
     Args:
         space: the search space.
@@ -75,7 +76,9 @@ def sample_decisions(
         picks = _draw(random, probabilities)
         totals = table.constant + sum(cost[picks[:, layer]] for layer, cost in enumerate(costs))
         for row in picks[np.abs(totals / target - 1) <= tolerance]:
-            found[tuple(layer.names[pick] for pick, layer in zip(row, layers, strict=True))] = None
+            drawn = tuple(layer.names[pick] for pick, layer in zip(row, layers, strict=True))
+            if drawn == space.canonical(drawn):
+                found[drawn] = None
             if len(found) == count:
                 return [list(decisions) for decisions in found]
     raise CostTableError(

@@ -9,11 +9,12 @@ layer. This module imports no framework.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import (
     ConfigDict,
@@ -78,26 +79,25 @@ _Expansion: TypeAlias = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class SearchedLayer:
-    """A superkernel layer: its kernel size, expansion ratio and presence are searched.
+class Superkernel:
+    """A layer whose kernel size, expansion ratio and presence are searched.
+
+    Each choice is nested in the next larger one: it is a part of the same weights.
 
     Attributes:
-        kernel_sizes: ascending, so that each is nested in the next.
-        expansions: ascending, for the same reason.
         skippable: whether the layer may be absent.
+        paired: whether kernel size and expansion are chosen together.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    paired: ClassVar[bool]
 
     stride: int
     in_channels: int
     out_channels: int
-    kernel_sizes: tuple[int, ...]
-    expansions: tuple[_Expansion, ...]
     skippable: bool
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        """Raise SpaceError unless choices are nested and blocks can be made of them."""
         if not self.kernel_sizes or any(size not in KERNEL_SIZES for size in self.kernel_sizes):
             raise SpaceError(
                 f"kernel sizes {list(self.kernel_sizes)} are not some of {list(KERNEL_SIZES)}"
@@ -117,14 +117,26 @@ class SearchedLayer:
         for choice in self.choices:
             self.block(choice)  # raises unless the numbers of channels are whole
 
+    if TYPE_CHECKING:  # a dataclass would take a property of its base for a field's default
+
+        @property
+        def kernel_sizes(self) -> tuple[int, ...]:
+            """Of the choices, ascending."""
+            ...
+
+        @property
+        def expansions(self) -> tuple[float, ...]:
+            """Of the choices, ascending."""
+            ...
+
     @property
     def choices(self) -> dict[str, tuple[int, float]]:
         """Kernel size and expansion of each choice by name, smaller ones first; without SKIP."""
-        # ``CostTable.matrix`` relies on this order.
+        # ``CostTable.matrix`` relies on this order: all expansions of a kernel size, then the next.
+        combine = zip if self.paired else itertools.product
         return {
             choice_name(size, expansion): (size, expansion)
-            for size in self.kernel_sizes
-            for expansion in self.expansions
+            for size, expansion in combine(self.kernel_sizes, self.expansions)
         }
 
     @property
@@ -142,6 +154,62 @@ class SearchedLayer:
         # Its residual connection follows from stride and channels, as in MnasNet.
         kernel_size, expansion = self.choices[name]
         return Block(kernel_size, self.stride, expansion, self.in_channels, self.out_channels)
+
+
+@dataclass(frozen=True)
+class SearchedLayer(Superkernel):
+    """A superkernel of every kernel size with every expansion.
+
+    Attributes:
+        kernel_sizes: ascending, so that each is nested in the next.
+        expansions: ascending, for the same reason.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    paired: ClassVar[bool] = False
+
+    stride: int
+    in_channels: int
+    out_channels: int
+    kernel_sizes: tuple[int, ...]
+    expansions: tuple[_Expansion, ...]
+    skippable: bool
+
+    def __post_init__(self) -> None:
+        self._check()
+
+
+@dataclass(frozen=True)
+class PairedLayer(Superkernel):
+    """A superkernel whose kernel size and expansion are chosen together.
+
+    Attributes:
+        pairs: kernel size and expansion of each choice; both ascend.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    paired: ClassVar[bool] = True
+
+    stride: int
+    in_channels: int
+    out_channels: int
+    pairs: tuple[tuple[int, _Expansion], ...]
+    skippable: bool
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """Of the pairs."""
+        return tuple(size for size, _ in self.pairs)
+
+    @property
+    def expansions(self) -> tuple[float, ...]:
+        """Of the pairs."""
+        return tuple(expansion for _, expansion in self.pairs)
 
 
 # In the order of their numbers in arXiv 1904.00420: 0, 1, 2 and 3.
@@ -196,7 +264,7 @@ class BlockLayer:
         return kind(kernel_size, self.stride, self.in_channels, self.out_channels)
 
 
-AnySearchedLayer: TypeAlias = SearchedLayer | BlockLayer
+AnySearchedLayer: TypeAlias = SearchedLayer | PairedLayer | BlockLayer
 Layer: TypeAlias = AnyBlock | AnySearchedLayer
 
 
@@ -204,8 +272,9 @@ def _kind_of_layer(layer: Any) -> str | None:
     """Which member of ``_LayerField`` a layer is, in memory or as a file holds it; None if none."""
     if isinstance(layer, (str, Block, ShuffleBlock)):
         return "fixed"
-    if isinstance(layer, BlockLayer) or (isinstance(layer, Mapping) and "blocks" in layer):
-        return "one_shot"
+    for kind, member, key in (("one_shot", BlockLayer, "blocks"), ("paired", PairedLayer, "pairs")):
+        if isinstance(layer, member) or (isinstance(layer, Mapping) and key in layer):
+            return kind
     return "superkernel" if isinstance(layer, (SearchedLayer, Mapping)) else None
 
 
@@ -214,6 +283,7 @@ def _kind_of_layer(layer: Any) -> str | None:
 _LayerField: TypeAlias = Annotated[
     Annotated[BlockField, Tag("fixed")]
     | Annotated[SearchedLayer, Tag("superkernel")]
+    | Annotated[PairedLayer, Tag("paired")]
     | Annotated[BlockLayer, Tag("one_shot")],
     Discriminator(
         _kind_of_layer,
@@ -256,14 +326,16 @@ class SearchSpace:
         }
 
     @property
-    def superkernels(self) -> dict[str, SearchedLayer]:
+    def superkernels(self) -> dict[str, Superkernel]:
         """``searched`` of a space whose searched layers are all superkernels.
 
         Raises:
             SpaceError: a layer chooses among whole blocks.
         """
         layers = self.searched
-        found = {name: layer for name, layer in layers.items() if isinstance(layer, SearchedLayer)}
+        found: dict[str, Superkernel] = {
+            name: layer for name, layer in layers.items() if isinstance(layer, Superkernel)
+        }
         if len(found) < len(layers):
             raise SpaceError(
                 f"space '{self.name}' is that of a one-shot supernet: its layers choose among "
@@ -309,9 +381,47 @@ class SearchSpace:
             if isinstance(layer, AnySearchedLayer):
                 yield layer_name(index), layer, size
 
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """Numbers, among the searched layers, of neighbours that are alike, in order.
+
+        Which of them are skipped makes no difference to the network.
+        """
+        stages: list[range] = []
+        before: Layer | None = None
+        number = 0
+        for layer in self.layers:
+            if isinstance(layer, AnySearchedLayer):
+                if stages and layer == before:
+                    stages[-1] = range(stages[-1].start, number + 1)
+                else:
+                    stages.append(range(number, number + 1))
+                number += 1
+            before = layer
+        return tuple(stages)
+
+    def canonical(self, decisions: Sequence[str]) -> tuple[str, ...]:
+        """The decisions that name the network of ``decisions``: in each stage the last are skipped.
+
+        So a network has one name, and in a supernet one set of weights.
+        """
+        return tuple(
+            choice
+            for stage in self.stages
+            # Sorting keeps the order of equals: what is left moves to the front.
+            for choice in sorted((decisions[number] for number in stage), key=SKIP.__eq__)
+        )
+
     def size(self) -> int:
-        """Number of networks."""
-        return math.prod(len(layer.names) for layer in self.searched.values())
+        """Number of networks, however many decisions derive each."""
+        layers = list(self.searched.values())
+        # A stage of n layers that are skippable has 0 to n of them, each of any other choice.
+        return math.prod(
+            sum(len(layers[stage.start].choices) ** count for count in range(len(stage) + 1))
+            if layers[stage.start].skippable
+            else len(layers[stage.start].choices) ** len(stage)
+            for stage in self.stages
+        )
 
     def check(self, decisions: Sequence[str]) -> None:
         """Raise SpaceError unless there is one choice of this space for each searched layer."""
@@ -359,7 +469,11 @@ class SearchSpace:
             bn_epsilon=self.bn_epsilon,
             activation=self.activation,
             classifier_bias=self.classifier_bias,
-            provenance={**(provenance or {}), "space": self.name, "decisions": list(decisions)},
+            provenance={
+                **(provenance or {}),
+                "space": self.name,
+                "decisions": list(self.canonical(decisions)),
+            },
         )
 
     def largest(self) -> Architecture:

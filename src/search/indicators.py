@@ -2,7 +2,8 @@
 
 They stand in an array (L, D): one row per searched layer, and in each row kernel sizes beyond the
 smallest, expansions beyond the smallest, presence. Rows are as long as the layer with the most
-choices needs; what a layer lacks is fixed.
+choices needs; what a layer lacks is fixed. Where kernel size and expansion are chosen together,
+the indicators of kernel sizes stand for both, and those of expansions are fixed to 0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.arch.cost_table import CostTable
-from src.arch.space import SKIP, SearchedLayer, SearchSpace, choice_name
+from src.arch.space import SKIP, SearchSpace, Superkernel, choice_name
 
 FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
 
@@ -24,7 +25,7 @@ def padded_shape(space: SearchSpace) -> tuple[int, int]:
     return sizes, max(len(layer.expansions) for layer in layers)
 
 
-def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
+def ring_masks(layer: Superkernel, rows: int) -> np.ndarray:
     """Which taps of the largest kernel each size adds to the size before.
 
     Returns:
@@ -41,7 +42,7 @@ def ring_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
     return masks
 
 
-def part_masks(layer: SearchedLayer, rows: int) -> np.ndarray:
+def part_masks(layer: Superkernel, rows: int) -> np.ndarray:
     """Which channels each expansion adds to the one before, (rows, C) of 0 and 1."""
     masks, first = np.zeros((rows, layer.block(layer.largest).mid_channels), np.float32), 0
     for row, expansion in zip(masks, layer.expansions, strict=False):
@@ -58,7 +59,8 @@ def missing_indicators(space: SearchSpace) -> np.ndarray:
     values = np.zeros((len(layers), sizes + parts - 1), np.float32)
     for row, layer in zip(values, layers, strict=True):
         row[: len(layer.kernel_sizes) - 1] = FREE
-        row[sizes - 1 : sizes - 1 + len(layer.expansions) - 1] = FREE
+        if not layer.paired:
+            row[sizes - 1 : sizes - 1 + len(layer.expansions) - 1] = FREE
         row[-1] = FREE if layer.skippable else 1
     return values
 
@@ -68,8 +70,11 @@ def to_decisions(space: SearchSpace, indicators: np.ndarray) -> list[str]:
     sizes = padded_shape(space)[0] - 1
     decisions = []
     for layer, row in zip(space.superkernels.values(), indicators, strict=True):
-        kernel_size = layer.kernel_sizes[int(np.cumprod(row[:sizes]).sum())]
-        expansion = layer.expansions[int(np.cumprod(row[sizes:-1]).sum())]
+        rank = int(np.cumprod(row[:sizes]).sum())
+        kernel_size = layer.kernel_sizes[rank]
+        if not layer.paired:
+            rank = int(np.cumprod(row[sizes:-1]).sum())
+        expansion = layer.expansions[rank]
         decisions.append(choice_name(kernel_size, expansion) if row[-1] else SKIP)
     return decisions
 
@@ -80,17 +85,16 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     values = missing_indicators(space)
     for row, layer, choice in zip(values, space.superkernels.values(), decisions, strict=True):
         kernel_size, expansion = layer.choices[layer.largest if choice == SKIP else choice]
-        own = [
-            *(float(size <= kernel_size) for size in layer.kernel_sizes[1:]),
-            *(float(ratio <= expansion) for ratio in layer.expansions[1:]),
-        ]
+        own = [float(size <= kernel_size) for size in layer.kernel_sizes[1:]]
+        if not layer.paired:
+            own += [float(ratio <= expansion) for ratio in layer.expansions[1:]]
         if layer.skippable:
             own.append(float(choice != SKIP))
         row[row == FREE] = own
     return values
 
 
-def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict[int, float]:
+def _required(layer: Superkernel, choice: str, sizes: int, count: int) -> dict[int, float]:
     """Values, by column, of the indicators that a choice depends on.
 
     In a skipped layer only presence counts.
@@ -99,12 +103,12 @@ def _required(layer: SearchedLayer, choice: str, sizes: int, count: int) -> dict
         return {count - 1: 0.0}
     kernel_size, expansion = layer.choices[choice]
     required = {count - 1: 1.0} if layer.skippable else {}
-    for first, rank, options in (
-        (0, layer.kernel_sizes.index(kernel_size), layer.kernel_sizes),
-        (sizes - 1, layer.expansions.index(expansion), layer.expansions),
-    ):
+    ranks = [(0, layer.kernel_sizes.index(kernel_size), len(layer.kernel_sizes))]
+    if not layer.paired:
+        ranks.append((sizes - 1, layer.expansions.index(expansion), len(layer.expansions)))
+    for first, rank, options in ranks:
         required.update({first + i: 1.0 for i in range(rank)})
-        if rank < len(options) - 1:
+        if rank < options - 1:
             required[first + rank] = 0.0
     return required
 

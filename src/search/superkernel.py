@@ -7,6 +7,8 @@ indicator and t its trained threshold (Stamoulis et al., arXiv 1904.02877, equat
     expansion      channels come in nested parts; part p counts if |w_k of part p| > t_p and the
                    part before it counts
     presence       the layer counts if |w_k of the first part| > t_skip, where it may be skipped
+    pairs          where kernel size and expansion are chosen together, one indicator switches the
+                   ring and the part that a choice adds, by the norm of all that it adds
 
 An indicator's gradient is that of sigmoid(|.| - t). Kernel-size indicators multiply the kernel.
 Those of expansion and presence act where they can have an effect: behind the batch normalisation
@@ -26,7 +28,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.arch.blocks import Block
 from src.arch.cost_table import CostTable
-from src.arch.space import SearchedLayer, SearchSpace
+from src.arch.space import SearchSpace, Superkernel
 from src.layers.conv_bn import CellOptions
 from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
@@ -78,6 +80,11 @@ class Decisions(nn.Cell):
             matrix = table.matrix(name, layer)
             row[: matrix.shape[0], : matrix.shape[1]] = matrix
         self.costs = Tensor(costs)
+        # Which taps and parts a pair adds: all of a kernel (P, S) behind those of smaller pairs.
+        ranks = np.maximum.outer(np.arange(self.parts), np.arange(self.sizes))
+        self.added = Tensor((ranks == np.arange(1, self.sizes)[:, None, None]).astype(np.float32))
+        self.paired = Tensor(np.array([[layer.paired] for layer in layers.values()], np.float32))
+        self.any_paired = any(layer.paired for layer in layers.values())
         self.skip_costs = Tensor(np.array([[table.skip_cost(name)] for name in layers], np.float32))
         self.constant = float(table.constant)
         # Primitives: the functions of the same names compile to many times as many nodes, here for
@@ -112,7 +119,11 @@ class Decisions(nn.Cell):
             energies += (self.product_transposed(parts, self.rings[i]),)
         energy = ops.stack(energies)  # (L, P, S)
         d, last = self.sizes - 1, self.thresholds.shape[1]
-        ring_norm = _norm(energy.sum(1)[:, 1:])
+        ring_energy = energy.sum(1)[:, 1:]
+        if self.any_paired:
+            pair_energy = (energy.expand_dims(1) * self.added).sum((2, 3))
+            ring_energy = ops.select(self.paired > 0, pair_energy, ring_energy)
+        ring_norm = _norm(ring_energy)
         size = self.indicator(ring_norm, 0, d)
         # Of the kernel whose size is decided.
         part_norm = _norm((energy * ops.square(self.nest(size)).expand_dims(1)).sum(2))  # (L, P)
@@ -133,7 +144,13 @@ class Decisions(nn.Cell):
     def split(self, indicators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Factors of the rings (L, S), of the channel parts (L, P) and of the layer (L, 1)."""
         d = self.sizes - 1
-        return self.nest(indicators[:, :d]), self.nest(indicators[:, d:-1]), indicators[:, -1:]
+        sizes, parts = indicators[:, :d], indicators[:, d:-1]
+        if self.any_paired:
+            # Of the two one is 0. No layer has more pairs than columns that both have.
+            common = min(d, self.parts - 1)
+            both = parts[:, :common] + self.paired * sizes[:, :common]
+            parts = both if common == self.parts - 1 else ops.concat((both, parts[:, common:]), 1)
+        return self.nest(sizes), self.nest(parts), indicators[:, -1:]
 
     def cost(self, indicators: Tensor) -> Tensor:
         """Expected cost of the network, ().
@@ -222,14 +239,14 @@ class Supernet(BlockNetwork):
             return nn.CellList(
                 [
                     SuperBlock(layer.block(layer.largest), **options)
-                    if isinstance(layer, SearchedLayer)
+                    if isinstance(layer, Superkernel)
                     else create_block(block, **options)
                     for layer, block in zip(space.layers, largest.blocks, strict=True)
                 ]
             )
 
         super().__init__(largest, num_classes, create_blocks, momentum=momentum, kernels=kernels)
-        self.searched = tuple(isinstance(layer, SearchedLayer) for layer in space.layers)
+        self.searched = tuple(isinstance(layer, Superkernel) for layer in space.layers)
         self.decisions = Decisions(
             space,
             table,
@@ -284,14 +301,14 @@ def inherit(
         for name, value in parameters.items():
             if name.startswith(prefix):
                 own = name[len(prefix) :]
-                if isinstance(layer, SearchedLayer) and isinstance(block, Block):
+                if isinstance(layer, Superkernel) and isinstance(block, Block):
                     value = _slice(own, value, layer, block)
                 inherited[f"blocks.{position}.{own}"] = value
         position += 1
     return inherited
 
 
-def _slice(name: str, value: np.ndarray, layer: SearchedLayer, block: Block) -> np.ndarray:
+def _slice(name: str, value: np.ndarray, layer: Superkernel, block: Block) -> np.ndarray:
     """The part of a superkernel's parameter that a block of its layer has."""
     trim = (layer.kernel_sizes[-1] - block.kernel_size) // 2
     if name == "project.conv.weight":

@@ -12,6 +12,7 @@ from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
 from src.arch.cost_table import SHIPPED, CostTableError, arithmetic_table, load_table, space_of
 from src.arch.sampling import sample_decisions
+from src.arch.space import SHIPPED as SPACES
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
 from src.search.indicators import (
@@ -42,12 +43,63 @@ def write(path, data, **changes):
 
 @pytest.mark.parametrize(
     "name, sizes",
-    [("imagenet", 5**15 * 4**5), ("imagenet_32", 5**15 * 4**5), ("imagenet_k7", 7**15 * 6**5)],
+    [
+        # By stage: choices of the first layer times the sequences of choices of up to three others.
+        ("imagenet", (4 * (1 + 4 + 4**2 + 4**3)) ** 5),
+        ("imagenet_32", (4 * (1 + 4 + 4**2 + 4**3)) ** 5),
+        ("imagenet_k7", (6 * (1 + 6 + 6**2 + 6**3)) ** 5),
+        ("nas_bench_macro", (2 * 3) * (2 * 7) * (2 * 7)),  # 1,176 networks, as published
+        ("one_shot_32", 4**20),
+    ],
 )
 def test_shipped_spaces(name, sizes):
     space = load_space(name)
-    assert space.size() == sizes and len(space.searched) == 20
+    assert space.size() == sizes
     assert SearchSpace.from_dict(space.to_dict()) == space
+    assert space.to_dict() == json.loads((SPACES / f"{name}.json").read_text())
+
+
+def test_pairs_are_chosen_together():
+    space = load_space("nas_bench_macro")
+    assert [layer.names for layer in space.searched.values()] == [
+        ("K3E3", "K5E6", SKIP) if skippable else ("K3E3", "K5E6")
+        for skippable in (False, True, False, True, True, False, True, True)
+    ]
+    assert space.largest() == load_architecture("nas_bench_macro_largest")
+    table = arithmetic_table(space, "macs", 10)
+    # Su et al., arXiv 2103.11922: 22222222, 11111111 and 10100100.
+    for digits, macs in (
+        ("22222222", 105.660928),
+        ("11111111", 53.246464),
+        ("10100100", 20.683264),
+    ):
+        assert table.total([(SKIP, "K3E3", "K5E6")[int(digit)] for digit in digits]) == macs
+    with pytest.raises(SpaceError, match="'K3E6' is none of K3E3, K5E6"):
+        space.check(["K3E6", *["K3E3"] * 7])
+    for decisions in itertools.product(*(layer.names for layer in space.searched.values())):
+        indicators = to_indicators(space, decisions)
+        assert to_decisions(space, indicators) == list(decisions)
+
+
+def test_decisions_of_one_network_have_one_name():
+    space = load_space("nas_bench_macro")
+    first = ["K3E3", SKIP, "K3E3", SKIP, "K5E6", "K3E3", SKIP, SKIP]
+    assert space.stages == (
+        range(1),
+        range(1, 2),
+        range(2, 3),
+        range(3, 5),
+        range(5, 6),
+        range(6, 8),
+    )
+    canonical = ["K3E3", SKIP, "K3E3", "K5E6", SKIP, "K3E3", SKIP, SKIP]
+    assert list(space.canonical(first)) == canonical
+    arch = space.derive(first, "any")
+    assert arch == space.derive(canonical, "any")
+    assert arch.provenance["decisions"] == space.decisions_of(arch) == canonical
+    names = [layer.names for layer in space.searched.values()]
+    distinct = {space.canonical(decisions) for decisions in itertools.product(*names)}
+    assert len(distinct) == len({space.derive(d, "any").blocks for d in distinct}) == space.size()
 
 
 def test_published_network_derives_from_its_decisions():
@@ -110,11 +162,31 @@ def test_all_indicator_triples_map_to_their_choices():
         ({"kernel": 3}, "unknown key 'layers.2.kernel', did you mean 'kernel_sizes'"),
         ({"expansions": ["a"]}, "expansions.0 is 'a': input should be a valid number"),
         ({"blocks": ["K3"]}, "unknown key 'layers.2.kernel_sizes'"),
+        ({"pairs": [[3, 3]]}, "unknown key 'layers.2.kernel_sizes'"),
     ],
 )
 def test_wrong_spaces_are_refused_by_name(tmp_path, change, reason):
     data = load_space("imagenet").to_dict()
     data["layers"][2] = {**data["layers"][2], **change}
+    with pytest.raises(SpaceError, match=reason) as error:
+        load_space(write(tmp_path / "space.json", data))
+    assert "space.json: " in str(error.value) and "layers.2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pairs, reason",
+    [
+        ([[5, 3], [3, 6]], "kernel sizes .* not nested"),
+        ([[3, 6], [5, 6]], "expansions .* not nested"),
+        ([[3, 3], [4, 6]], "kernel sizes"),
+        ([], "kernel sizes"),
+        ([[3, 3, 1]], "pairs.0"),
+        ([["a", 3]], "pairs.0.0 is 'a'"),
+    ],
+)
+def test_wrong_pairs_are_refused_by_name(tmp_path, pairs, reason):
+    data = load_space("nas_bench_macro").to_dict()
+    data["layers"][2]["pairs"] = pairs
     with pytest.raises(SpaceError, match=reason) as error:
         load_space(write(tmp_path / "space.json", data))
     assert "space.json: " in str(error.value) and "layers.2" in str(error.value)
@@ -269,7 +341,7 @@ def test_random_networks_have_the_latency_and_differ(target):
     space = load_space("imagenet")
     table = load_table("pixel1", space)
     drawn = sample_decisions(space, table, target, 50)
-    assert len({tuple(decisions) for decisions in drawn}) == 50
+    assert len({space.derive(decisions, "any").blocks for decisions in drawn}) == 50
     assert all(abs(table.total(decisions) / target - 1) <= 0.02 for decisions in drawn)
     assert (
         drawn

@@ -53,6 +53,20 @@ LAYERS = [
         "expansions": [3, 4],
         "skippable": True,
     },
+    {
+        "stride": 1,
+        "in_channels": 12,
+        "out_channels": 12,
+        "pairs": [[3, 2], [5, 3], [7, 6]],
+        "skippable": True,
+    },
+    {
+        "stride": 1,
+        "in_channels": 12,
+        "out_channels": 12,
+        "pairs": [[3, 3], [5, 6]],
+        "skippable": False,
+    },
 ]
 
 
@@ -176,28 +190,55 @@ def plain(space, table, weights, thresholds, hard=None):
 
         side = layer.kernel_sizes[-1]
         ring = np.maximum.outer(*[np.abs(np.arange(side) - side // 2)] * 2)
-        kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
-        kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
-        sizes = [1.0]
-        for smaller, size in pairwise(layer.kernel_sizes):
-            outer = (ring > smaller // 2) & (ring <= size // 2)
-            present = present * decide(np.linalg.norm(w * outer))
-            sizes.append(present)
-            kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
         bounds = [round(layer.in_channels * ratio) for ratio in (0, *layer.expansions)]
-        parts = [kernel[first:last] for first, last in pairwise(bounds)]
-        channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
-        channel_mask[: bounds[1]] = 1
-        for index, part in enumerate(parts[1:], start=1):
-            present = present * decide(np.linalg.norm(part))
-            ratios.append(present)
-            channel_mask[bounds[index] : bounds[index + 1]] = present
-        presence = decide(np.linalg.norm(parts[0])) if layer.skippable else 1.0
-        cost = 0.0
-        for i, size in enumerate(layer.kernel_sizes):
-            for j, ratio in enumerate(layer.expansions):
-                chosen = (sizes[i] - (sizes + [0])[i + 1]) * (ratios[j] - (ratios + [0])[j + 1])
-                cost += chosen * table.layers[name][f"K{size}E{ratio}"]
+        if layer.paired:
+            inside = [
+                (ring <= size // 2) * (np.arange(len(w)) < bound)[:, None, None]
+                for size, bound in zip(layer.kernel_sizes, bounds[1:], strict=True)
+            ]
+            pairs = [1.0]
+            for smaller, larger in pairwise(inside):
+                pairs.append(pairs[-1] * decide(np.linalg.norm(w[larger & ~smaller])))
+            kernel_mask, channel_mask = np.zeros((side, side)), np.zeros(len(w))
+            for size, before, size_before, bound, present in zip(
+                layer.kernel_sizes,
+                bounds,
+                (-1, *layer.kernel_sizes),
+                bounds[1:],
+                pairs,
+                strict=False,
+            ):
+                kernel_mask += present * ((ring <= size // 2) & (ring > size_before // 2))
+                channel_mask[before:bound] += present
+            kernel = w * kernel_mask
+            cost = sum(
+                (present - following) * price
+                for present, following, price in zip(
+                    pairs, (*pairs[1:], 0.0), table.layers[name].values(), strict=False
+                )
+            )
+        else:
+            kernel, present = w * (ring <= layer.kernel_sizes[0] // 2), 1.0
+            kernel_mask = (ring <= layer.kernel_sizes[0] // 2).astype(np.float64)
+            sizes = [1.0]
+            for smaller, size in pairwise(layer.kernel_sizes):
+                outer = (ring > smaller // 2) & (ring <= size // 2)
+                present = present * decide(np.linalg.norm(w * outer))
+                sizes.append(present)
+                kernel, kernel_mask = kernel + present * w * outer, kernel_mask + present * outer
+            parts = [kernel[first:last] for first, last in pairwise(bounds)]
+            channel_mask, present, ratios = np.zeros(bounds[-1]), 1.0, [1.0]
+            channel_mask[: bounds[1]] = 1
+            for index, part in enumerate(parts[1:], start=1):
+                present = present * decide(np.linalg.norm(part))
+                ratios.append(present)
+                channel_mask[bounds[index] : bounds[index + 1]] = present
+            cost = 0.0
+            for i, size in enumerate(layer.kernel_sizes):
+                for j, ratio in enumerate(layer.expansions):
+                    chosen = (sizes[i] - (sizes + [0])[i + 1]) * (ratios[j] - (ratios + [0])[j + 1])
+                    cost += chosen * table.layers[name][f"K{size}E{ratio}"]
+        presence = decide(np.linalg.norm(kernel[: bounds[1]])) if layer.skippable else 1.0
         total += presence * cost + (1 - presence) * table.skip_cost(name)
         masks.append((kernel_mask, channel_mask, presence))
         indicators += [((row, column), value) for column, value in zip(columns, own, strict=True)]
