@@ -13,8 +13,8 @@ for multiply-adds minus ten times parameters, over 1944 networks. A RESULT is on
 - the architecture that a search found: compared with the networks of the table whose multiply-adds
   are within 2 % of its own, by RI = 100 * (found - mean) / mean (Yang et al., ICLR 2020), and with
   the five distinct ones with fewest parameters, which counting finds without training;
-- accuracies by a supernet, one line for each network: ``{"network": "21020110", "top1": 63.4}``.
-  Kendall's tau says how well they rank, beside counts that need no training.
+- accuracies by a supernet, as scripts/evaluate_subnets.py writes them. Kendall's tau says how well
+  they rank, beside counts that need no training.
 
 A network is eight digits, one a layer, in stages of 2, 3 and 3 layers: 1 is K3E3, 2 is K5E6, 0 an
 absent layer. The table's networks with a 0 at the first layer of a stage are of another space and
@@ -48,13 +48,14 @@ from pydantic import ConfigDict, Field
 from scipy.stats import kendalltau, percentileofscore
 
 from benchmarks.contenders import run
-from src.arch.architecture import FORMAT, Architecture, load_architecture
-from src.arch.blocks import Block, encode_block
+from src.arch.architecture import FORMAT, Architecture
 from src.arch.cost import Cost, network_cost
+from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.errors import UserError
 from src.files import parse_record, read_json
 
 STAGES = (slice(0, 2), slice(2, 5), slice(5, 8))
+CHOICES = (SKIP, "K3E3", "K5E6")  # by digit
 DIGITS = "012"
 NAME = re.compile("[12][012][12][012]{2}[12][012]{2}")  # of this space
 CLASSES = 10  # of CIFAR-10
@@ -70,61 +71,39 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 @cache
-def largest() -> Architecture:
-    """The network 22222222, with the stem, head and classifier of all."""
-    return load_architecture("nas_bench_macro_largest")
+def space() -> SearchSpace:
+    """That of the networks whose stages keep their first layer."""
+    return load_space("nas_bench_macro")
 
 
-@cache
-def layers() -> tuple[dict[str, Block], ...]:
-    """The blocks that each layer may be, by their digits."""
-    blocks = (block for block in largest().blocks if isinstance(block, Block))
-    return tuple({"1": replace(each, kernel_size=3, expansion=3), "2": each} for each in blocks)
+def decisions(name: str) -> list[str]:
+    """What eight digits stand for."""
+    return [CHOICES[int(digit)] for digit in name]
 
 
-def network(name: str) -> Architecture:
-    """The network of eight digits."""
-    chosen = zip(layers(), name, strict=True)
-    blocks = tuple(options[digit] for options, digit in chosen if digit != "0")
-    return replace(largest(), name=name, blocks=blocks)
-
-
-def name_of(arch: Architecture, origin: str) -> str:
-    """Inverse of ``network``: the canonical name; ``origin`` names the file in errors."""
-    # A block is taken for the first layer that it fits, so that zeros are last in their stage.
-    rest, name = list(arch.blocks), ""
-    for options in layers():
-        fitting = [digit for digit, block in options.items() if rest[:1] == [block]]
-        name += fitting[0] if fitting else "0"
-        del rest[: len(fitting)]
-    if rest:
-        raise UserError(f"{origin}: block '{encode_block(rest[0])}' does not fit the table's space")
-    if not NAME.fullmatch(name) or replace(network(name), name=arch.name) != arch:
-        raise UserError(
-            f"{origin}: stem, head, image size or the number of stages is not that of the "
-            f"table's networks, such as '{largest().name}'"
-        )
-    return name
+def name_of(choices: Iterable[str]) -> str:
+    """Inverse of ``decisions``."""
+    return "".join(str(CHOICES.index(choice)) for choice in choices)
 
 
 @cache
 def cost(name: str) -> Cost:
     """Parameters and multiply-adds."""
-    return network_cost(network(name), CLASSES)
+    return network_cost(space().derive(decisions(name), name), CLASSES)
 
 
 def canonical(name: str) -> str:
     """The equivalent name with the zeros last within each stage."""
-    return "".join(
-        name[stage].replace("0", "").ljust(stage.stop - stage.start, "0") for stage in STAGES
-    )
+    return name_of(space().canonical(decisions(name)))
 
 
 @cache
 def equivalents() -> Mapping[str, tuple[str, ...]]:
     """All names by their canonical name: 1944 names of 1176 networks."""
     groups: dict[str, tuple[str, ...]] = {}
-    for name in filter(NAME.fullmatch, map("".join, itertools.product(DIGITS, repeat=8))):
+    for name in sorted(
+        map(name_of, itertools.product(*(layer.names for layer in space().searched.values())))
+    ):
         groups[canonical(name)] = (*groups.get(canonical(name), ()), name)
     return groups
 
@@ -259,11 +238,11 @@ def read_table(path: Path) -> Table:
 
 @dataclass(frozen=True)
 class Line:
-    """A network by its name, and its accuracy in percent with the weights of a supernet."""
+    """The choices of a network, and its accuracy in percent with the weights of a supernet."""
 
     __pydantic_config__ = ConfigDict(extra="ignore")
 
-    network: str
+    decisions: tuple[str, ...]
     top1: Percent
 
 
@@ -283,19 +262,19 @@ def read_accuracies(path: Path, text: str) -> dict[str, float]:
         if not isinstance(data, Mapping):
             raise UserError(
                 f"{origin}: '{words[:40]}' is no JSON object; a result is an architecture file or "
-                'lines such as {"network": "21020110", "top1": 63.4}'
+                "lines of scripts/evaluate_subnets.py"
             )
         if number == 1 and "format" in data:
             continue
         line = parse_record(Line, data, origin)
-        if not NAME.fullmatch(line.network):
-            raise UserError(
-                f"{origin}: network '{line.network}' is not eight digits of 0, 1 and 2 with "
-                "no 0 at the first layer of a stage"
-            )
-        if line.network in accuracies:
-            raise UserError(f"{origin}: network '{line.network}' is repeated")
-        accuracies[line.network] = line.top1
+        try:
+            space().check(line.decisions)
+        except SpaceError as error:
+            raise UserError(f"{origin}: {error}") from None
+        name = name_of(line.decisions)
+        if name in accuracies:
+            raise UserError(f"{origin}: network '{name}' is repeated")
+        accuracies[name] = line.top1
     if not accuracies:
         raise UserError(f"{path}: no accuracies")
     return accuracies
@@ -309,7 +288,11 @@ def read_result(path: Path) -> str | dict[str, float]:
         raise UserError(f"{path}: not readable as text ({error})") from None
     data = parse_json(text)
     if isinstance(data, Mapping) and data.get("format") == FORMAT:
-        return name_of(Architecture.from_dict(data, str(path)), str(path))
+        arch = Architecture.from_dict(data, str(path))
+        try:
+            return name_of(space().decisions_of(arch))
+        except SpaceError as error:
+            raise UserError(f"{path}: {error}") from None
     return read_accuracies(path, text)
 
 

@@ -96,7 +96,6 @@ def create_search_step(
         classes,
         momentum=config.bn_momentum,
         kernels=use_kernels("on"),
-        even_slope=True,
     )
     optimizer = create_optimizer(network, config, RATES, [network.decisions.thresholds])
     return SearchStep(
@@ -105,9 +104,8 @@ def create_search_step(
         Update(network, optimizer, config, mixed_precision=False),
         config,
         decisions=network.decisions,
+        largest=table.range()[1],
         target=sum(table.range()) / 2,
-        gain=0.01,
-        threshold_rate=0.01,
     )
 
 

@@ -126,9 +126,8 @@ SEARCH_PRESETS: dict[str, Preset] = {
     "cifar10": {
         **_images["cifar10"],
         **_small_search,
-        "lr_init": 0.1,
+        "lr_init": 0.03,  # at 0.1 the supernet's cross-entropy rises in the first epochs
         "epoch_size": 20,
-        "indicator_keep_prob": 0.8,
     },
     "digits": {
         **_images["digits"],
@@ -136,7 +135,6 @@ SEARCH_PRESETS: dict[str, Preset] = {
         "batch_size": 32,
         "lr_init": 0.05,
         "epoch_size": 3,
-        "indicator_keep_prob": 1.0,  # dropout needs more steps than these epochs have
     },
 }
 
@@ -359,38 +357,26 @@ class SearchConfig(OptimizerConfig):
     target_latency_ms: float | None = _key(None, "latency to end at, milliseconds", gt=0)
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
 
-    # The cost's part in the loss, and the epochs of a search: without it, with a rising part, with
-    # the whole of it, with fixed decisions.
+    # The cost's part in the loss, and the epochs of a search: without it, with the budget falling,
+    # with fixed decisions.
     latency_weight: float = _key(
         0.02,
-        "lambda: the loss has lambda * 1000 * ln(cost); tuned to a target if one is given",
+        "lambda: the loss has lambda * 1000 * ln(cost); set by the search if a target is given",
         ge=0,
     )
     latency_free_epochs: float | None = _key(
-        None, "first epochs without the cost; 5/8 of all where omitted", ge=0
-    )
-    ramp_epochs: float | None = _key(
-        None,
-        "epochs over which the cost's weight rises after them; a quarter of the rest where omitted",
-        ge=0,
+        None, "first epochs without the cost; half of all where omitted", ge=0
     )
     settle_epochs: float | None = _key(
         None, "last epochs, in which decisions are fixed; an eighth of all where omitted", ge=0
     )
 
     # Indicators, which say whether a part of a superkernel is used, and their thresholds.
-    indicator_keep_prob: float = _key(
-        0.6, "keep probability of indicators in the epochs without the cost", gt=0, le=1
+    indicator_draw_share: float = _key(
+        0.5, "share of the steps in which an indicator is drawn between 0 and 1", gt=0, le=1
     )
-    threshold_rule: Literal["bounded", "formula"] = _key(
-        "bounded",
-        "bounded: gradient of even slope, and never further from the norm than that was at first; "
-        "formula: the sigmoid's gradient, which vanishes far from the norm",
-    )
-    threshold_lr: float | None = _key(
-        None,
-        "learning rate of bounded thresholds; crosses the norm within a ramp where omitted",
-        gt=0,
+    threshold_lr: float = _key(
+        1.0, "learning rate of thresholds, in norms at the start of the search", gt=0
     )
 
     # In place of a single search.
@@ -440,7 +426,31 @@ class CheckpointDataConfig(ComputeConfig):
     val_data_path: str | None = _key(None, "validation images, where they are in another folder")
 
 
-class OneShotSearchConfig(CheckpointDataConfig):
+class SubnetDataConfig(CheckpointDataConfig):
+    """Keys of programs that evaluate networks of a supernet."""
+
+    ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
+    calibration_images: int = _key(
+        2000, "training images from which a network's normalisation statistics are taken", ge=2
+    )
+    val_images: int | None = _key(
+        None, "validate on this number of images, a fixed random choice; on all where omitted", ge=1
+    )
+    batch_size: int = _key(200, "images per step", ge=2)
+
+
+class SubnetConfig(SubnetDataConfig):
+    """Keys of ``scripts/evaluate_subnets.py``."""
+
+    near: str | None = _key(
+        None, "all networks within 2 % of these millions of multiply-adds, for example 50,60"
+    )
+    even: int = _key(0, "further networks, evenly over the range of multiply-adds", ge=0)
+    out: str = _key("subnets.jsonl", "file of accuracies; networks that are in it are not repeated")
+    seed: int = _key(1, "seed of the networks", ge=0)
+
+
+class OneShotSearchConfig(SubnetDataConfig):
     """Keys of ``search.py --method one_shot``.
 
     The defaults of the evolution are those of the paper (arXiv 1904.00420).
@@ -448,7 +458,6 @@ class OneShotSearchConfig(CheckpointDataConfig):
 
     method: Literal["one_shot"] = _key("one_shot", "how to search")
     name: str = _key("one_shot", "first part of the found network's name", min_length=1)
-    ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
 
     # Which paths are evaluated.
     strategy: Literal["random", "evolution"] = _key("evolution", "how paths are drawn")
@@ -469,15 +478,6 @@ class OneShotSearchConfig(CheckpointDataConfig):
         None, "most milliseconds of a path; no limit where omitted", gt=0
     )
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
-
-    # How a path is evaluated.
-    calibration_images: int = _key(
-        2000, "training images from which a path's normalisation statistics are taken", ge=2
-    )
-    val_images: int | None = _key(
-        None, "validate on this number of images, a fixed random choice; on all where omitted", ge=1
-    )
-    batch_size: int = _key(200, "images per step", ge=2)
 
     checkpoint_path: str = _key(".", "folder of the results")
     seed: int = _key(1, "seed of the paths", ge=0)

@@ -455,6 +455,26 @@ class SearchSpace:
                 blocks.append(layer)
         return blocks
 
+    def active_parts(self, decisions: Sequence[str]) -> list[tuple[int, int, int]]:
+        """What of each layer's largest block decisions keep: side, middle channels, presence.
+
+        Of a skipped layer side and channels are those of its first choice.
+        """
+        parts = []
+        for layer, block in zip(self.layers, self.blocks(decisions), strict=True):
+            kept = block
+            if kept is None:
+                assert isinstance(layer, Superkernel)
+                kept = layer.block(layer.names[0])
+            parts.append((kept.kernel_size, kept.mid_channels, int(block is not None)))
+        return parts
+
+    def networks(self) -> Iterator[tuple[str, ...]]:
+        """The decisions of each network once; there may be very many."""
+        for decisions in itertools.product(*(layer.names for layer in self.searched.values())):
+            if decisions == self.canonical(decisions):
+                yield decisions
+
     def derive(
         self, decisions: Sequence[str], name: str, provenance: Mapping[str, Any] | None = None
     ) -> Architecture:

@@ -94,6 +94,18 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     return values
 
 
+def indicator_costs(space: SearchSpace, table: CostTable) -> np.ndarray:
+    """What each indicator adds to the cost of the largest network, (L, D); 0 for missing ones."""
+    largest = [layer.largest for layer in space.superkernels.values()]
+    on = to_indicators(space, largest)
+    costs = np.zeros(on.shape)
+    for place in np.argwhere(missing_indicators(space) == FREE):
+        without = on.copy()
+        without[tuple(place)] = 0
+        costs[tuple(place)] = table.total(largest) - table.total(to_decisions(space, without))
+    return costs
+
+
 def _required(layer: Superkernel, choice: str, sizes: int, count: int) -> dict[int, float]:
     """Values, by column, of the indicators that a choice depends on.
 

@@ -20,9 +20,8 @@ from tqdm import tqdm
 from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace
 from src.checkpoint.format import Checkpoint
-from src.checkpoint.restore import cell_weights, open_source, write_inherited
+from src.checkpoint.restore import cell_weights, write_inherited
 from src.config import OneShotSearchConfig
-from src.dataset import Loader
 from src.drawing import draw_path_search
 from src.errors import UserError
 from src.files import (
@@ -37,7 +36,7 @@ from src.files import (
 from src.kernels import use_kernels
 from src.search.budget import cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
-from src.search.path_evaluation import Batches, PathEvaluator, read_supernet
+from src.search.subnet_evaluation import PathEvaluator, open_batches, read_supernet
 from src.training.compile_cache import CompileCache
 from src.utils import environment, setup_device
 
@@ -55,27 +54,30 @@ Evaluated = dict[str, Any]  # a line of HISTORY: path, generation, top1, loss, i
 
 def search_paths(config: OneShotSearchConfig) -> int:
     """Search to the end; everything is written to ``checkpoint_path``. Returns the exit code."""
-    checkpoint = read_supernet(config.ckpt)
+    checkpoint, space = read_supernet(config.ckpt)
+    if not space.one_shot:
+        raise UserError(
+            f"{checkpoint.path}: holds no one-shot supernet; scripts/run_spnas.py trains one"
+        )
     meta = checkpoint.meta
-    assert meta.space is not None
     limit = cost_bound(config)
-    table = open_table(config, meta.space, meta.preprocessing, len(meta.classes))
+    table = open_table(config, space, meta.preprocessing, len(meta.classes))
     if limit is not None and limit < table.range()[0]:
         table.check_target(limit)
     setup_device(config.device_target, config.device_id)
     kernels = use_kernels(config.cpu_kernels)
-    calibration = _open_batches(config, checkpoint, "train", config.calibration_images)
-    validation = _open_batches(config, checkpoint, "val", config.val_images)
+    calibration = open_batches(config, checkpoint, "train", config.calibration_images)
+    validation = open_batches(config, checkpoint, "val", config.val_images)
     folder = make_folder(Path(config.checkpoint_path))
     results = _take_up(config, checkpoint, folder)
     graph_values = {
-        "search": meta.space.to_dict(),
+        "search": space.to_dict(),
         "classes": len(meta.classes),
         "kernels": kernels,
         "size": asdict(meta.preprocessing),
         "batches": [calibration.batch_size, validation.batch_size],
     }
-    draws = PathDraws(meta.space, table, limit, np.random.default_rng(config.seed))
+    draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
     with CompileCache(graph_values, config.compile_cache):
         evaluator = PathEvaluator(checkpoint, calibration, validation, kernels)
         with tqdm(total=_planned(config), unit="path", leave=False, disable=None) as bar:
@@ -84,22 +86,6 @@ def search_paths(config: OneShotSearchConfig) -> int:
             strategy(config, draws, history)
         _write_found(config, checkpoint, evaluator, draws, history)
     return 0
-
-
-def _open_batches(
-    config: OneShotSearchConfig, checkpoint: Checkpoint, split: str, count: int | None
-) -> Batches:
-    """``count`` images of a split, all where it is None."""
-    source = open_source(checkpoint, config, split)
-    loader = Loader(
-        source,
-        checkpoint.meta.preprocessing,
-        batch_size=min(config.batch_size, count or len(source), len(source)),
-        training=False,
-        max_images=count,
-        num_parallel_workers=config.num_parallel_workers,
-    )
-    return Batches(loader)
 
 
 def _planned(config: OneShotSearchConfig) -> int:

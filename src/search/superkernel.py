@@ -34,6 +34,8 @@ from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
 from src.spnasnet import BlockNetwork
 
+NOT_DRAWN = -1.0  # in place of a number from 0 to 1
+
 
 class Decisions(nn.Cell):
     """Thresholds of all searched layers, and what follows from them; always in float32.
@@ -44,13 +46,18 @@ class Decisions(nn.Cell):
     for presence.
 
     A threshold t is ``thresholds`` times ``scales``. The gradient that sigmoid(|.| - t) gives a
-    threshold vanishes where a norm is far from it, and norms start at 10 to 40. With ``even_slope``
-    thresholds get the gradient of a line of slope -1 in its place, which has the same sign; weights
-    keep that of the sigmoid.
+    threshold vanishes where a norm is far from it, and norms start at 10 to 40. Thresholds get the
+    gradient of a line of slope -1 in its place, which has the same sign; weights keep that of the
+    sigmoid.
+
+    The cross-entropy's gradient at an indicator of 1 is next to nothing: there the indicator is a
+    factor of gamma and beta, which are trained until that gradient is 0. What a part of the network
+    is worth is the integral of the gradient from 0 to 1. So in some steps an indicator is drawn
+    between 0 and 1, whatever it is otherwise, and only those steps give it a gradient.
 
     Args:
         weights: depthwise kernel (C, 1, k, k) of each searched layer.
-        even_slope: see above.
+        drawn_share: share of the steps in which an indicator is drawn.
     """
 
     def __init__(
@@ -58,10 +65,10 @@ class Decisions(nn.Cell):
         space: SearchSpace,
         table: CostTable,
         weights: Sequence[Parameter],
-        even_slope: bool,
+        drawn_share: float,
     ) -> None:
         super().__init__()
-        self.even_slope = even_slope
+        self.drawn_share = drawn_share
         # Past Cell's own bookkeeping, which would rename the layers' parameters.
         object.__setattr__(self, "weights", tuple(weights))
         layers = space.superkernels
@@ -103,9 +110,7 @@ class Decisions(nn.Cell):
         threshold, fixed = self.thresholds[:, first:last], self.fixed[:, first:last]
         t = threshold * self.scales[:, first:last]
         hard = ops.select(fixed >= 0, fixed, (norm > t).astype(ms.float32))
-        soft = ops.sigmoid(norm - (ops.stop_gradient(t) if self.even_slope else t))
-        if self.even_slope:
-            soft = soft - threshold
+        soft = ops.sigmoid(norm - ops.stop_gradient(t)) - threshold
         soft = ops.select(fixed >= 0, ops.zeros_like(soft), soft)  # what is fixed has no gradient
         # The second term is exactly 0; it gives the gradient.
         return ops.stop_gradient(hard) + (soft - ops.stop_gradient(soft))
@@ -165,20 +170,23 @@ class Decisions(nn.Cell):
         )
         return (presence * layers + (1 - presence) * self.skip_costs).sum() + self.constant
 
-    def construct(self, factors: Tensor) -> tuple[tuple, Tensor, Tensor, Tensor]:
+    def construct(self, draws: Tensor) -> tuple[tuple, Tensor, Tensor, Tensor]:
         """Everything that follows from weights and thresholds.
 
         Args:
-            factors: dropout of the indicators, (L, D): 0 where one is dropped, otherwise 1 / keep
-                probability.
+            draws: in place of indicators, (L, D) of 0 to 1; below 0 where an indicator stays.
 
         Returns:
             For each layer kernel mask (1, 1, k, k), channel mask (1, C, 1, 1) and presence (1,),
-            with dropout; without it cost (), indicators (L, D) and the norms that decide them (L,
+            with draws; without them cost (), indicators (L, D) and the norms that decide them (L,
             D).
         """
         indicators, norms = self.indicators()
-        rings, parts, presence = self.split(indicators * factors)
+        drawn = (draws >= 0).astype(ms.float32)
+        value = drawn * draws + (1 - drawn) * ops.stop_gradient(indicators)
+        # The difference is exactly 0; it gives the gradient, and on average that of every step.
+        used = value + drawn / self.drawn_share * (indicators - ops.stop_gradient(indicators))
+        rings, parts, presence = self.split(used)
         rings, parts = self.rows(rings), self.rows(parts)
         presence = self.rows(presence.reshape((-1,)))
         masks: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
@@ -220,7 +228,7 @@ class Supernet(BlockNetwork):
 
     Args:
         table: costs that the latency model gives.
-        even_slope: see ``Decisions``.
+        drawn_share: see ``Decisions``.
     """
 
     def __init__(
@@ -231,7 +239,7 @@ class Supernet(BlockNetwork):
         *,
         momentum: float = 0.9,
         kernels: bool = False,
-        even_slope: bool = False,
+        drawn_share: float = 1.0,
     ) -> None:
         largest = space.largest()
 
@@ -251,25 +259,23 @@ class Supernet(BlockNetwork):
             space,
             table,
             [block.depthwise.conv.weight for block in self.blocks if isinstance(block, SuperBlock)],
-            even_slope,
+            drawn_share,
         )
-        self.no_dropout = Tensor(np.ones(self.decisions.thresholds.shape, np.float32))
+        self.no_draws = Tensor(np.full(self.decisions.thresholds.shape, NOT_DRAWN, np.float32))
 
-    def construct(self, x: Tensor, dropout: Tensor | None = None, factors: Tensor | None = None):
-        """Logits of the decided network; with ``factors`` also what the search needs.
+    def construct(self, x: Tensor, dropout: Tensor | None = None, draws: Tensor | None = None):
+        """Logits of the decided network; with ``draws`` also what the search needs.
 
         Args:
             x: images (N, 3, H, W).
             dropout: factors of the pooled features, (N, head channels).
-            factors: dropout of the indicators, (L, D).
+            draws: in place of indicators, (L, D), see ``Decisions``.
 
         Returns:
-            Logits (N, classes), or with ``factors`` logits, cost (), indicators (L, D) and norms
-            (L, D).
+            Logits (N, classes), or with ``draws`` logits, cost (), indicators (L, D) and norms (L,
+            D).
         """
-        masks, cost, indicators, norms = self.decisions(
-            self.no_dropout if factors is None else factors
-        )
+        masks, cost, indicators, norms = self.decisions(self.no_draws if draws is None else draws)
         x, layer = self.stem(x), 0
         for i, searched in enumerate(self.searched):
             if searched:
@@ -278,7 +284,7 @@ class Supernet(BlockNetwork):
             else:
                 x = self.blocks[i](x)
         logits = self.classify(x, dropout)
-        return logits if factors is None else (logits, cost, indicators, norms)
+        return logits if draws is None else (logits, cost, indicators, norms)
 
 
 def inherit(

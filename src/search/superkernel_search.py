@@ -23,8 +23,8 @@ from src.drawing import draw_decisions, draw_search
 from src.errors import UserError
 from src.files import append_jsonl, cut_jsonl, read_jsonl, write_json
 from src.search.budget import cost_bound, open_table
-from src.search.indicators import FREE, match_target, to_decisions
-from src.search.superkernel import Supernet, inherit
+from src.search.indicators import FREE, indicator_costs, match_target, to_decisions
+from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import DecisionState, SearchStep
 from src.training.evaluation import Result, evaluate
 from src.training.loop import train
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
 
-# The gradient that the cost gives a threshold, at the paper's lambda of 0.02, is
-# lambda * 1000 * (share of the cost that the decision is about). For a decision about 1.5 % of the
-# cost that is 0.3: thresholds of such decisions move by their whole norm within one ramp.
-TYPICAL_GRADIENT = 0.3
+# How far the cost's weight can raise a typical threshold within the ramp, as a multiple of what it
+# has fallen by before: enough to switch off most of a network, in steps that are small beside the
+# differences between its parts.
+REACH = 4
 
-# A random stream of its own for the dropout of indicators, beside those of (seed, epoch, batch,
+# A random stream of its own for the draws of indicators, beside those of (seed, epoch, batch,
 # rank), which draw the dropout of features: no job has so many ranks.
 INDICATOR_STREAM = 1 << 20
 
@@ -53,31 +53,28 @@ class Phases:
 
     Attributes:
         free: first batches, without the cost.
-        ramp: batches over which its weight rises after them.
         fixed: batch from which the decisions stay as they are.
     """
 
     free: int
-    ramp: int
     fixed: int
 
     @classmethod
     def of(cls, config: SearchConfig, batches_per_epoch: int) -> Phases:
         """The phases that the configuration asks for, by default shares of all epochs."""
         total = config.epoch_size
-        free = 5 / 8 * total if config.latency_free_epochs is None else config.latency_free_epochs
-        ramp = (total - free) / 4 if config.ramp_epochs is None else config.ramp_epochs
+        free = total / 2 if config.latency_free_epochs is None else config.latency_free_epochs
         last = total / 8 if config.settle_epochs is None else config.settle_epochs
-        if free + ramp + last > total:
+        if free + last > total:
             raise UserError(
-                f"latency_free_epochs {free:g}, ramp_epochs {ramp:g} and settle_epochs {last:g} "
-                f"together are more than the {total} of epoch_size"
+                f"latency_free_epochs {free:g} and settle_epochs {last:g} together are more than "
+                f"the {total} of epoch_size"
             )
-        return cls(
-            round(free * batches_per_epoch),
-            max(1, round(ramp * batches_per_epoch)),
-            round((total - last) * batches_per_epoch),
-        )
+        return cls(round(free * batches_per_epoch), round((total - last) * batches_per_epoch))
+
+    def ramp(self, done: int) -> float:
+        """How much of the time between the two has passed after ``done`` batches, 0 to 1."""
+        return min(max((done - self.free) / max(self.fixed - self.free, 1), 0.0), 1.0)
 
 
 def search(config: SearchConfig) -> int:
@@ -149,23 +146,16 @@ class SuperkernelSearch:
             len(self._run.classes),
             momentum=config.bn_momentum,
             kernels=self._run.kernels,
-            even_slope=config.threshold_rule == "bounded",
+            drawn_share=config.indicator_draw_share,
         )
 
     def _create_step(self, network: Supernet, norms: Tensor) -> SearchStep:
         run, config = self._run, self._run.config
-        apart, rate = [], 0.0  # parameters that the optimizer of the weights does not train
-        if config.threshold_rule == "bounded":
-            if not run.resumed:
-                self._decisions.scales.set_data(norms.copy())
-            apart = [self._decisions.thresholds]
-            # A threshold of typical gradient crosses its norm within a ramp.
-            rate = config.threshold_lr or (1 - config.momentum) / (
-                TYPICAL_GRADIENT * self._phases.ramp
-            )
+        if not run.resumed:
+            self._decisions.scales.set_data(norms.copy())
         update = Update(
             network,
-            create_optimizer(network, config, run.rates, apart),
+            create_optimizer(network, config, run.rates, [self._decisions.thresholds]),
             config,
             mixed_precision=run.mixed_precision,
             device_num=run.ranks.size,
@@ -178,38 +168,59 @@ class SuperkernelSearch:
             update,
             config,
             decisions=self._decisions,
+            largest=self._table.range()[1],
             target=self._target,
-            gain=0.5 / self._phases.ramp,
-            threshold_rate=rate,
             device_num=run.ranks.size,
         )
 
     def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """Dropout of the features, dropout of the indicators (L, D), share of the cost's weight."""
+        """Dropout of the features, draws of indicators (L, D), how far the ramp has gone."""
         config, phases = self._run.config, self._phases
         done = epoch * self._run.batches_per_epoch + batch - 1
+        if done == phases.free and self._target is not None:
+            self._weigh_cost()
         if done >= phases.fixed:
             self._fix_decisions()
-        shape, keep = self._decisions.thresholds.shape, config.indicator_keep_prob
-        factors = np.ones(shape, np.float32)
-        if done < phases.free and keep < 1:
-            # All ranks drop the same indicators.
+        free = self._decisions.fixed.asnumpy() == FREE
+        draws = np.full(free.shape, NOT_DRAWN, np.float32)
+        if done < phases.fixed:
+            # All ranks draw the same.
             random = np.random.default_rng((config.seed, epoch, batch, INDICATOR_STREAM))
-            factors = (random.random(shape) < keep).astype(np.float32) / np.float32(keep)
-        ramp = min(max((done - phases.free) / phases.ramp, 0.0), 1.0)
+            drawn = free & (random.random(free.shape) < config.indicator_draw_share)
+            draws[drawn] = random.random(free.shape)[drawn]
         dropout = self._run.dropout(config.drop_rate, epoch, batch)
-        return dropout, Tensor(factors), Tensor(ramp, ms.float32)
+        return dropout, Tensor(draws), Tensor(phases.ramp(done), ms.float32)
+
+    def _margins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indicators, and how far each norm is above its threshold, in norms at the start."""
+        indicators, norms = (value.asnumpy() for value in self._state())
+        relative = norms / self._decisions.scales.asnumpy()
+        return indicators, relative - self._decisions.thresholds.asnumpy()
+
+    def _weigh_cost(self) -> None:
+        """Set the cost's weight in proportion to what the cross-entropy has done so far.
+
+        The margin of an indicator divided by its cost, relative to that of the largest network, is
+        the sum of weights that would switch it off. The weight is such that the ramp can sum up to
+        ``REACH`` times the median.
+        """
+        _, margins = self._margins()
+        table, (_, largest) = self._table, self._table.range()
+        prices = indicator_costs(self._space, table) / largest
+        free = (self._decisions.fixed.asnumpy() == FREE) & (prices > 0)
+        needed = np.median(np.maximum(margins, 0)[free] / prices[free])
+        steps = max(self._phases.fixed - self._phases.free, 1)
+        weight = REACH * needed / (1000 * self._run.config.threshold_lr * steps)
+        overwrite(self.step.latency_weight, Tensor(weight, ms.float32))
 
     def _fix_decisions(self) -> None:
         """Fix the decisions, near the target if there is one; weights train on. Once only."""
         if not (self._decisions.fixed.asnumpy() == FREE).any():
             return
         space, table = self._space, self._table
-        indicators, norms = (value.asnumpy() for value in self._state())
+        indicators, margins = self._margins()
         found = table.total(to_decisions(space, indicators))
         if self._target is not None:
-            relative = norms / self._decisions.scales.asnumpy()
-            margins = relative - self._decisions.thresholds.asnumpy()
             indicators = match_target(space, table, indicators, margins, self._target)
         overwrite(self._decisions.fixed, Tensor(indicators.astype(np.float32)))
         fixed = table.total(to_decisions(space, indicators))
@@ -264,7 +275,7 @@ class SuperkernelSearch:
     def _write_found(self) -> None:
         run, space, table, results = self._run, self._space, self._table, self._results
         decisions = to_decisions(space, self._decisions.fixed.asnumpy())
-        cost = table.total(decisions)
+        cost = table.total(space.canonical(decisions))
         arch = space.derive(
             decisions, f"{run.config.name}_{cost:.4g}{table.unit[0]}", self._provenance(cost)
         )

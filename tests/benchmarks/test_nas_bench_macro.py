@@ -19,12 +19,12 @@ from benchmarks.nas_bench_macro import (
     Truth,
     canonical,
     cost,
+    decisions,
     equivalents,
     figure,
     groups_of_cost,
     main,
     name_of,
-    network,
     predict,
     rank_correlation,
     read_result,
@@ -33,12 +33,21 @@ from benchmarks.nas_bench_macro import (
     within,
 )
 from src.arch.architecture import Architecture, load_architecture
-from src.arch.blocks import decode_block
+from src.arch.space import SKIP, load_space
 from src.errors import EXIT_USER, UserError
 from src.files import write_json
 
 # Networks of 59.70, 60.48, 59.45 and 59.26 million multiply-adds, of ascending parameters.
 BAND = {"22211100": 92.5, "22220100": 92.0, "22111200": 91.5, "20222100": 92.2}
+
+
+def network(name: str) -> Architecture:
+    return load_space("nas_bench_macro").derive(decisions(name), name)
+
+
+def line(name: str, top1: object) -> str:
+    """As scripts/evaluate_subnets.py writes it."""
+    return json.dumps({"decisions": decisions(name), "top1": top1, "loss": 1}) + "\n"
 
 
 def entry(name: str, accuracy: float, spread: float = 0.1) -> Entry:
@@ -99,41 +108,19 @@ def test_canonical_names_have_the_skips_last_within_each_stage():
     assert all(canonical(name) == key for key, names in equivalents().items() for name in names)
 
 
-def test_networks_are_named_by_their_blocks():
-    assert network("22222222") == replace(
-        load_architecture("nas_bench_macro_largest"), name="22222222"
-    )
-    assert network("10102100").blocks == tuple(
-        map(
-            decode_block,
-            (
-                "r1_k3_s22_e3_i32_o64",
-                "r1_k3_s22_e3_i64_o128",
-                "r1_k5_s11_e6_i128_o128",
-                "r1_k3_s22_e3_i128_o256",
-            ),
-        )
-    )
-    assert all(name_of(network(name), "arch.json") == canonical(name) for name in ALL[::7])
+def test_names_are_those_of_the_published_file():
+    assert decisions("10212100") == [
+        *("K3E3", SKIP, "K5E6", "K3E3", "K5E6"),
+        *("K3E3", SKIP, SKIP),
+    ]
+    assert all(name_of(decisions(name)) == name for name in ALL)
 
 
-def with_blocks(*blocks: str) -> Architecture:
-    return replace(network("22222222"), blocks=tuple(map(decode_block, blocks)))
-
-
-@pytest.mark.parametrize(
-    "arch, problem",
-    [
-        (with_blocks("r1_k3_s22_e6_i32_o64"), "block 'r1_k3_s22_e6_i32_o64' does not fit"),
-        (with_blocks("r1_k3_s22_e3_i32_o64"), "number of stages"),
-        (replace(network("11111111"), image_size=64), "image size"),
-        (replace(network("11111111"), classifier_bias=False), "head"),
-        (with_blocks("r1_k3_s22_e3_i32_o64", *3 * ["r1_k3_s11_e3_i64_o64"]), "does not fit"),
-    ],
-)
-def test_other_architectures_are_refused(arch: Architecture, problem: str):
-    with pytest.raises(UserError, match=f"^arch.json: .*{problem}"):
-        name_of(arch, "arch.json")
+def test_other_architectures_are_refused(tmp_path: Path):
+    arch = tmp_path / "arch.json"
+    write_json(arch, load_architecture("spnas_pixel1_32").to_dict())
+    with pytest.raises(UserError, match=f"^{arch}: .* is not of space 'nas_bench_macro'"):
+        read_result(arch)
 
 
 # The table.
@@ -231,14 +218,14 @@ def test_malformed_tables_are_refused(tmp_path: Path, data: object, problem: str
 
 
 def test_a_result_is_an_architecture_or_accuracies_by_its_content(tmp_path: Path):
-    arch, lines, line = (tmp_path / name for name in ("a.jsonl", "b.json", "c.json"))
+    arch, lines = tmp_path / "a.jsonl", tmp_path / "b.json"
     write_json(arch, network("10102100").to_dict())
     assert read_result(arch) == "10120100"
-    first, second = '{"network": "11111111", "top1": 60.5, "loss": 1}', '{"format": "x"}'
-    lines.write_text(f'{second}\n{first}\n{{"network": "22222222", "top1": 70}}\n')
+    header = '{"format": "spnas-subnets"}\n'
+    lines.write_text(header + line("11111111", 60.5) + line("22222222", 70))
     assert read_result(lines) == {"11111111": 60.5, "22222222": 70.0}
-    line.write_text(first)
-    assert read_result(line) == {"11111111": 60.5}
+    lines.write_text(line("11111111", 60.5))
+    assert read_result(lines) == {"11111111": 60.5}
 
 
 @pytest.mark.parametrize(
@@ -248,13 +235,14 @@ def test_a_result_is_an_architecture_or_accuracies_by_its_content(tmp_path: Path
         ('{"format": "x"}', "no accuracies"),
         ("top1\n", "line 1: 'top1' is no JSON object"),
         ("[1]\n", r"line 1: '\[1\]' is no JSON object"),
-        ('{"network": "11111111", "top1": 60}\n{"network": "1', "line 2: .* is no JSON object"),
-        ('{"network": "11111111"}', "line 1: key 'top1' is missing"),
-        ('{"network": "11111111", "top1": "60"}', "line 1: top1 is '60'"),
-        ('{"network": "11111111", "top1": NaN}', "line 1: top1 is nan"),
-        ('{"network": 11111111, "top1": 60}', "line 1: network is 11111111"),
-        ('{"network": "01111111", "top1": 60}', "line 1: network '01111111' is not"),
-        (2 * '{"network": "11111111", "top1": 60}\n', "line 2: network '11111111' is repeated"),
+        (line("11111111", 60) + '{"decisions": ["K', "line 2: .* is no JSON object"),
+        ('{"decisions": []}', "line 1: key 'top1' is missing"),
+        (line("11111111", "60"), "line 1: top1 is '60'"),
+        (line("11111111", math.nan), "line 1: top1 is nan"),
+        ('{"decisions": 1, "top1": 60}', "line 1: decisions is 1"),
+        (line("01111111", 60), "line 1: layer0 of space 'nas_bench_macro' cannot be skipped"),
+        (line("1111111", 60), "line 1: 7 decisions"),
+        (2 * line("11111111", 60), "line 2: network '11111111' is repeated"),
         ('{"format": "spnas-architecture", "version": 7}', "version 7"),
     ],
 )
@@ -384,9 +372,7 @@ def test_a_supernet_is_ranked_beside_counting(tmp_path: Path, capsys):
     table = write_table(tmp_path / "table.json", {**BAND, "11111111": 91.0})
     supernet = tmp_path / "supernet.jsonl"
     ranks = {"22211100": 60, "22220100": 50, "22111200": 40, "20222100": 45, "22222222": 99}
-    supernet.write_text(
-        "".join(json.dumps({"network": name, "top1": top1}) + "\n" for name, top1 in ranks.items())
-    )
+    supernet.write_text("".join(line(name, top1) for name, top1 in ranks.items()))
     assert main(["--table", str(table), str(supernet)]) == 0
     output = capsys.readouterr().out
     output = output[output.index(str(supernet)) :]
@@ -402,10 +388,7 @@ def test_predicted_figures_are_marked(tmp_path: Path, capsys):
     found, supernet = tmp_path / "arch.json", tmp_path / "supernet.jsonl"
     write_json(found, network("22211100").to_dict())
     supernet.write_text(
-        "".join(
-            json.dumps({"network": name, "top1": cost(name).macs / 2e6}) + "\n"
-            for name in ("11111111", "22111200", "12211200")
-        )
+        "".join(line(name, cost(name).macs / 2e6) for name in ("11111111", "22111200", "12211200"))
     )
     assert main(["--table", str(table), "--predict", str(found), str(supernet)]) == 0
     output = capsys.readouterr().out

@@ -208,7 +208,6 @@ class Work:
             "batch_size": self.batch,
             "train_images": 20 * PROCESSES * BATCH,
             "checkpoint_path": str(self.folder / "search"),
-            "indicator_keep_prob": 0.8,
             "cpu_kernels": "off",
         }
         config = build_config(SearchConfig, values, "search")

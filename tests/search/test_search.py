@@ -8,15 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
 from src.arch.cost_table import arithmetic_table
 from src.arch.space import load_space
 from src.checkpoint.format import read_checkpoint
+from src.checkpoint.restore import cell_weights, load_weights, overwrite
+from src.config import SubnetConfig
+from src.files import read_jsonl
+from src.search.subnet_evaluation import open_batches, read_supernet
+from src.search.superkernel import inherit
+from src.spnasnet import SPNASNet
+from src.training.evaluation import evaluate
 from tests.conftest import ROOT
 
 SPACE = {
@@ -281,6 +290,58 @@ def test_sweep_and_random_networks(flags, call_program, tmp_path, space_file):
     archs = [load_architecture(file) for file in sorted((tmp_path / "random").glob("*.json"))]
     assert len({tuple(arch.provenance["decisions"]) for arch in archs}) == 4
     assert all(abs(table.total(arch.provenance["decisions"]) / 0.4 - 1) <= 0.02 for arch in archs)
+
+
+def own_accuracy(weights, arch, batches, validation) -> float:
+    """Top-1 of a network by itself, with the mean of the statistics of batches."""
+    sampler = SPNASNet(arch, 10, momentum=0.0).set_train()
+    network = SPNASNet(arch, 10).set_train(False)
+    for cell in (sampler, network):
+        load_weights(cell, weights, Path("inherited"))
+    sums = {}
+    for images in batches:
+        sampler(Tensor(images))
+        for name, value in cell_weights(sampler).items():
+            sums[name] = sums.get(name, 0) + value.astype(np.float64)
+    for name, parameter in network.parameters_dict().items():
+        if ".moving_" in name:
+            overwrite(parameter, Tensor((sums[name] / len(batches)).astype(np.float32)))
+    return evaluate(network, validation).top1
+
+
+@pytest.mark.slow
+def test_subnets_have_the_accuracies_of_their_networks(
+    reference, space_file, tmp_path, call_program
+):
+    flags = "--ckpt", reference / "ckpt_0", "--val_images", 100, "--calibration_images", 40
+    flags = *flags, "--batch_size", 20, "--out", tmp_path / "subnets.jsonl"
+    run = call_program("scripts/evaluate_subnets.py", *flags, "--even", 3)
+    assert run.returncode == 0, run.stderr
+    header, *lines = read_jsonl(tmp_path / "subnets.jsonl")
+    assert header["format"] == "spnas-subnets" and len(lines) == 3
+
+    # The same networks by themselves.
+    checkpoint, space = read_supernet(str(reference / "ckpt_0"))
+    config = SubnetConfig(batch_size=20)
+    batches = [images for images, _ in open_batches(config, checkpoint, "train", 40).epoch()]
+    validation = open_batches(config, checkpoint, "val", 100)
+    for line in lines:
+        decisions = line["decisions"]
+        assert list(space.canonical(decisions)) == decisions
+        assert line["macs"] == pytest.approx(macs_table(space_file).total(decisions))
+        weights = inherit(checkpoint.network_weights(), space, decisions)
+        expected = own_accuracy(weights, space.derive(decisions, "own"), batches, validation)
+        assert line["top1"] == pytest.approx(expected, abs=1)  # one image may fall the other way
+
+    # Again, with further networks; then for another number of images.
+    near = f"{lines[0]['macs']:.6f}"
+    run = call_program("scripts/evaluate_subnets.py", *flags, "--even", 3, "--near", near)
+    assert run.returncode == 0, run.stderr
+    again = read_jsonl(tmp_path / "subnets.jsonl")
+    assert again[:4] == [header, *lines] and lines[0] in again
+    assert len({tuple(line["decisions"]) for line in again[1:]}) == len(again) - 1
+    run = call_program("scripts/evaluate_subnets.py", *flags, "--val_images", 50)
+    assert run.returncode == 2 and "val_images is 100 there, and 50 now" in run.stderr
 
 
 def test_parameters_are_those_of_the_classes(flags, call_program, tmp_path, space_file):

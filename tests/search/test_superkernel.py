@@ -14,8 +14,8 @@ from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.restore import load_weights
 from src.kernels import available
-from src.search.indicators import missing_indicators, to_decisions, to_indicators
-from src.search.superkernel import Supernet, inherit
+from src.search.indicators import indicator_costs, missing_indicators, to_decisions, to_indicators
+from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.spnasnet import SPNASNet
 from tests.conftest import mode_of
 
@@ -143,9 +143,7 @@ def test_supernet_equals_the_derived_network(space, table, mode, kernels):
     ]
     for wanted in fixed:
         randomise(network, space, random, wanted)
-        _, cost, indicators, _ = network(
-            images, None, Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
-        )
+        _, cost, indicators, _ = network(images, None, network.no_draws)
         decisions = to_decisions(space, indicators.asnumpy())
         assert wanted is None or decisions == wanted
         assert float(cost.asnumpy()) == pytest.approx(table.total(decisions), rel=1e-6)
@@ -167,9 +165,9 @@ def plain(space, table, weights, thresholds, hard=None):
         table: the cost of each choice.
         weights: name of a searched layer: its superkernel (C, k, k).
         thresholds: one for each indicator.
-        hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds) at a point
-            where sigmoids go through the indicators, which makes the straight-through gradient an
-            ordinary one.
+        hard: None for indicators of 0 and 1; otherwise (indicators, norms - thresholds, thresholds)
+            at a point where sigmoids of the norms and lines of the thresholds go through the
+            indicators, which makes the straight-through gradient an ordinary one.
     """
     indicators, distances, masks, total = [], [], [], table.constant
     for row, (name, layer) in enumerate(space.searched.items()):
@@ -183,7 +181,10 @@ def plain(space, table, weights, thresholds, hard=None):
             own.append(
                 float(x > 0)
                 if hard is None
-                else hard[0][place] + sigmoid(x) - sigmoid(hard[1][place])
+                else hard[0][place]
+                + sigmoid(norm - hard[2][place])
+                - sigmoid(hard[1][place])
+                - (thresholds[place] - hard[2][place])
             )
             distances.append((place, x))
             return own[-1]
@@ -256,15 +257,16 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table, graph_mode):
     cell.thresholds.set_data(
         Tensor(random.uniform(0.2, 2.5, cell.thresholds.shape).astype(np.float32))
     )
-    ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
+    # Drawn are the indicators themselves: then masks too have a gradient, at what they are.
+    own = cell(network.no_draws)[2]
     factors = [
         (random.standard_normal((s, s)), random.standard_normal(c), random.standard_normal())
         for s, c in ((w.shape[-1], w.shape[0]) for w in cell.weights)
     ]
     constants = [[Tensor(np.asarray(f, np.float32)) for f in factor] for factor in factors]
 
-    def objective(dropout):
-        masks, cost, indicators, norms = cell(dropout)
+    def objective(draws):
+        masks, cost, indicators, norms = cell(draws)
         total = cost * 10
         pairs = zip(masks, constants)  # noqa: B905  (the graph compiler knows no strict)
         for (kernel, channel, presence), (a, b, c) in pairs:
@@ -279,7 +281,7 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table, graph_mode):
     parameters = ms.ParameterTuple([cell.thresholds, *cell.weights])
     (_, cost, indicators, norms), gradients = ops.value_and_grad(
         objective, None, parameters, has_aux=True
-    )(ones)
+    )(own)
     weights = dict(zip(names, (w.asnumpy()[:, 0] for w in cell.weights), strict=True))  # (C, k, k)
     thresholds = cell.thresholds.asnumpy().astype(np.float64)
     hard, distances, _, total = plain(space, table, weights, thresholds)
@@ -290,8 +292,10 @@ def test_decisions_cost_and_gradients_equal_numpy(space, table, graph_mode):
             distances[place], abs=1e-5
         )
 
+    base = thresholds.copy()
+
     def surrogate(weights, thresholds):
-        _, _, masks, cost = plain(space, table, weights, thresholds, (hard, distances))
+        _, _, masks, cost = plain(space, table, weights, thresholds, (hard, distances, base))
         return 10 * cost + sum(
             (kernel * a).sum() + (channel * b).sum() + presence * c
             for (kernel, channel, presence), (a, b, c) in zip(masks, factors, strict=True)
@@ -324,26 +328,24 @@ class Cost(nn.Cell):
         super().__init__()
         self.decisions = decisions
 
-    def construct(self, factors):
-        return self.decisions(factors)[1]
+    def construct(self, draws):
+        return self.decisions(draws)[1]
 
 
-def test_even_slope_has_the_sign_of_the_formula_and_does_not_vanish():
+def test_a_threshold_has_the_gradient_of_its_indicator_wherever_it_is():
     space = load_space("imagenet_32")
-    table, ones = arithmetic_table(space, "macs", 10), None
-    gradients = []
-    for even in (False, True):
-        ms.set_seed(0)
-        cell = Supernet(space, table, 10, even_slope=even).decisions
-        ones = Tensor(np.ones(cell.thresholds.shape, np.float32))
-        (gradient,) = ops.grad(Cost(cell), None, ms.ParameterTuple([cell.thresholds]))(ones)
-        gradients.append(gradient.asnumpy())
-    formula, even = gradients
-    free = missing_indicators(space) < 0
-    # At the start everything is on: raising a threshold lowers the cost, by what the choice costs.
-    assert (formula <= 0).all() and (even[free] < 0).all() and np.abs(formula).max() < 1e-3
+    table = arithmetic_table(space, "macs", 10)
+    network = Supernet(space, table, 10)
+    cell = network.decisions
+    (gradient,) = ops.grad(Cost(cell), None, ms.ParameterTuple([cell.thresholds]))(network.no_draws)
+    # At the start everything is on, norms far above their thresholds: raising a threshold lowers
+    # the cost by what the choice costs. A kernel's size also changes the norms of parts a little.
+    costs = indicator_costs(space, table)
     first = table.layers["layer1"]
-    assert even[0, 0] == pytest.approx(-(first["K5E6"] - first["K3E6"]), rel=1e-2)
+    assert costs[0].tolist() == pytest.approx(
+        [first["K5E6"] - first["K3E6"], first["K5E6"] - first["K5E3"], 0]
+    )
+    assert gradient.asnumpy() == pytest.approx(-costs, rel=1e-2)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
@@ -352,7 +354,7 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(
 ):
     """By the cross-entropy alone, against differences of a supernet.
 
-    Its factors are moved a little off 0 and 1.
+    What is drawn is moved a little off 0 and 1.
     """
     random = np.random.default_rng(1)
     network = Supernet(space, table, 4, kernels=kernels and available()).set_train()
@@ -363,17 +365,17 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(
     images = Tensor(random.standard_normal((8, 3, 12, 12)).astype(np.float32))
     weights = Tensor(random.standard_normal((8, 4)).astype(np.float32))
 
-    def objective(factors):
-        return (network(images, None, factors)[0] * weights).sum()
+    def objective(draws):
+        return (network(images, None, draws)[0] * weights).sum()
 
-    decisions.fixed.set_data(Tensor(np.ones(shape, np.float32)))  # so that the factors alone mask
+    decisions.fixed.set_data(Tensor(np.ones(shape, np.float32)))  # so that the draws alone mask
     gradient = ops.grad(objective)(Tensor(off)).asnumpy()
     places = [place for place in np.ndindex(shape) if missing_indicators(space)[place] < 0]
     places = [place for place in places if off[place] == 0]
     assert len(places) >= 5
     for place in places:
         values = []
-        for step in (2e-4, -2e-4):  # small enough for few ReLUs to switch
+        for step in (4e-4, 0):  # small enough for few ReLUs to switch
             moved = off.copy()
             moved[place] += step
             with mode_of(ms.PYNATIVE_MODE):  # which spares the compilation of another graph
@@ -384,6 +386,29 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(
     assert sum(gradient[place] != 0 for place in places) >= 7  # all but the second of nested ones
 
 
+def test_only_draws_give_the_cross_entropys_gradient_and_on_average_all_of_it(space, table):
+    random, share = np.random.default_rng(4), 0.25
+    network = Supernet(space, table, 4, drawn_share=share)
+    # Thresholds far below the norms: indicators do not also count through later norms.
+    randomise(network, space, random, [layer.largest for layer in space.searched.values()])
+    cell = network.decisions
+    shape, free = cell.thresholds.shape, missing_indicators(space) < 0
+    factors = [Tensor(random.standard_normal(w.shape[0]).astype(np.float32)) for w in cell.weights]
+
+    def objective(draws):
+        masks = cell(draws)[0]
+        pairs = zip(masks, factors, strict=True)
+        return sum((c.reshape((-1,)) * f).sum() + (p * f[0]).sum() for (_, c, p), f in pairs)
+
+    draws = np.where(free & (random.random(shape) < 0.5), random.random(shape), NOT_DRAWN)
+    draws = Tensor(draws.astype(np.float32))
+    (of_thresholds,) = ops.grad(objective, None, ms.ParameterTuple([cell.thresholds]))(draws)
+    at_draws = ops.grad(objective)(draws).asnumpy()
+    # A threshold moves its indicator the other way; what was not drawn gets nothing.
+    assert (at_draws != 0).any() and (at_draws[draws.asnumpy() < 0] == 0).all()
+    assert of_thresholds.asnumpy() == pytest.approx(-at_draws / share, rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("level", ["O2", "O3"])
 def test_decisions_are_made_in_float32(space, table, graph_mode, level):
     """Mixed precision changes logits a little; neither cost, decisions nor types of parameters."""
@@ -391,11 +416,10 @@ def test_decisions_are_made_in_float32(space, table, graph_mode, level):
     images = Tensor(random.standard_normal((2, 3, 12, 12)).astype(np.float32))
     network = Supernet(space, table, 4).set_train(False)
     randomise(network, space, random)
-    ones = Tensor(np.ones(network.decisions.thresholds.shape, np.float32))
-    results.append(network(images, None, ones))
+    results.append(network(images, None, network.no_draws))
     mixed = ms.amp.auto_mixed_precision(network, level)
     network.decisions.to_float(ms.float32)
-    results.append(mixed(images, None, ones))
+    results.append(mixed(images, None, network.no_draws))
     for exact, other in zip(*results, strict=True):
         assert other.dtype == ms.float32 or exact is results[0][0]
     for exact, other in zip(results[0][1:], results[1][1:], strict=True):

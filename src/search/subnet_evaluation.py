@@ -1,0 +1,207 @@
+"""Accuracy of the networks of a trained supernet, each with statistics of its own.
+
+Before a network is evaluated its batch normalisation gets the mean over some batches of training
+images of the statistics of each batch (Guo et al., arXiv 1904.00420, section 3.4). They depend
+only on the network, not on what was evaluated before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from src.arch.space import SearchSpace
+from src.checkpoint.folder import CheckpointFolder
+from src.checkpoint.format import Checkpoint, read_checkpoint
+from src.checkpoint.restore import load_weights, open_source, overwrite
+from src.config import SubnetDataConfig
+from src.dataset import Loader
+from src.errors import UserError
+from src.search.one_shot import BlockPath, OneShotSupernet
+from src.spnasnet import SPNASNet
+from src.training.evaluation import Result, evaluate
+
+
+def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
+    """The supernet of a checkpoint, or of the newest of a run's folder, and its space."""
+    if path is None:
+        raise UserError(
+            "ckpt is not given; it names the supernet's checkpoint, or the folder of its run"
+        )
+    if Path(path).is_dir():
+        checkpoint = CheckpointFolder(Path(path)).newest()
+        if checkpoint is None:
+            raise UserError(f"{path}: holds no checkpoint that can be read")
+    else:
+        checkpoint = read_checkpoint(path)
+    if checkpoint.meta.space is None:
+        raise UserError(
+            f"{checkpoint.path}: holds no supernet; search.py trains one of superkernels, "
+            "scripts/run_spnas.py a one-shot one"
+        )
+    return checkpoint, checkpoint.meta.space
+
+
+class Batches:
+    """Batches of a split, kept in memory unless they are too many; all that ``evaluate`` reads."""
+
+    MOST_BYTES = 1 << 30
+
+    def __init__(self, loader: Loader) -> None:
+        self.source, self.batch_size = loader.source, loader.batch_size
+        self._loader = loader
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def epoch(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images (N, 3, H, W) and labels (N,) of each batch."""
+        if self._kept:
+            yield from self._kept
+            return
+        batches: list[tuple[np.ndarray, np.ndarray]] = []
+        size = 0
+        for images, labels in self._loader.epoch():
+            size += images.nbytes
+            if size <= self.MOST_BYTES:
+                batches.append((images.copy(), labels.copy()))
+            else:
+                batches.clear()
+            yield images, labels
+        self._kept = batches
+
+
+def open_batches(
+    config: SubnetDataConfig, checkpoint: Checkpoint, split: str, count: int | None
+) -> Batches:
+    """``count`` images of a split, all where it is None."""
+    source = open_source(checkpoint, config, split)
+    loader = Loader(
+        source,
+        checkpoint.meta.preprocessing,
+        batch_size=min(config.batch_size, count or len(source), len(source)),
+        training=False,
+        max_images=count,
+        num_parallel_workers=config.num_parallel_workers,
+    )
+    return Batches(loader)
+
+
+class SubnetEvaluator:
+    """Evaluates networks of a supernet.
+
+    Args:
+        create: makes the supernet, from the momentum of its moving statistics.
+        weights: its parameters, which come from ``origin``.
+        calibration: training images, for the statistics.
+        validation: images for the accuracy.
+        forward: logits by a supernet of images and a choice of its parts.
+
+    Attributes:
+        network: the supernet in evaluation mode; the network that was evaluated last has its own
+            statistics in it.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[float], nn.Cell],
+        weights: Mapping[str, np.ndarray],
+        origin: Path,
+        calibration: Batches,
+        validation: Batches,
+        forward: Callable[[nn.Cell, Tensor, Tensor], Tensor],
+    ) -> None:
+        self._calibration, self._validation, self._forward = calibration, validation, forward
+        # With momentum 0 moving statistics are those of the last batch.
+        self._sampler = create(0.0).set_train()
+        self.network = create(0.9).set_train(False)
+        for network in (self._sampler, self.network):
+            load_weights(network, weights, origin)
+        self._own: Mapping[str, Parameter] = self.network.parameters_dict()
+
+    def calibrate(self, choice: Tensor, active: Callable[[str], bool] = lambda name: True) -> None:
+        """Give the supernet the statistics of a network.
+
+        Args:
+            choice: says which network.
+            active: whether a parameter is part of it; others keep what they have.
+        """
+        sampled = [
+            parameter
+            for name, parameter in self._sampler.parameters_dict().items()
+            if ".moving_" in name and active(name)
+        ]
+        sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
+        for images, _ in self._calibration.epoch():
+            if len(images) < self._calibration.batch_size and batches:
+                break  # a last batch that is shorter would need a graph of its own
+            self._forward(self._sampler, Tensor(images), choice).asnumpy()  # waits for its end
+            for total, parameter in zip(sums, sampled, strict=True):
+                total += parameter.asnumpy()
+            batches += 1
+        for total, parameter in zip(sums, sampled, strict=True):
+            mean = (total / batches).astype(np.float32)
+            overwrite(self._own[parameter.name], Tensor(mean))
+
+    def __call__(self, choice: Tensor, active: Callable[[str], bool] = lambda name: True) -> Result:
+        """Calibrate and evaluate a network."""
+        self.calibrate(choice, active)
+        return evaluate(
+            lambda images: self._forward(self.network, images, choice), self._validation
+        )
+
+
+class PathEvaluator:
+    """Evaluates paths of a one-shot supernet; arguments as for ``SubnetEvaluator``."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, calibration: Batches, validation: Batches, kernels: bool
+    ) -> None:
+        space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
+        assert space is not None
+        self._evaluator = SubnetEvaluator(
+            lambda momentum: OneShotSupernet(space, classes, momentum=momentum, kernels=kernels),
+            checkpoint.network_weights(),
+            checkpoint.path,
+            calibration,
+            validation,
+            lambda network, images, path: network(images, path),
+        )
+        self.network = self._evaluator.network
+
+    def calibrate(self, path: BlockPath) -> None:
+        """Give the blocks on a path, stem and head the statistics of that path."""
+        self._evaluator.calibrate(*_path_choice(path))
+
+    def __call__(self, path: BlockPath) -> Result:
+        """Calibrate and evaluate a path."""
+        return self._evaluator(*_path_choice(path))
+
+
+def _path_choice(path: BlockPath) -> tuple[Tensor, Callable[[str], bool]]:
+    """A path as the supernet takes it, and which parameters are of blocks on it or of all paths."""
+
+    def active(name: str) -> bool:
+        words = name.split(".")
+        return words[0] != "blocks" or path[int(words[1])] == int(words[2])
+
+    return Tensor(np.array(path, np.int32)), active
+
+
+def superkernel_evaluator(
+    checkpoint: Checkpoint, calibration: Batches, validation: Batches, kernels: bool
+) -> Callable[[Sequence[str]], Result]:
+    """Evaluates decisions of a superkernel supernet; arguments as for ``SubnetEvaluator``."""
+    space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
+    assert space is not None
+    weights = checkpoint.network_weights()
+    evaluator = SubnetEvaluator(
+        lambda momentum: SPNASNet(space.largest(), classes, momentum=momentum, kernels=kernels),
+        {name: value for name, value in weights.items() if not name.startswith("decisions.")},
+        checkpoint.path,
+        calibration,
+        validation,
+        lambda network, images, choice: network(images, None, choice),
+    )
+    return lambda decisions: evaluator(Tensor(np.array(space.active_parts(decisions), np.float32)))
