@@ -446,6 +446,7 @@ class SubnetConfig(SubnetDataConfig):
         None, "all networks within 2 % of these millions of multiply-adds, for example 50,60"
     )
     even: int = _key(0, "further networks, evenly over the range of multiply-adds", ge=0)
+    parts: bool = _key(False, "the largest network, and it without each part that can be removed")
     out: str = _key("subnets.jsonl", "file of accuracies; networks that are in it are not repeated")
     seed: int = _key(1, "seed of the networks", ge=0)
 

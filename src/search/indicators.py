@@ -94,16 +94,41 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     return values
 
 
+def largest_choices(space: SearchSpace) -> tuple[str, ...]:
+    """Decisions of the largest network."""
+    return tuple(layer.largest for layer in space.superkernels.values())
+
+
+def without_parts(space: SearchSpace) -> dict[tuple[int, int], tuple[str, ...]]:
+    """The largest network with one indicator off, by the indicator's place (row, column)."""
+    on, found = to_indicators(space, largest_choices(space)), {}
+    for row, column in np.argwhere(missing_indicators(space) == FREE).tolist():
+        without = on.copy()
+        without[row, column] = 0
+        found[row, column] = tuple(to_decisions(space, without))
+    return found
+
+
 def indicator_costs(space: SearchSpace, table: CostTable) -> np.ndarray:
     """What each indicator adds to the cost of the largest network, (L, D); 0 for missing ones."""
-    largest = [layer.largest for layer in space.superkernels.values()]
-    on = to_indicators(space, largest)
-    costs = np.zeros(on.shape)
-    for place in np.argwhere(missing_indicators(space) == FREE):
-        without = on.copy()
-        without[tuple(place)] = 0
-        costs[tuple(place)] = table.total(largest) - table.total(to_decisions(space, without))
+    costs = np.zeros(missing_indicators(space).shape)
+    for place, decisions in without_parts(space).items():
+        costs[place] = table.total(largest_choices(space)) - table.total(decisions)
     return costs
+
+
+def part_name(space: SearchSpace, place: tuple[int, int]) -> str:
+    """What the indicator at a place adds, for example ``layer3 K5`` or ``layer3``."""
+    row, column = place
+    name, layer = list(space.superkernels.items())[row]
+    sizes = padded_shape(space)[0] - 1
+    if column == missing_indicators(space).shape[1] - 1:
+        return name
+    if layer.paired:
+        return f"{name} {list(layer.choices)[column + 1]}"
+    if column < sizes:
+        return f"{name} K{layer.kernel_sizes[column + 1]}"
+    return f"{name} E{layer.expansions[column - sizes + 1]:g}"
 
 
 def _required(layer: Superkernel, choice: str, sizes: int, count: int) -> dict[int, float]:

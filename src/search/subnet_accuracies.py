@@ -18,6 +18,7 @@ from src.config import SubnetConfig
 from src.errors import UserError
 from src.files import append_jsonl, make_folder, read_jsonl, write_jsonl
 from src.kernels import use_kernels
+from src.search.indicators import largest_choices, without_parts
 from src.search.subnet_evaluation import open_batches, read_supernet, superkernel_evaluator
 from src.training.compile_cache import CompileCache
 from src.utils import setup_device
@@ -91,9 +92,11 @@ def evaluate_subnets(config: SubnetConfig) -> int:
 
 
 def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[tuple[str, ...]]:
-    """Decisions of the networks to evaluate, each network once; without a choice, all of them."""
+    """Decisions of the networks to evaluate; without a choice, all networks of the space."""
     found: dict[tuple[str, ...], None] = {}  # a set that keeps its order
-    if config.near or not config.even:
+    if config.parts:
+        found.update(dict.fromkeys([largest_choices(space), *without_parts(space).values()]))
+    if config.near or not (config.even or config.parts):
         if space.size() > MOST:
             raise UserError(
                 f"space '{space.name}' has {space.size():,} networks, too many for near or for all "

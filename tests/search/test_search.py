@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from scripts.explain_search import fallen
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
 from src.arch.cost_table import arithmetic_table
-from src.arch.space import load_space
+from src.arch.space import SKIP, load_space
 from src.checkpoint.format import read_checkpoint
 from src.checkpoint.restore import cell_weights, load_weights, overwrite
 from src.config import SubnetConfig
 from src.files import read_jsonl
+from src.search.indicators import part_name
 from src.search.subnet_evaluation import open_batches, read_supernet
 from src.search.superkernel import inherit
 from src.spnasnet import SPNASNet
@@ -342,6 +344,47 @@ def test_subnets_have_the_accuracies_of_their_networks(
     assert len({tuple(line["decisions"]) for line in again[1:]}) == len(again) - 1
     run = call_program("scripts/evaluate_subnets.py", *flags, "--val_images", 50)
     assert run.returncode == 2 and "val_images is 100 there, and 50 now" in run.stderr
+
+
+def test_parts_fall_when_the_history_says_so():
+    space = load_space("nas_bench_macro")
+    rest = ["K3E3"] * 6
+    history = [
+        {"decisions": ["K5E6", "K5E6", *rest]},
+        {"decisions": ["K3E3", "K3E3", *rest]},
+        {"decisions": ["K5E6", SKIP, *rest]},
+    ]
+    steps = fallen(space, history)
+    # The pair of layer 0 came back; that of layer 1 fell before the layer itself.
+    assert steps[0, 0] == 4 and steps[1, 0] == 2 and steps[1, 2] == 3
+    assert part_name(space, (1, 0)) == "layer1 K5E6" and part_name(space, (1, 2)) == "layer1"
+    assert len(steps) == 8 + 5
+
+
+@pytest.mark.slow
+def test_a_search_is_explained(reference, space_file, tmp_path, call_program):
+    parts = tmp_path / "parts.jsonl"
+    flags = "--ckpt", reference / "ckpt_0", "--val_images", 100, "--calibration_images", 40
+    run = call_program(
+        "scripts/evaluate_subnets.py", *flags, "--batch_size", 20, "--parts", "true", "--out", parts
+    )
+    assert run.returncode == 0, run.stderr
+    space, table = load_space(space_file), macs_table(space_file)
+    top1 = {tuple(line["decisions"]): line["top1"] for line in read_jsonl(parts)[1:]}
+    assert len(top1) == 1 + 7  # two parts of three layers, one of which can be skipped
+
+    run = call_program("scripts/explain_search.py", reference, parts, "--out", tmp_path / "a.png")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "a.png").is_file() and "Kendall's tau" in run.stdout
+    whole, without = ("K5E6",) * 3, ("K3E6", "K5E6", "K5E6")
+    worth = (top1[whole] - top1[without]) / (table.total(whole) - table.total(without))
+    name = f"layer{list(space.searched)[0].removeprefix('layer')} K5"
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith(name))
+    assert line.split()[-1] == f"{worth:+.3f}"
+
+    parts.write_text("\n".join(parts.read_text().splitlines()[:3]) + "\n")
+    run = call_program("scripts/explain_search.py", reference, parts, "--out", tmp_path / "b.png")
+    assert run.returncode == 2 and "the accuracies lack the network" in run.stderr
 
 
 def test_parameters_are_those_of_the_classes(flags, call_program, tmp_path, space_file):
