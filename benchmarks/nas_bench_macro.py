@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from pydantic import ConfigDict, Field
 from scipy.stats import kendalltau, percentileofscore
 
@@ -51,6 +52,7 @@ from benchmarks.contenders import run
 from src.arch.architecture import FORMAT, Architecture
 from src.arch.cost import Cost, network_cost
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
+from src.drawing import save
 from src.errors import UserError
 from src.files import parse_record, read_json
 
@@ -454,6 +456,41 @@ def print_found(table: Table, found: Sequence[tuple[Path, str]]) -> None:
             )
 
 
+def draw(table: Table, found: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Draw accuracy over cost: all networks, those found, and what counting reaches in the bands.
+
+    Networks whose accuracy is predicted are pale.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.subplots()
+    known = table.known(equivalents())
+    for predicted, label, color in ((True, "predicted", "0.85"), (False, "in the table", "0.6")):
+        names = [name for name, truth in known.items() if truth.predicted == predicted]
+        if names:
+            top1 = [known[name].top1 for name in names]
+            macs = [cost(name).macs / 1e6 for name in names]
+            axis.scatter(macs, top1, s=8, color=color, label=label)
+    for number, band in enumerate(BANDS):
+        names = within(known, band * 1e6)
+        if not names:
+            continue
+        sides = [band * (1 - TOLERANCE), band * (1 + TOLERANCE)]
+        for top1, style, label in (
+            (mean_truth([known[name] for name in names]).top1, "-", "mean of equal cost"),
+            (table.fewest_parameters(band * 1e6).top1, ":", f"{FEWEST} with {FEWEST_PARAMETERS}"),
+        ):
+            axis.plot(sides, [top1, top1], style, color="k", label="" if number else label)
+    marked = table.known(name for _, name in found)
+    if marked:
+        top1 = [truth.top1 for truth in marked.values()]
+        macs = [cost(name).macs / 1e6 for name in marked]
+        axis.scatter(macs, top1, s=60, marker="*", color="C3", label="found", zorder=3)
+    axis.set(xlabel="million multiply-adds", ylabel="top-1 (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    save(figure, path)
+
+
 def print_errors(errors: Mapping[str, float]) -> None:
     """Print the size of errors of prediction, in points of accuracy."""
     for title, names in (("all", list(errors)), ("the 60 M band", within(errors, 60e6))):
@@ -484,6 +521,8 @@ def judge(args: argparse.Namespace) -> None:
                 print(f"not in the table: {len(missing)}, the first is {missing[0]}")
     if found := [(path, name) for path, name in results if isinstance(name, str)]:
         print_found(table, found)
+    if args.plot:
+        draw(table, found, args.plot)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -493,6 +532,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--table", type=Path, required=True, help="published JSON, or a part of it")
     parser.add_argument("--predict", action="store_true", help="predict what the table lacks")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy over cost")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
     args = parser.parse_args(argv)
     return run(lambda: judge(args))

@@ -390,7 +390,9 @@ def test_predicted_figures_are_marked(tmp_path: Path, capsys):
     supernet.write_text(
         "".join(line(name, cost(name).macs / 2e6) for name in ("11111111", "22111200", "12211200"))
     )
-    assert main(["--table", str(table), "--predict", str(found), str(supernet)]) == 0
+    flags = ["--table", str(table), "--predict", "--plot", str(tmp_path / "plot.png")]
+    assert main([*flags, str(found), str(supernet)]) == 0
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
     output = capsys.readouterr().out
     assert f"over all ({len(part)} networks): mean 0.00" in output
     assert cells(output, str(found))[3].startswith("~9")
