@@ -275,7 +275,8 @@ class SuperkernelSearch:
     def _write_found(self) -> None:
         run, space, table, results = self._run, self._space, self._table, self._results
         decisions = to_decisions(space, self._decisions.fixed.asnumpy())
-        cost = table.total(space.canonical(decisions))
+        named = space.canonical(decisions)  # weights are those of the layers that were decided
+        cost = table.total(named)
         arch = space.derive(
             decisions, f"{run.config.name}_{cost:.4g}{table.unit[0]}", self._provenance(cost)
         )
@@ -287,14 +288,14 @@ class SuperkernelSearch:
         draw_search(history, space, table, self._target, results / "search.png")
         for suffix in (".png", ".svg"):
             title = f"{arch.name}: {cost:.2f} {table.unit}"
-            draw_decisions(space, decisions, title, results / f"arch{suffix}")
+            draw_decisions(space, named, title, results / f"arch{suffix}")
         log.info(
             "found %s of %.2f %s%s: %s",
             results / "arch.json",
             cost,
             table.unit,
             "" if self._target is None else f" for a target of {self._target:g}",
-            " ".join(decisions),
+            " ".join(named),
         )
 
     def _provenance(self, cost: float) -> dict[str, Any]:
