@@ -16,9 +16,10 @@ class SearchStep(nn.Cell):
     """A training step of the supernet with the cost in its loss.
 
     Without a target the loss is cross-entropy + weight * 1000 * ln(cost), as in the released code.
-    With one, ln(cost) gives way to the Huber function of ln(cost / budget): the same slope above
-    the budget, the opposite one below, and in proportion to the distance within ``NEAR`` of it. The
-    budget falls from the cost of the largest network to the target.
+    With one, ln(cost) gives way to half of the Huber function of ln(cost / budget): nothing below
+    the budget, the same slope above, and in proportion to the distance within ``NEAR`` of it. The
+    budget falls from the cost of the largest network to the target. Below it nothing pulls back: a
+    part that fell would be pushed on and off by turns.
 
     Thresholds take plain steps against their gradient, which is that of their indicators with the
     opposite sign. So a threshold is an account of all steps: it falls by what its part of the
@@ -77,8 +78,8 @@ class SearchStep(nn.Cell):
         if not self.target:
             return ramp * ops.log(cost)
         distance = (ops.log(cost) - self.start - ramp * self.fall) / self.NEAR
-        bounded = ops.clamp(distance, -1.0, 1.0)
-        return (ramp > 0) * self.NEAR * (bounded * distance - 0.5 * bounded * bounded)
+        bounded = ops.clamp(distance, 0.0, 1.0)
+        return self.NEAR * (bounded * distance - 0.5 * bounded * bounded)
 
     def construct(
         self, images: Tensor, labels: Tensor, dropout: Tensor, draws: Tensor, ramp: Tensor
