@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +17,7 @@ from src.checkpoint.restore import load_weights
 from src.kernels import available
 from src.search.indicators import indicator_costs, missing_indicators, to_decisions, to_indicators
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
+from src.search.superkernel_step import SearchStep
 from src.spnasnet import SPNASNet
 from tests.conftest import mode_of
 
@@ -346,6 +348,26 @@ def test_a_threshold_has_the_gradient_of_its_indicator_wherever_it_is():
         [first["K5E6"] - first["K3E6"], first["K5E6"] - first["K5E3"], 0]
     )
     assert gradient.asnumpy() == pytest.approx(-costs, rel=1e-2)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.5, 1.0])
+def test_the_penalty_is_half_a_huber_function_of_the_distance_to_the_budget(ramp):
+    near, budget = SearchStep.NEAR, 100 * 0.6**ramp
+    step = SimpleNamespace(target=60.0, start=np.log(100), fall=np.log(0.6), NEAR=near)
+
+    def penalty(cost):
+        return SearchStep.penalty(step, cost, Tensor(ramp, ms.float32))
+
+    for distance in (-0.5, -0.01, 0.01, 0.04, 0.06, 0.5):  # of logarithms
+        cost = Tensor(budget * np.exp(distance), ms.float32)
+        above = max(distance, 0.0)
+        expected = above**2 / (2 * near) if above < near else above - near / 2
+        assert float(penalty(cost)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        slope = float(ops.grad(penalty)(cost)) * float(cost)  # by the logarithm of the cost
+        assert slope == pytest.approx(min(above / near, 1), rel=1e-3, abs=1e-6)
+    # Without a target the cost counts in full, and its share rises.
+    step.target = None
+    assert float(penalty(Tensor(100.0, ms.float32))) == pytest.approx(ramp * np.log(100), rel=1e-5)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
