@@ -121,14 +121,26 @@ def predict(
         found.append(prediction)
         if as_json:
             guesses = [guess.to_dict() for guess in prediction.guesses]
-            print(json.dumps({"image": prediction.image, "top": guesses}), flush=True)
-    if not as_json:
-        print_table(found)
+            if not _printed(json.dumps({"image": prediction.image, "top": guesses})):
+                break
+    if not as_json and found:
+        _printed(table(found))
     if picture and found:
         draw_sheet(source, found, picture)
         log.info("%s: written", picture)
     # The loader has named each of them.
     return EXIT_FAULT if loader.bad_images else 0
+
+
+def _printed(text: str) -> bool:
+    """Print; False where the reader, such as ``head``, has ended, which is no mistake."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer must not fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _log_to_stderr() -> None:
@@ -212,19 +224,18 @@ def imagenet_names() -> Mapping[str, str]:
     return {name: english.replace("_", " ") for name, english in pairs}
 
 
-def print_table(predictions: Sequence[Prediction]) -> None:
-    """Print a line per guess; the first one of an image names it."""
-    rows = [
-        ("" if place else prediction.image, str(guess), f"{100 * guess.probability:6.2f} %")
-        for prediction in predictions
-        for place, guess in enumerate(prediction.guesses)
-    ]
-    if not rows:
-        return
-    rows.insert(0, ("image", "class", "probability"))
+def table(predictions: Sequence[Prediction]) -> str:
+    """A line per guess below a header; the first line of an image names it."""
+    rows = [("image", "class", "probability")]
+    for prediction in predictions:
+        for place, guess in enumerate(prediction.guesses):
+            image = "" if place else prediction.image
+            rows.append((image, str(guess), f"{100 * guess.probability:.2f} %"))
     image_width, class_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for image, name, probability in rows:
-        print(f"{image:{image_width}}  {name:{class_width}}  {probability:>11}")
+    return "\n".join(
+        f"{image:{image_width}}  {name:{class_width}}  {probability:>11}"
+        for image, name, probability in rows
+    )
 
 
 def draw_sheet(source: ImageFiles, predictions: Sequence[Prediction], path: Path) -> None:
@@ -250,7 +261,9 @@ def draw_sheet(source: ImageFiles, predictions: Sequence[Prediction], path: Path
         axes.imshow(thumbnail)
         first = prediction.guesses[0]
         label = _shortened(first.english or first.name)
-        title = f"{_shortened(Path(prediction.image).name)}\n{label} {first.probability:.0%}"
+        title = (
+            f"{_shortened(Path(prediction.image).name)}\n{label}, {100 * first.probability:.0f} %"
+        )
         # Names are no formulas, whatever dollar signs they hold.
         axes.set_title(title, fontsize=8, parse_math=False)
     save(figure, path)

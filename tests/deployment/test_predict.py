@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from src.checkpoint.restore import cell_weights
 from src.data.sources import ImageFolder
 from src.dataset import Loader
 from src.deployment.export import export
-from src.deployment.predict import ImageFiles, find_images, imagenet_names
+from src.deployment.predict import ImageFiles, _printed, find_images, imagenet_names
 from src.errors import UserError
 from tests.conftest import TINY
 from tests.deployment.test_export import PREPROCESSING, random_network
@@ -28,25 +29,25 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
+def run_folder(few_digits, tmp_path_factory) -> Path:
     """The folder of a run, whose best checkpoint is an untrained network for digits."""
     folder = tmp_path_factory.mktemp("run") / "ckpt_0"
     folder.mkdir()
+    data = {"dataset_name": "folder", "data_path": str(few_digits), "val_data_path": None}
+    meta = Meta(TINY, PREPROCESSING, tuple("0123456789"), config=data)
     weights = cell_weights(random_network(TINY))
     for file, scale in (("spnas-1_1.ckpt", 1), ("best.ckpt", 2)):
         # Another classifier shows which checkpoint was taken.
         scaled = {name: scale * w if "classifier" in name else w for name, w in weights.items()}
-        write_checkpoint(folder / file, scaled, Meta(TINY, PREPROCESSING, tuple("0123456789")))
+        write_checkpoint(folder / file, scaled, meta)
     return folder
 
 
 @pytest.fixture(scope="module")
 def models(run_folder, tmp_path_factory) -> dict[str, Path]:
     """The best checkpoint, exported."""
-    checkpoint, folder = (
-        read_checkpoint(run_folder / "best.ckpt"),
-        tmp_path_factory.mktemp("models"),
-    )
+    checkpoint = read_checkpoint(run_folder / "best.ckpt")
+    folder = tmp_path_factory.mktemp("models")
     return {
         kind: export(checkpoint, file_name=str(folder / kind), **options)
         for kind, options in KINDS.items()
@@ -80,10 +81,9 @@ def test_answers_are_those_of_evaluation_and_of_every_exported_model(
     ((expected, _),), ((pixels, _),) = (list(loader.epoch()) for loader in loaders)
     assert np.array_equal(pixels, expected)
     # The same accuracies and loss.
-    flags = ("--checkpoint_path", run_folder / "best.ckpt", "--dataset_name", "folder")
-    evaluation = call_program("eval.py", *flags, "--data_path", few_digits, "--output", "eval.json")
+    evaluation = call_program("eval.py", "--checkpoint_path", run_folder)
     assert evaluation.returncode == 0, evaluation.stderr
-    (row,) = json.loads((Path(call_program.keywords["cwd"]) / "eval.json").read_text())["results"]
+    (row,) = json.loads((run_folder / "eval.json").read_text())["results"]
     own = got[np.arange(50), source.labels]
     places = (got > own[:, None]).sum(1)
     assert row["top1"] == pytest.approx(100 * (places < 1).mean())
@@ -121,7 +121,7 @@ def test_table_and_picture_name_classes_of_imagenet_in_english(
 
 
 def test_damaged_images_are_named_and_the_others_classified(
-    models, few_digits, tmp_path, call_program
+    models, few_digits, tmp_path, run_program, call_program
 ):
     folder = tmp_path / "photos"
     shutil.copytree(few_digits / "val/7", folder / "inner")
@@ -129,7 +129,7 @@ def test_damaged_images_are_named_and_the_others_classified(
     damaged = folder / "inner/00.jpg"
     damaged.write_bytes(Path(whole[0]).read_bytes()[:200])
     (folder / "notes.txt").write_text("no image")
-    run = call_program("predict.py", models["onnx"], folder, "--json", "--picture", "sheet.png")
+    run = run_program("predict.py", models["onnx"], folder, "--json", "--picture", "sheet.png")
     assert run.returncode == 1
     assert [row["image"] for row in answers(run)] == whole
     assert all(len(row["top"]) == 5 for row in answers(run))
@@ -137,6 +137,14 @@ def test_damaged_images_are_named_and_the_others_classified(
     assert str(damaged) in named and "sheet.png: written" in written
     run = call_program("predict.py", models["onnx"], damaged)
     assert (run.returncode, run.stdout) == (1, "") and len(run.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_ends_early_is_no_mistake(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert [_printed("first"), _printed("second")] == [False, True]
 
 
 def test_find_images(tmp_path, monkeypatch):
