@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+import predict
 from scripts import latency_tables, loss, run_spnas
 from search import find_method
 from src.arch.architecture import load_architecture, shipped_architectures
@@ -34,6 +35,7 @@ CONFIGS = {
     "scripts/profile_latency.py": ProfileConfig,
 }
 PARSERS = {
+    "predict.py": predict.parse_arguments,
     "scripts/run_spnas.py": run_spnas.parse_arguments,
     "scripts/loss.py": loss.parse_arguments,
     "scripts/latency_tables.py": latency_tables.parse_arguments,
