@@ -59,7 +59,7 @@ def check_model(
         what, advice = "folding batch normalisation", "--no_fold exports without it"
         _compare(exported, trained, FOLD_TOLERANCE, what, advice)
     try:
-        runtime, predict = _load(file)
+        runtime, predict = load_model(file)
     except NoRuntimeError as reason:
         log.warning("%s: not checked: %s", file.name, reason)
         return None
@@ -77,7 +77,7 @@ def check_model(
     return check
 
 
-def _load(file: Path) -> tuple[str, Predict]:
+def load_model(file: Path) -> tuple[str, Predict]:
     """Name and version of what runs a model file, and a function that does.
 
     Raises:

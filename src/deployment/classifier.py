@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from src.checkpoint.format import read_checkpoint
 from src.checkpoint.restore import build_network
 from src.data.preprocessing import Preprocessing
-from src.deployment.check import NoRuntimeError, Predict, _load
+from src.deployment.check import NoRuntimeError, Predict, load_model
 from src.deployment.description import FORMAT, VERSION, ModelFile
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json
@@ -113,7 +113,7 @@ def _of_export(file: Path) -> Classifier:
     keys = Preprocessing.__dataclass_fields__
     own = {key: value for key, value in record.preprocessing.items() if key in keys}
     try:
-        _, logits = _load(file)
+        _, logits = load_model(file)
     except NoRuntimeError as reason:
         raise UserError(f"{file}: cannot be run here: {reason}") from None
     return Classifier(
