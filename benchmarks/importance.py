@@ -25,7 +25,13 @@ from benchmarks import nas_bench_macro as published
 from benchmarks.contenders import run
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace
-from src.search.indicators import FREE, missing_indicators, part_name, to_indicators
+from src.search.indicators import (
+    FREE,
+    missing_indicators,
+    part_name,
+    to_indicators,
+    without_parts,
+)
 
 COSTS = (50, 60, 80)  # million multiply-adds
 NEAR = 0.01
@@ -145,9 +151,8 @@ def measure(args: argparse.Namespace) -> None:
     worths = {name: by_gradient(supernet, name) for name in GRADIENTS}
     worths[REMOVED] = by_removal(supernet)
 
-    places = list(map(tuple, np.argwhere(missing_indicators(space) == FREE).tolist()))
     rows = [["worth, 1/1000 of cross-entropy", *worths]]
-    for place in places:
+    for place in without_parts(space):
         row = [f"{1000 * worth[place]:.1f}" for worth in worths.values()]
         rows.append([part_name(space, place), *row])
     published.print_rows(rows)

@@ -25,7 +25,7 @@ from src.arch.cost import network_cost
 from src.cli import Parser
 from src.errors import UserError
 from src.files import make_folder, read_jsonl
-from src.training.run_log import RunLog
+from src.training.run_log import RunLog, run_folder
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ class Run:
 
 def read_run(folder: Path, num_classes: int) -> Run:
     """The run of a ``checkpoint_path``, or of the ``ckpt_0`` in it."""
-    # Both the folder that --checkpoint_path named and the ckpt_0 that was made in it.
-    own = folder / "ckpt_0" if (folder / "ckpt_0").is_dir() else folder
+    own = run_folder(folder)
     lines = [line for line in read_jsonl(own / RunLog.METRICS) if line["kind"] == "val"]
     if not lines or not (own / "arch.json").is_file():
         raise UserError(

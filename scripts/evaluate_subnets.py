@@ -3,8 +3,8 @@
     python scripts/evaluate_subnets.py --ckpt runs/search/ckpt_0 --near 60 --even 50
 
 takes the networks within 2 % of 60 million multiply-adds and 50 others of all costs; without
-``--near`` and ``--even``, all networks of the space. They are written to ``subnets.jsonl``, or to
-``--out``; an interrupted command continues.
+``--near``, ``--even`` and ``--parts``, all networks of the space. They are written to
+``subnets.jsonl``, or to ``--out``; an interrupted command continues.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from src.errors import UserError
 from src.files import read_json, read_jsonl
 from src.search.indicators import (
     indicator_costs,
-    largest_choices,
     part_name,
     to_indicators,
     without_parts,
 )
+from src.training.run_log import run_folder
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def gains(
 ) -> dict[Place, float]:
     """Points of accuracy that each part gives to the largest network, per unit of its cost."""
     top1 = {tuple(line["decisions"]): line["top1"] for line in lines if "decisions" in line}
-    whole, costs = largest_choices(space), indicator_costs(space, table)
+    whole, costs = space.largest_choices, indicator_costs(space, table)
     try:
         return {
             place: (top1[whole] - top1[without]) / costs[place]
@@ -80,9 +80,9 @@ def draw(
     from src.drawing import save
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
+    axis, end = figure.subplots(), max(steps.values())
     for place, step in steps.items():
-        stays = step == max(steps.values())
+        stays = step == end
         axis.plot(step, worth[place], marker="o" if stays else "v", color="C0" if stays else "C3")
         axis.annotate(
             part_name(space, place),
@@ -108,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("accuracies", type=Path, help="of scripts/evaluate_subnets.py --parts true")
     parser.add_argument("--out", type=Path, default=Path("explained.png"), help="the picture")
     args = parser.parse_args(argv)
-    file = args.run / "ckpt_0" / "space.json"
+    file = run_folder(args.run) / "space.json"
     space = SearchSpace.from_dict(read_json(file), str(file))
-    table = arithmetic_table(space, "macs", 10)
+    table = arithmetic_table(space, "macs")
     steps = fallen(space, read_jsonl(args.run / "history.jsonl"))
     worth = gains(space, table, read_jsonl(args.accuracies))
     draw(space, steps, worth, args.out)

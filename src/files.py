@@ -5,6 +5,7 @@ Validation is pydantic's, for files as for flags (``src.cli``). Imports no frame
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -104,6 +105,11 @@ def find_file(name_or_file: str | Path, folder: Path, what: str, error: type[Use
     if not path.is_file():
         raise error(f"{what} '{name_or_file}' is neither a file nor one of {', '.join(names)}")
     return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path, error: type[UserError] = UserError) -> Any:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
@@ -96,8 +97,8 @@ class Superkernel:
     out_channels: int
     skippable: bool
 
-    def _check(self) -> None:
-        """Raise SpaceError unless choices are nested and blocks can be made of them."""
+    def __post_init__(self) -> None:
+        # Raises SpaceError unless choices are nested and blocks can be made of them.
         if not self.kernel_sizes or any(size not in KERNEL_SIZES for size in self.kernel_sizes):
             raise SpaceError(
                 f"kernel sizes {list(self.kernel_sizes)} are not some of {list(KERNEL_SIZES)}"
@@ -176,9 +177,6 @@ class SearchedLayer(Superkernel):
     expansions: tuple[_Expansion, ...]
     skippable: bool
 
-    def __post_init__(self) -> None:
-        self._check()
-
 
 @dataclass(frozen=True)
 class PairedLayer(Superkernel):
@@ -197,9 +195,6 @@ class PairedLayer(Superkernel):
     out_channels: int
     pairs: tuple[tuple[int, _Expansion], ...]
     skippable: bool
-
-    def __post_init__(self) -> None:
-        self._check()
 
     @property
     def kernel_sizes(self) -> tuple[int, ...]:
@@ -381,7 +376,7 @@ class SearchSpace:
             if isinstance(layer, AnySearchedLayer):
                 yield layer_name(index), layer, size
 
-    @property
+    @cached_property  # asked for each of very many decisions
     def stages(self) -> tuple[range, ...]:
         """Numbers, among the searched layers, of neighbours that are alike, in order.
 
@@ -422,6 +417,11 @@ class SearchSpace:
             else len(layers[stage.start].choices) ** len(stage)
             for stage in self.stages
         )
+
+    @property
+    def largest_choices(self) -> tuple[str, ...]:
+        """Decisions of the largest network."""
+        return tuple(layer.largest for layer in self.searched.values())
 
     def check(self, decisions: Sequence[str]) -> None:
         """Raise SpaceError unless there is one choice of this space for each searched layer."""
@@ -498,9 +498,7 @@ class SearchSpace:
 
     def largest(self) -> Architecture:
         """The network with the largest choice everywhere."""
-        return self.derive(
-            [layer.largest for layer in self.searched.values()], f"{self.name}_largest"
-        )
+        return self.derive(self.largest_choices, f"{self.name}_largest")
 
     def decisions_of(self, arch: Architecture) -> list[str]:
         """Decisions from which ``arch`` derives; of equal blocks in a row the last are skipped.

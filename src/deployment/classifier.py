@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from src.data.preprocessing import Preprocessing
 from src.deployment.check import NoRuntimeError, Predict, load_model
 from src.deployment.description import FORMAT, VERSION, ModelFile
 from src.errors import UserError
-from src.files import check_header, parse_record, read_json
+from src.files import check_header, parse_record, read_json, sha256
 from src.kernels import use_kernels
 from src.training.checkpoint_evaluation import find_checkpoints
 from src.training.compile_cache import CompileCache
+from src.training.run_log import run_folder
 
 # Always the same, so that the compiled graph of one call serves the next, whatever its images.
 BATCH_SIZE = 16
@@ -67,9 +67,7 @@ def load_classifier(name: str) -> Classifier:
     """
     path = Path(name)
     if path.is_dir() or path.suffix == ".ckpt":
-        # Both the folder that --checkpoint_path named and the ckpt_0 that was made in it.
-        own = path / "ckpt_0" if (path / "ckpt_0").is_dir() else path
-        return _of_checkpoint(find_checkpoints(own, "best")[0])
+        return _of_checkpoint(find_checkpoints(run_folder(path), "best")[0])
     if not path.is_file():
         raise UserError(f"{path}: no such model; give a .ckpt, .mindir or .onnx, or a run's folder")
     if path.suffix not in (".mindir", ".onnx"):
@@ -107,7 +105,7 @@ def _of_export(file: Path) -> Classifier:
     record = parse_record(_Record, data, str(path))
     if record.model.file != file.name:
         raise UserError(f"{path}: describes {record.model.file}, not {file.name}")
-    if record.model.sha256 != hashlib.sha256(file.read_bytes()).hexdigest():
+    if record.model.sha256 != sha256(file):
         raise UserError(f"{file}: its checksum differs from that in {path.name}; export it again")
     # A description also says what is the same in all models, such as the interpolation.
     keys = Preprocessing.__dataclass_fields__

@@ -6,7 +6,6 @@ only then does it get its name, and its description, ``<name>.json``, is written
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +23,7 @@ from src.deployment.check import check_model
 from src.deployment.description import Check, CheckpointFile, Description, ModelFile
 from src.deployment.mindir import read_mindir, to_version_1
 from src.errors import Fault, UserError
-from src.files import make_folder, write_json
+from src.files import make_folder, sha256, write_json
 
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 
@@ -68,7 +67,7 @@ def export(
         write_model(network, shape, file, file_format, mindir_version)
         version = _check_version(file, mindir_version) if file_format == "MINDIR" else None
         checked = check_model(file, checkpoint, network, fold, batch_size)
-        model = ModelFile(path.name, file_format, version, fold, file.stat().st_size, _sha256(file))
+        model = ModelFile(path.name, file_format, version, fold, file.stat().st_size, sha256(file))
         description = _describe(checkpoint, shape, model, checked)
     write_json(path.with_suffix(".json"), description.to_dict())
     return path
@@ -164,11 +163,7 @@ def _describe(
         preprocessing=checkpoint.meta.preprocessing,
         classes=checkpoint.meta.classes,
         architecture=checkpoint.meta.arch,
-        checkpoint=CheckpointFile(checkpoint.path.name, _sha256(checkpoint.path)),
+        checkpoint=CheckpointFile(checkpoint.path.name, sha256(checkpoint.path)),
         mindspore=ms.__version__,
         checked=checked,
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

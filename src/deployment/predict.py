@@ -175,7 +175,7 @@ def _images_in(word: str) -> list[str]:
     for place in [word] if os.path.isdir(word) else glob.glob(word, recursive=True):
         if os.path.isdir(place):
             inside = os.path.join(glob.escape(place), "**", "*")
-            files.update(path for path in glob.glob(inside, recursive=True))
+            files.update(glob.glob(inside, recursive=True))
         else:
             files.add(place)
     return sorted(

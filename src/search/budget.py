@@ -97,6 +97,14 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
     return config.target
 
 
+def parse_targets(key: str, text: str) -> list[float]:
+    """The costs of a key such as ``sweep``: numbers with commas between them."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{key} is '{text}', should be numbers with commas between them") from None
+
+
 def count_classes(config: SearchConfig) -> int | None:
     """Classes that the flags or the data tell, for arithmetic costs; None where neither does."""
     if config.num_classes or config.cost == "latency" or config.data_path is None:

@@ -94,14 +94,9 @@ def to_indicators(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
     return values
 
 
-def largest_choices(space: SearchSpace) -> tuple[str, ...]:
-    """Decisions of the largest network."""
-    return tuple(layer.largest for layer in space.superkernels.values())
-
-
 def without_parts(space: SearchSpace) -> dict[tuple[int, int], tuple[str, ...]]:
     """The largest network with one indicator off, by the indicator's place (row, column)."""
-    on, found = to_indicators(space, largest_choices(space)), {}
+    on, found = to_indicators(space, space.largest_choices), {}
     for row, column in np.argwhere(missing_indicators(space) == FREE).tolist():
         without = on.copy()
         without[row, column] = 0
@@ -111,9 +106,9 @@ def without_parts(space: SearchSpace) -> dict[tuple[int, int], tuple[str, ...]]:
 
 def indicator_costs(space: SearchSpace, table: CostTable) -> np.ndarray:
     """What each indicator adds to the cost of the largest network, (L, D); 0 for missing ones."""
-    costs = np.zeros(missing_indicators(space).shape)
+    costs, whole = np.zeros(missing_indicators(space).shape), table.total(space.largest_choices)
     for place, decisions in without_parts(space).items():
-        costs[place] = table.total(largest_choices(space)) - table.total(decisions)
+        costs[place] = whole - table.total(decisions)
     return costs
 
 

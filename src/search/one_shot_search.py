@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,10 @@ from src.files import (
     write_json,
     write_jsonl,
 )
-from src.kernels import use_kernels
 from src.search.budget import cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
-from src.search.subnet_evaluation import PathEvaluator, open_batches, read_supernet
-from src.training.compile_cache import CompileCache
-from src.utils import environment, setup_device
+from src.search.subnet_evaluation import PathEvaluator, open_images, read_supernet
+from src.utils import environment
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +62,12 @@ def search_paths(config: OneShotSearchConfig) -> int:
     table = open_table(config, space, meta.preprocessing, len(meta.classes))
     if limit is not None and limit < table.range()[0]:
         table.check_target(limit)
-    setup_device(config.device_target, config.device_id)
-    kernels = use_kernels(config.cpu_kernels)
-    calibration = open_batches(config, checkpoint, "train", config.calibration_images)
-    validation = open_batches(config, checkpoint, "val", config.val_images)
+    images = open_images(config, checkpoint, space)
     folder = make_folder(Path(config.checkpoint_path))
     results = _take_up(config, checkpoint, folder)
-    graph_values = {
-        "search": space.to_dict(),
-        "classes": len(meta.classes),
-        "kernels": kernels,
-        "size": asdict(meta.preprocessing),
-        "batches": [calibration.batch_size, validation.batch_size],
-    }
     draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
-    with CompileCache(graph_values, config.compile_cache):
-        evaluator = PathEvaluator(checkpoint, calibration, validation, kernels)
+    with images.compiling:
+        evaluator = PathEvaluator(checkpoint, images)
         with tqdm(total=_planned(config), unit="path", leave=False, disable=None) as bar:
             history = History(folder / HISTORY, results, evaluator, draws, bar)
             strategy = _search_randomly if config.strategy == "random" else _evolve

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from src.arch.sampling import sample_decisions
 from src.arch.space import SearchSpace
 from src.config import SubnetConfig
 from src.errors import UserError
-from src.files import append_jsonl, make_folder, read_jsonl, write_jsonl
-from src.kernels import use_kernels
-from src.search.indicators import largest_choices, without_parts
-from src.search.subnet_evaluation import open_batches, read_supernet, superkernel_evaluator
-from src.training.compile_cache import CompileCache
-from src.utils import setup_device
+from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
+from src.search.budget import parse_targets
+from src.search.indicators import without_parts
+from src.search.subnet_evaluation import open_images, read_supernet, superkernel_evaluator
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +61,9 @@ def evaluate_subnets(config: SubnetConfig) -> int:
     }
     done = _take_up(out, header)
     chosen = [decisions for decisions in chosen if decisions not in done]
-    setup_device(config.device_target, config.device_id)
-    kernels = use_kernels(config.cpu_kernels)
-    calibration = open_batches(config, checkpoint, "train", config.calibration_images)
-    validation = open_batches(config, checkpoint, "val", config.val_images)
-    graph_values = {
-        "subnets": space.to_dict(),
-        "classes": len(meta.classes),
-        "kernels": kernels,
-        "size": asdict(meta.preprocessing),
-        "batches": [calibration.batch_size, validation.batch_size],
-    }
-    with CompileCache(graph_values, config.compile_cache):
-        evaluator = superkernel_evaluator(checkpoint, calibration, validation, kernels)
+    images = open_images(config, checkpoint, space)
+    with images.compiling:
+        evaluator = superkernel_evaluator(checkpoint, images)
         for decisions in tqdm(chosen, unit="network", leave=False, disable=None):
             result = evaluator(decisions)
             line = {
@@ -95,14 +82,14 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
     """Decisions of the networks to evaluate; without a choice, all networks of the space."""
     found: dict[tuple[str, ...], None] = {}  # a set that keeps its order
     if config.parts:
-        found.update(dict.fromkeys([largest_choices(space), *without_parts(space).values()]))
+        found.update(dict.fromkeys([space.largest_choices, *without_parts(space).values()]))
     if config.near or not (config.even or config.parts):
         if space.size() > MOST:
             raise UserError(
                 f"space '{space.name}' has {space.size():,} networks, too many for near or for all "
                 "of them; --even draws some"
             )
-        targets = [_million(word) for word in (config.near or "").split(",") if word]
+        targets = parse_targets("near", config.near) if config.near else []
         for decisions in space.networks():
             cost = table.total(decisions)
             if not targets or any(abs(cost / target - 1) <= NEAR for target in targets):
@@ -118,22 +105,14 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
     return list(found)
 
 
-def _million(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise UserError(f"near: '{word}' is not a number of millions, such as 60") from None
-
-
 def _take_up(out: Path, header: Mapping[str, Any]) -> set[tuple[str, ...]]:
     """Networks that the file has already; starts it where there is none."""
     if not out.is_file():
         write_jsonl(out, [header])
         return set()
     before, *lines = read_jsonl(out) or [{}]
-    for key, value in header.items():
-        if before.get(key) != value:
-            raise UserError(f"{out}: {key} is {before.get(key)!r} there, and {value!r} now")
+    for key, (old, new) in different_settings(before, header).items():
+        raise UserError(f"{out}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
     write_jsonl(out, [before, *lines])
     return {tuple(line["decisions"]) for line in lines}

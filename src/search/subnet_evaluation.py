@@ -8,7 +8,9 @@ only on the network, not on what was evaluated before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -20,9 +22,12 @@ from src.checkpoint.restore import load_weights, open_source, overwrite
 from src.config import SubnetDataConfig
 from src.dataset import Loader
 from src.errors import UserError
+from src.kernels import use_kernels
 from src.search.one_shot import BlockPath, OneShotSupernet
 from src.spnasnet import SPNASNet
+from src.training.compile_cache import CompileCache
 from src.training.evaluation import Result, evaluate
+from src.utils import setup_device
 
 
 def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
@@ -88,14 +93,45 @@ def open_batches(
     return Batches(loader)
 
 
+class Images(NamedTuple):
+    """With what, and how, networks of a supernet are evaluated.
+
+    Attributes:
+        calibration: training images, for the statistics.
+        validation: images for the accuracy.
+        kernels: whether to compute by the CPU operators.
+        compiling: the context in which they are evaluated.
+    """
+
+    calibration: Batches
+    validation: Batches
+    kernels: bool
+    compiling: CompileCache
+
+
+def open_images(config: SubnetDataConfig, checkpoint: Checkpoint, space: SearchSpace) -> Images:
+    """Select the device and open the images that the configuration asks for."""
+    setup_device(config.device_target, config.device_id)
+    meta, kernels = checkpoint.meta, use_kernels(config.cpu_kernels)
+    calibration = open_batches(config, checkpoint, "train", config.calibration_images)
+    validation = open_batches(config, checkpoint, "val", config.val_images)
+    graph_values = {
+        "search": space.to_dict(),
+        "classes": len(meta.classes),
+        "kernels": kernels,
+        "size": asdict(meta.preprocessing),
+        "batches": [calibration.batch_size, validation.batch_size],
+    }
+    compiling = CompileCache(graph_values, config.compile_cache)
+    return Images(calibration, validation, kernels, compiling)
+
+
 class SubnetEvaluator:
     """Evaluates networks of a supernet.
 
     Args:
         create: makes the supernet, from the momentum of its moving statistics.
         weights: its parameters, which come from ``origin``.
-        calibration: training images, for the statistics.
-        validation: images for the accuracy.
         forward: logits by a supernet of images and a choice of its parts.
 
     Attributes:
@@ -108,11 +144,10 @@ class SubnetEvaluator:
         create: Callable[[float], nn.Cell],
         weights: Mapping[str, np.ndarray],
         origin: Path,
-        calibration: Batches,
-        validation: Batches,
+        images: Images,
         forward: Callable[[nn.Cell, Tensor, Tensor], Tensor],
     ) -> None:
-        self._calibration, self._validation, self._forward = calibration, validation, forward
+        self._images, self._forward = images, forward
         # With momentum 0 moving statistics are those of the last batch.
         self._sampler = create(0.0).set_train()
         self.network = create(0.9).set_train(False)
@@ -133,8 +168,8 @@ class SubnetEvaluator:
             if ".moving_" in name and active(name)
         ]
         sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
-        for images, _ in self._calibration.epoch():
-            if len(images) < self._calibration.batch_size and batches:
+        for images, _ in self._images.calibration.epoch():
+            if len(images) < self._images.calibration.batch_size and batches:
                 break  # a last batch that is shorter would need a graph of its own
             self._forward(self._sampler, Tensor(images), choice).asnumpy()  # waits for its end
             for total, parameter in zip(sums, sampled, strict=True):
@@ -148,25 +183,24 @@ class SubnetEvaluator:
         """Calibrate and evaluate a network."""
         self.calibrate(choice, active)
         return evaluate(
-            lambda images: self._forward(self.network, images, choice), self._validation
+            lambda images: self._forward(self.network, images, choice), self._images.validation
         )
 
 
 class PathEvaluator:
     """Evaluates paths of a one-shot supernet; arguments as for ``SubnetEvaluator``."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, calibration: Batches, validation: Batches, kernels: bool
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, images: Images) -> None:
         space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
         assert space is not None
         self._evaluator = SubnetEvaluator(
-            lambda momentum: OneShotSupernet(space, classes, momentum=momentum, kernels=kernels),
+            lambda momentum: OneShotSupernet(
+                space, classes, momentum=momentum, kernels=images.kernels
+            ),
             checkpoint.network_weights(),
             checkpoint.path,
-            calibration,
-            validation,
-            lambda network, images, path: network(images, path),
+            images,
+            lambda network, pixels, path: network(pixels, path),
         )
         self.network = self._evaluator.network
 
@@ -190,18 +224,19 @@ def _path_choice(path: BlockPath) -> tuple[Tensor, Callable[[str], bool]]:
 
 
 def superkernel_evaluator(
-    checkpoint: Checkpoint, calibration: Batches, validation: Batches, kernels: bool
+    checkpoint: Checkpoint, images: Images
 ) -> Callable[[Sequence[str]], Result]:
     """Evaluates decisions of a superkernel supernet; arguments as for ``SubnetEvaluator``."""
     space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
     assert space is not None
     weights = checkpoint.network_weights()
     evaluator = SubnetEvaluator(
-        lambda momentum: SPNASNet(space.largest(), classes, momentum=momentum, kernels=kernels),
+        lambda momentum: SPNASNet(
+            space.largest(), classes, momentum=momentum, kernels=images.kernels
+        ),
         {name: value for name, value in weights.items() if not name.startswith("decisions.")},
         checkpoint.path,
-        calibration,
-        validation,
-        lambda network, images, choice: network(images, None, choice),
+        images,
+        lambda network, pixels, choice: network(pixels, None, choice),
     )
     return lambda decisions: evaluator(Tensor(np.array(space.active_parts(decisions), np.float32)))

@@ -23,7 +23,13 @@ from src.drawing import draw_decisions, draw_search
 from src.errors import UserError
 from src.files import append_jsonl, cut_jsonl, read_jsonl, write_json
 from src.search.budget import cost_bound, open_table
-from src.search.indicators import FREE, indicator_costs, match_target, to_decisions
+from src.search.indicators import (
+    FREE,
+    indicator_costs,
+    match_target,
+    missing_indicators,
+    to_decisions,
+)
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import DecisionState, SearchStep
 from src.training.evaluation import Result, evaluate
@@ -72,9 +78,14 @@ class Phases:
             )
         return cls(round(free * batches_per_epoch), round((total - last) * batches_per_epoch))
 
+    @property
+    def between(self) -> int:
+        """Batches of the ramp, at least 1."""
+        return max(self.fixed - self.free, 1)
+
     def ramp(self, done: int) -> float:
         """How much of the time between the two has passed after ``done`` batches, 0 to 1."""
-        return min(max((done - self.free) / max(self.fixed - self.free, 1), 0.0), 1.0)
+        return min(max((done - self.free) / self.between, 0.0), 1.0)
 
 
 def search(config: SearchConfig) -> int:
@@ -125,6 +136,7 @@ class SuperkernelSearch:
         self._target, self._phases = target, phases
         self._results = Path(run.config.checkpoint_path)
         self._last_decisions: list[str] | None = None
+        self._free = missing_indicators(space) == FREE  # until the decisions are fixed
 
         network = self._create_supernet()
         self._decisions = network.decisions
@@ -181,7 +193,7 @@ class SuperkernelSearch:
             self._weigh_cost()
         if done >= phases.fixed:
             self._fix_decisions()
-        free = self._decisions.fixed.asnumpy() == FREE
+        free = self._free
         draws = np.full(free.shape, NOT_DRAWN, np.float32)
         if done < phases.fixed:
             # All ranks draw the same.
@@ -207,10 +219,10 @@ class SuperkernelSearch:
         _, margins = self._margins()
         table, (_, largest) = self._table, self._table.range()
         prices = indicator_costs(self._space, table) / largest
-        free = (self._decisions.fixed.asnumpy() == FREE) & (prices > 0)
+        free = self._free & (prices > 0)
         needed = np.median(np.maximum(margins, 0)[free] / prices[free])
-        steps = max(self._phases.fixed - self._phases.free, 1)
-        weight = REACH * needed / (1000 * self._run.config.threshold_lr * steps)
+        rate, steps = self._run.config.threshold_lr, self._phases.between
+        weight = REACH * needed / (1000 * rate * steps)
         overwrite(self.step.latency_weight, Tensor(weight, ms.float32))
 
     def _fix_decisions(self) -> None:

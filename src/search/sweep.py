@@ -11,9 +11,8 @@ from src.arch.space import load_space
 from src.checkpoint.folder import CheckpointFolder
 from src.config import SearchConfig
 from src.drawing import draw_pareto
-from src.errors import UserError
 from src.files import write_json
-from src.search.budget import count_classes, open_table
+from src.search.budget import count_classes, open_table, parse_targets
 from src.search.superkernel_search import search
 from src.utils import setup_device
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def sweep(config: SearchConfig) -> int:
     """Search for each target in a folder of its own; returns the exit code."""
-    targets = _targets(config)
+    targets = parse_targets("sweep", config.sweep or "")
     table = open_table(
         config, load_space(config.space), config.preprocessing(), count_classes(config)
     )
@@ -54,15 +53,6 @@ def sweep(config: SearchConfig) -> int:
 
 
 _HEAD = ("target", "cost", "top-1")
-
-
-def _targets(config: SearchConfig) -> list[float]:
-    try:
-        return [float(text) for text in (config.sweep or "").split(",")]
-    except ValueError:
-        raise UserError(
-            f"sweep is '{config.sweep}', should be numbers with commas between them"
-        ) from None
 
 
 def _found(place: Path) -> dict[str, Any]:

@@ -28,6 +28,12 @@ class _BarHandler(logging.Handler):
         sys.stdout.flush()
 
 
+def run_folder(path: Path) -> Path:
+    """Where a run's files are: in the ckpt_0 of what --checkpoint_path named, or in ``path``."""
+    own = path / "ckpt_0"
+    return own if own.is_dir() else path
+
+
 class RunLog:
     """Writes the log of a run into its folder.
 
