@@ -18,6 +18,7 @@ import yaml
 
 from src.checkpoint import format as checkpoint_format
 from src.deployment import description
+from src.search import subnet_accuracies
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(
@@ -138,6 +139,7 @@ def test_changelog_has_the_versions_of_the_formats():
     formats = {
         description.FORMAT: description.VERSION,
         checkpoint_format.META: checkpoint_format.VERSION,
+        subnet_accuracies.FORMAT: subnet_accuracies.VERSION,
     }
     for file in ("architectures/spnas_pixel1", "spaces/imagenet", "latency_tables/pixel1"):
         data = json.loads((ROOT / f"src/arch/{file}.json").read_text(encoding="utf-8"))
