@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from src.arch.cost import CostName
@@ -83,6 +83,12 @@ digits_cfg: Preset = {
     "epoch_size": 5,
 }
 
+# A supernet, in place of a network, of any data set.
+elastic_cfg: Preset = {
+    "holdout": 0.1,
+    "clip_norm": 1.0,
+}
+
 PRESETS: dict[str, Preset] = {
     "imagenet": imagenet_cfg,
     "cifar10": cifar10_cfg,
@@ -150,6 +156,10 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
 
+def _supernet_key() -> Any:
+    return _key(None, "the supernet: its checkpoint, or the folder of its run")
+
+
 class ProgramConfig(BaseModel):
     """Keys of a program; a configuration is checked when it is made, and does not change."""
 
@@ -203,6 +213,12 @@ class RunConfig(ComputeConfig):
     val_data_path: str | None = _key(None, "validation images, where they are in another folder")
     train_images: int | None = _key(
         None, "train on this number of images, a fixed random choice; on all where omitted", ge=1
+    )
+    holdout: float = _key(
+        0.0,
+        "share of the training images that are kept apart, to validate and to choose networks",
+        ge=0,
+        lt=1,
     )
     num_classes: int | None = _key(
         None, "number of classes; counted from the data where omitted", ge=2
@@ -334,8 +350,51 @@ class OptimizerConfig(RunConfig):
 class TrainConfig(OptimizerConfig):
     """Keys of ``train.py``."""
 
-    arch: str = _key("spnas_pixel1", "shipped architecture or architecture file")
+    arch: str | None = _key(
+        None,
+        "shipped architecture or architecture file; spnas_pixel1 where neither it nor space is "
+        "given",
+    )
     pre_trained: str | None = _key(None, "weights to start from: .ckpt, .safetensors or .pth")
+    # An elastic supernet, in place of a single network.
+    space: str | None = _key(
+        None, "search space, shipped or a file, whose networks are all trained, in one supernet"
+    )
+    subnets: Literal["sandwich", "random"] = _key(
+        "sandwich",
+        "networks that learn from a batch: the largest, the smallest and random ones, or a random "
+        "one alone",
+    )
+    random_subnets: int = _key(2, "random networks of a sandwich", ge=0)
+    distill: bool = _key(
+        True, "in a sandwich, all but the largest learn its outputs instead of the labels"
+    )
+    calibration_images: int = _key(
+        2000, "training images from which a validated subnet's statistics are taken", ge=2
+    )
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Preset:
+        """What suits the data set, and a supernet if a space is ``given``."""
+        values = super().preset(given)
+        if given.get("space"):
+            values.pop("arch", None)
+            values.update(elastic_cfg)
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _space_or_arch(cls, values: Any) -> Any:
+        """Fill in what follows from which of the two is given."""
+        values = dict(values)
+        trains_space = bool(values.get("space"))
+        if trains_space and values.get("arch"):
+            raise PydanticCustomError(
+                "space", "arch and space are both given; train one network or all of a space"
+            )
+        if not trains_space and values.get("arch") is None:
+            values["arch"] = "spnas_pixel1"
+        return values
 
 
 class SearchConfig(OptimizerConfig):
@@ -429,7 +488,6 @@ class CheckpointDataConfig(ComputeConfig):
 class SubnetDataConfig(CheckpointDataConfig):
     """Keys of programs that evaluate networks of a supernet."""
 
-    ckpt: str | None = _key(None, "the supernet: its checkpoint, or the folder of its run")
     calibration_images: int = _key(
         2000, "training images from which a network's normalisation statistics are taken", ge=2
     )
@@ -442,6 +500,7 @@ class SubnetDataConfig(CheckpointDataConfig):
 class SubnetConfig(SubnetDataConfig):
     """Keys of ``scripts/evaluate_subnets.py``."""
 
+    ckpt: str | None = _supernet_key()
     near: str | None = _key(
         None, "all networks within 2 % of these millions of multiply-adds, for example 50,60"
     )
@@ -458,6 +517,7 @@ class OneShotSearchConfig(SubnetDataConfig):
     """
 
     method: Literal["one_shot"] = _key("one_shot", "how to search")
+    ckpt: str | None = _supernet_key()
     name: str = _key("one_shot", "first part of the found network's name", min_length=1)
 
     # Which paths are evaluated.

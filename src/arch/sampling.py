@@ -87,8 +87,62 @@ def sample_decisions(
     )
 
 
-def _draw(random: np.random.Generator, probabilities: list[np.ndarray]) -> np.ndarray:
-    """Numbers of the choices of random networks, (networks, layers)."""
+def _draw(
+    random: np.random.Generator, probabilities: list[np.ndarray], count: int = _DRAWN
+) -> np.ndarray:
+    """Numbers of the choices of ``count`` random networks, (count, layers)."""
     # All networks of a layer at a time: one call of NumPy per layer.
-    columns = [random.choice(len(chance), _DRAWN, p=chance) for chance in probabilities]
+    columns = [random.choice(len(chance), count, p=chance) for chance in probabilities]
     return np.stack(columns, 1)
+
+
+class UniformInCost:
+    """Random networks of a space whose costs are uniform between two ends.
+
+    Networks drawn uniformly in their decisions pile up at the middle of the range. Here a cost is
+    drawn first, and then the nearest of some networks that are drawn around it as by
+    ``sample_decisions``.
+
+    Args:
+        space: the search space.
+        table: what its networks cost.
+        low: lowest cost, in the table's unit; that of the smallest network where omitted.
+        high: highest cost; that of the largest network where omitted.
+    """
+
+    CANDIDATES = 32
+    POINTS = 65  # costs over the range for which probabilities are computed once
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: CostTable,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        least, most = table.range()
+        self._space = space
+        self._constant = table.constant
+        self._low = least if low is None else low
+        self._high = most if high is None else high
+        self._names = [layer.names for layer in space.searched.values()]
+        self._costs = [
+            np.array([table.layers[name][choice] for choice in layer.names])
+            for name, layer in space.searched.items()
+        ]
+        self._points = np.linspace(self._low, self._high, self.POINTS)
+        self._probabilities = [
+            _probabilities(self._costs, _choose_beta(self._costs, table.constant, float(point)))
+            for point in self._points
+        ]
+
+    def draw(self, random: np.random.Generator) -> tuple[str, ...]:
+        """Decisions of a network, in the form that names it."""
+        cost = random.uniform(self._low, self._high)
+        probabilities = self._probabilities[int(np.abs(self._points - cost).argmin())]
+        picks = _draw(random, probabilities, self.CANDIDATES)
+        totals = self._constant + sum(own[picks[:, i]] for i, own in enumerate(self._costs))
+        nearest = picks[np.abs(totals - cost).argmin()]
+        return self._space.canonical(
+            [names[pick] for names, pick in zip(self._names, nearest, strict=True)]
+        )

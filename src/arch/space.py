@@ -423,6 +423,13 @@ class SearchSpace:
         """Decisions of the largest network."""
         return tuple(layer.largest for layer in self.searched.values())
 
+    @property
+    def smallest_choices(self) -> tuple[str, ...]:
+        """Decisions of the smallest network."""
+        return tuple(
+            SKIP if layer.skippable else layer.names[0] for layer in self.searched.values()
+        )
+
     def check(self, decisions: Sequence[str]) -> None:
         """Raise SpaceError unless there is one choice of this space for each searched layer."""
         layers = self.searched

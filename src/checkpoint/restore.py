@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.checkpoint.format import Checkpoint, Meta, Weights, write_checkpoint
-from src.data.sources import ImageFolder, PixelArray, open_sources
+from src.data.sources import Source, hold_out, open_sources
 from src.errors import UserError
 from src.spnasnet import SPNASNet, fold_batch_norm
 
@@ -85,9 +85,9 @@ def build_network(
     meta, weights = checkpoint.meta, checkpoint.network_weights()
     if meta.space is not None:
         raise UserError(
-            f"{checkpoint.path}: holds a supernet in search, not a network; the network that a "
-            f"search found is in {INHERITED} of its run folder; search.py --method one_shot "
-            "searches a one-shot supernet"
+            f"{checkpoint.path}: holds a supernet, not a network; the network that a search found "
+            f"is in {INHERITED} of its run folder; search.py --from_supernet serves networks of "
+            "train.py's, --method one_shot searches a one-shot supernet"
         )
     network = SPNASNet(meta.arch, len(meta.classes), kernels=kernels, folded=folded)
     if folded:
@@ -96,22 +96,45 @@ def build_network(
     return network.set_train(False)
 
 
-def open_source(checkpoint: Checkpoint, config: DataKeys, split: str) -> ImageFolder | PixelArray:
+def held_out(checkpoint: Checkpoint) -> float:
+    """Share of the training images that the training of a checkpoint has kept apart."""
+    return float(checkpoint.meta.config.get("holdout", 0.0))
+
+
+def open_source(
+    checkpoint: Checkpoint, config: DataKeys, split: Literal["train", "held", "val"]
+) -> Source:
     """A split of the data that ``config`` names, or of that of the training where it names none.
 
+    Args:
+        checkpoint: of the training.
+        config: may name other data.
+        split: "train" for the images that were trained on, "held" for those that were kept apart of
+            them, "val" for the others.
+
     Raises:
-        UserError: it cannot be opened, or its classes are others than those of the training.
+        UserError: it cannot be opened, its classes are others than those of the training, or that
+            has kept no images apart.
     """
     trained, classes = checkpoint.meta.config, checkpoint.meta.classes
     data_path = config.data_path or trained["data_path"]
     val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
     dataset_name = config.dataset_name or trained["dataset_name"]
-    source = open_sources(dataset_name, data_path, val_data_path, (split,))[split]
+    share, name = held_out(checkpoint), "val" if split == "val" else "train"
+    source = open_sources(dataset_name, data_path, val_data_path, (name,))[name]
     if tuple(source.classes) != classes:
         others = " others" if len(source.classes) == len(classes) else ""
         raise UserError(
             f"{source.path}: holds {len(source.classes)} classes, {checkpoint.path} was trained on "
             f"{len(classes)}{others}"
+        )
+    if name == "train" and share:
+        parts = hold_out(source, share, trained["seed"])
+        return parts[0] if split == "train" else parts[1]
+    if split == "held":
+        raise UserError(
+            f"{checkpoint.path}: its training has kept no images apart (holdout), and test images "
+            "should not choose a network"
         )
     return source
 

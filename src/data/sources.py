@@ -123,7 +123,59 @@ class PixelArray:
         return self.images[index]
 
 
-Source: TypeAlias = ImageFolder | PixelArray
+class Part:
+    """Some images of another source, as a source of their own.
+
+    Args:
+        whole: the other source.
+        indices: of the images in it.
+    """
+
+    def __init__(self, whole: Source, indices: np.ndarray) -> None:
+        self.path: Path = whole.path
+        self.classes: tuple[str, ...] = whole.classes
+        self.labels: np.ndarray = whole.labels[indices]
+        self._whole, self._indices = whole, indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        """As in the other source."""
+        return self._whole.name(self._indices[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """As in the other source."""
+        return self._whole.read(self._indices[index])
+
+
+Source: TypeAlias = ImageFolder | PixelArray | Part
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[Part, Part]:
+    """Divide a source into images to train on and held-out ones.
+
+    Of every class the same share is held out, at least one image.
+
+    Args:
+        source: training images.
+        share: of the images to hold out, above 0 and below 1.
+        seed: of the choice.
+
+    Raises:
+        UserError: a class has so few images that none would be left to train on.
+    """
+    random, held = np.random.default_rng(seed), np.zeros(len(source), bool)
+    for label, name in enumerate(source.classes):
+        own = random.permutation(np.flatnonzero(source.labels == label))
+        count = max(round(share * len(own)), 1)
+        if count >= len(own):
+            raise UserError(
+                f"{source.path}: class {name} has {len(own)} image(s), too few to hold out "
+                f"{share:g} of them; --holdout 0 holds out none"
+            )
+        held[own[:count]] = True
+    return Part(source, np.flatnonzero(~held)), Part(source, np.flatnonzero(held))
 
 
 CIFAR10_CLASSES = (

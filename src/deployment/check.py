@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import build_network
-from src.data.sources import ImageFolder, PixelArray, open_sources, prepare_digits
+from src.data.sources import Source, open_sources, prepare_digits
 from src.dataset import Loader
 from src.deployment.description import Check
 from src.errors import Fault, UserError
@@ -150,7 +150,7 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
     return list(images.reshape(batches, batch_size, *images.shape[1:])), str(name)
 
 
-def _validation_set(checkpoint: Checkpoint) -> ImageFolder | PixelArray | None:
+def _validation_set(checkpoint: Checkpoint) -> Source | None:
     """That of the training; None where it was the embedded digits, or is not there any more."""
     config = checkpoint.meta.config
     name = config.get("dataset_name")
@@ -164,7 +164,7 @@ def _validation_set(checkpoint: Checkpoint) -> ImageFolder | PixelArray | None:
     return sources["val"]
 
 
-def _digits(folder: Path) -> ImageFolder | PixelArray:
+def _digits(folder: Path) -> Source:
     """The validation images of the embedded digits, as files in a folder."""
     prepare_digits(folder / "digits")
     return open_sources("digits", str(folder / "digits"), splits=("val",))["val"]

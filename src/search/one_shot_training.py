@@ -88,10 +88,12 @@ class OneShotTraining:
             kernels=self._run.kernels,
         )
 
-    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """The path, (L,) of int32."""
+    def train_batch(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, ...]:
+        """One step, on the path of the batch."""
         path = draw_path(self._space, self._run.config.seed, _TRAINING, epoch, batch)
-        return (Tensor(path),)
+        return self.step(images, labels, Tensor(path))
 
     def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
         """Nothing beside loss and accuracy."""

@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
-from src.search.subnet_evaluation import open_images, read_supernet, superkernel_evaluator
+from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def evaluate_subnets(config: SubnetConfig) -> int:
     chosen = [decisions for decisions in chosen if decisions not in done]
     images = open_images(config, checkpoint, space)
     with images.compiling:
-        evaluator = superkernel_evaluator(checkpoint, images)
+        evaluator = SuperkernelEvaluator(checkpoint, images)
         for decisions in tqdm(chosen, unit="network", leave=False, disable=None):
             result = evaluator(decisions)
             line = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -21,12 +21,15 @@ from src.checkpoint.format import Checkpoint, read_checkpoint
 from src.checkpoint.restore import load_weights, open_source, overwrite
 from src.config import SubnetDataConfig
 from src.dataset import Loader
+from src.devices.ranks import Ranks
 from src.errors import UserError
 from src.kernels import use_kernels
 from src.search.one_shot import BlockPath, OneShotSupernet
 from src.spnasnet import SPNASNet
 from src.training.compile_cache import CompileCache
+from src.training.evaluation import Batches as EvaluationBatches
 from src.training.evaluation import Result, evaluate
+from src.training.run_log import run_folder
 from src.utils import setup_device
 
 
@@ -37,15 +40,15 @@ def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
             "ckpt is not given; it names the supernet's checkpoint, or the folder of its run"
         )
     if Path(path).is_dir():
-        checkpoint = CheckpointFolder(Path(path)).newest()
+        checkpoint = CheckpointFolder(run_folder(Path(path))).newest()
         if checkpoint is None:
             raise UserError(f"{path}: holds no checkpoint that can be read")
     else:
         checkpoint = read_checkpoint(path)
     if checkpoint.meta.space is None:
         raise UserError(
-            f"{checkpoint.path}: holds no supernet; search.py trains one of superkernels, "
-            "scripts/run_spnas.py a one-shot one"
+            f"{checkpoint.path}: holds a single network, no supernet; train.py --space trains one "
+            "of superkernels, scripts/run_spnas.py a one-shot one"
         )
     return checkpoint, checkpoint.meta.space
 
@@ -78,7 +81,10 @@ class Batches:
 
 
 def open_batches(
-    config: SubnetDataConfig, checkpoint: Checkpoint, split: str, count: int | None
+    config: SubnetDataConfig,
+    checkpoint: Checkpoint,
+    split: Literal["train", "held", "val"],
+    count: int | None,
 ) -> Batches:
     """``count`` images of a split, all where it is None."""
     source = open_source(checkpoint, config, split)
@@ -109,12 +115,21 @@ class Images(NamedTuple):
     compiling: CompileCache
 
 
-def open_images(config: SubnetDataConfig, checkpoint: Checkpoint, space: SearchSpace) -> Images:
-    """Select the device and open the images that the configuration asks for."""
+def open_images(
+    config: SubnetDataConfig,
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    split: Literal["held", "val"] = "val",
+) -> Images:
+    """Select the device and open the images that the configuration asks for.
+
+    Args:
+        split: of which the accuracy is.
+    """
     setup_device(config.device_target, config.device_id)
     meta, kernels = checkpoint.meta, use_kernels(config.cpu_kernels)
     calibration = open_batches(config, checkpoint, "train", config.calibration_images)
-    validation = open_batches(config, checkpoint, "val", config.val_images)
+    validation = open_batches(config, checkpoint, split, config.val_images)
     graph_values = {
         "search": space.to_dict(),
         "classes": len(meta.classes),
@@ -131,7 +146,7 @@ class SubnetEvaluator:
 
     Args:
         create: makes the supernet, from the momentum of its moving statistics.
-        weights: its parameters, which come from ``origin``.
+        calibration: training images, for the statistics.
         forward: logits by a supernet of images and a choice of its parts.
 
     Attributes:
@@ -142,18 +157,25 @@ class SubnetEvaluator:
     def __init__(
         self,
         create: Callable[[float], nn.Cell],
-        weights: Mapping[str, np.ndarray],
-        origin: Path,
-        images: Images,
+        calibration: Batches,
         forward: Callable[[nn.Cell, Tensor, Tensor], Tensor],
     ) -> None:
-        self._images, self._forward = images, forward
+        self._calibration, self._forward = calibration, forward
         # With momentum 0 moving statistics are those of the last batch.
         self._sampler = create(0.0).set_train()
         self.network = create(0.9).set_train(False)
+        self._own: Mapping[str, Parameter] = self.network.parameters_dict()
+
+    def load(self, weights: Mapping[str, np.ndarray], origin: Path) -> SubnetEvaluator:
+        """Evaluate networks of these parameters, which come from ``origin``."""
         for network in (self._sampler, self.network):
             load_weights(network, weights, origin)
-        self._own: Mapping[str, Parameter] = self.network.parameters_dict()
+        return self
+
+    def take_weights(self) -> None:
+        """Evaluate networks of the parameters that ``network`` has now."""
+        for name, parameter in self._sampler.parameters_dict().items():
+            overwrite(parameter, self._own[name].value())
 
     def calibrate(self, choice: Tensor, active: Callable[[str], bool] = lambda name: True) -> None:
         """Give the supernet the statistics of a network.
@@ -168,8 +190,8 @@ class SubnetEvaluator:
             if ".moving_" in name and active(name)
         ]
         sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
-        for images, _ in self._images.calibration.epoch():
-            if len(images) < self._images.calibration.batch_size and batches:
+        for images, _ in self._calibration.epoch():
+            if len(images) < self._calibration.batch_size and batches:
                 break  # a last batch that is shorter would need a graph of its own
             self._forward(self._sampler, Tensor(images), choice).asnumpy()  # waits for its end
             for total, parameter in zip(sums, sampled, strict=True):
@@ -179,29 +201,34 @@ class SubnetEvaluator:
             mean = (total / batches).astype(np.float32)
             overwrite(self._own[parameter.name], Tensor(mean))
 
-    def __call__(self, choice: Tensor, active: Callable[[str], bool] = lambda name: True) -> Result:
-        """Calibrate and evaluate a network."""
+    def __call__(
+        self,
+        choice: Tensor,
+        validation: EvaluationBatches,
+        active: Callable[[str], bool] = lambda name: True,
+        ranks: Ranks | None = None,
+    ) -> Result:
+        """Calibrate and evaluate a network; the other arguments are those of ``evaluate``."""
         self.calibrate(choice, active)
         return evaluate(
-            lambda images: self._forward(self.network, images, choice), self._images.validation
+            lambda images: self._forward(self.network, images, choice), validation, ranks=ranks
         )
 
 
 class PathEvaluator:
-    """Evaluates paths of a one-shot supernet; arguments as for ``SubnetEvaluator``."""
+    """Evaluates paths of a one-shot supernet."""
 
     def __init__(self, checkpoint: Checkpoint, images: Images) -> None:
         space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
         assert space is not None
+        self._validation = images.validation
         self._evaluator = SubnetEvaluator(
             lambda momentum: OneShotSupernet(
                 space, classes, momentum=momentum, kernels=images.kernels
             ),
-            checkpoint.network_weights(),
-            checkpoint.path,
-            images,
+            images.calibration,
             lambda network, pixels, path: network(pixels, path),
-        )
+        ).load(checkpoint.network_weights(), checkpoint.path)
         self.network = self._evaluator.network
 
     def calibrate(self, path: BlockPath) -> None:
@@ -210,7 +237,8 @@ class PathEvaluator:
 
     def __call__(self, path: BlockPath) -> Result:
         """Calibrate and evaluate a path."""
-        return self._evaluator(*_path_choice(path))
+        choice, active = _path_choice(path)
+        return self._evaluator(choice, self._validation, active)
 
 
 def _path_choice(path: BlockPath) -> tuple[Tensor, Callable[[str], bool]]:
@@ -223,20 +251,44 @@ def _path_choice(path: BlockPath) -> tuple[Tensor, Callable[[str], bool]]:
     return Tensor(np.array(path, np.int32)), active
 
 
-def superkernel_evaluator(
-    checkpoint: Checkpoint, images: Images
-) -> Callable[[Sequence[str]], Result]:
-    """Evaluates decisions of a superkernel supernet; arguments as for ``SubnetEvaluator``."""
-    space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
-    assert space is not None
-    weights = checkpoint.network_weights()
-    evaluator = SubnetEvaluator(
-        lambda momentum: SPNASNet(
-            space.largest(), classes, momentum=momentum, kernels=images.kernels
-        ),
-        {name: value for name, value in weights.items() if not name.startswith("decisions.")},
-        checkpoint.path,
-        images,
-        lambda network, pixels, choice: network(pixels, None, choice),
-    )
-    return lambda decisions: evaluator(Tensor(np.array(space.active_parts(decisions), np.float32)))
+def parts(space: SearchSpace, decisions: Sequence[str]) -> Tensor:
+    """Decisions of a superkernel supernet as its blocks take them, (blocks, 3)."""
+    return Tensor(np.array(space.active_parts(decisions), np.float32))
+
+
+def forward_parts(network: nn.Cell, images: Tensor, parts: Tensor) -> Tensor:
+    """Logits of a network of a superkernel supernet."""
+    return network(images, None, parts)
+
+
+class SuperkernelEvaluator:
+    """Evaluates decisions of a superkernel supernet.
+
+    Attributes:
+        network: as that of ``SubnetEvaluator``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, images: Images) -> None:
+        space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
+        assert space is not None
+        self._space, self._validation = space, images.validation
+        weights = checkpoint.network_weights()
+        self._evaluator = SubnetEvaluator(
+            lambda momentum: SPNASNet(
+                space.largest(), classes, momentum=momentum, kernels=images.kernels
+            ),
+            images.calibration,
+            forward_parts,
+        ).load(
+            {name: value for name, value in weights.items() if not name.startswith("decisions.")},
+            checkpoint.path,
+        )
+        self.network = self._evaluator.network
+
+    def calibrate(self, decisions: Sequence[str]) -> None:
+        """Give the supernet the statistics of a network."""
+        self._evaluator.calibrate(parts(self._space, decisions))
+
+    def __call__(self, decisions: Sequence[str]) -> Result:
+        """Calibrate and evaluate a network."""
+        return self._evaluator(parts(self._space, decisions), self._validation)

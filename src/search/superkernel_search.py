@@ -185,8 +185,10 @@ class SuperkernelSearch:
             device_num=run.ranks.size,
         )
 
-    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """Dropout of the features, draws of indicators (L, D), how far the ramp has gone."""
+    def train_batch(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, ...]:
+        """One step, with draws of indicators, in the phase of the batch."""
         config, phases = self._run.config, self._phases
         done = epoch * self._run.batches_per_epoch + batch - 1
         if done == phases.free and self._target is not None:
@@ -201,7 +203,8 @@ class SuperkernelSearch:
             drawn = free & (random.random(free.shape) < config.indicator_draw_share)
             draws[drawn] = random.random(free.shape)[drawn]
         dropout = self._run.dropout(config.drop_rate, epoch, batch)
-        return dropout, Tensor(draws), Tensor(phases.ramp(done), ms.float32)
+        ramp = Tensor(phases.ramp(done), ms.float32)
+        return self.step(images, labels, dropout, Tensor(draws), ramp)
 
     def _margins(self) -> tuple[np.ndarray, np.ndarray]:
         """Indicators, and how far each norm is above its threshold, in norms at the start."""

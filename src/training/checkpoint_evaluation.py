@@ -94,7 +94,8 @@ def _evaluate_file(
     bad: dict[str, str] = {}
     for of_rank in ranks.gather(own):
         bad.update(of_rank)
-    return {"file": str(file), "epoch": meta.epoch, **vars(result)}, bad
+    row = {key: value for key, value in vars(result).items() if key != "networks"}
+    return {"file": str(file), "epoch": meta.epoch, **row}, bad
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -6,8 +6,8 @@ The result depends neither on the batch size nor on the number of processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,17 +44,23 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of an evaluation: accuracies in percent, mean cross-entropy, images counted."""
+    """Outcome of an evaluation: accuracies in percent, mean cross-entropy, images counted.
+
+    Attributes:
+        networks: of several networks together the top-1 of each, by name.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
     images_per_second: float
+    networks: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """What a checkpoint says of it."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        of_networks = {f"top1_{name}": top1 for name, top1 in self.networks.items()}
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss, **of_networks}
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

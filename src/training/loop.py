@@ -156,9 +156,8 @@ class _Loop:
         for batch, (images, labels) in enumerate(run.loader.epoch(epoch, first), start=first + 1):
             stop.listen()
 
-            # One step: forward, backward and update in one compiled graph.
-            inputs = task.step_inputs(epoch, batch)
-            pending.append(task.step(Tensor(images), Tensor(labels), *inputs))
+            # Forward, backward and update in one compiled graph.
+            pending.append(task.train_batch(Tensor(images), Tensor(labels), epoch, batch))
 
             # Its outputs are read seldom, since reading waits for the device. A single process
             # looks for signals at every step, several agree on them when they meet.
@@ -257,6 +256,9 @@ class _Loop:
                 f"; validation top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
                 f"loss {result.loss:.4f}"
             )
+            if result.networks:
+                own = ", ".join(f"{name} {top1:.2f}" for name, top1 in result.networks.items())
+                text += f" (mean over networks; {own})"
         if final or metrics or done % config.save_checkpoint_epochs == 0:
             self._save(done, 0, metrics)
         log.info("%s", text)

@@ -23,6 +23,10 @@ def weight_decays(parameters: Sequence[Parameter], weight_decay: float) -> tuple
 
 _momentum = ops.MultitypeFuncGraph("momentum")
 _rmsprop = ops.MultitypeFuncGraph("rmsprop")
+# The same for parameters of which a part is used, as a tensor of 0 and 1 says that is broadcast to
+# them. What is not used keeps every bit, and so does its state: no decay, no momentum.
+_used_momentum = ops.MultitypeFuncGraph("used_momentum")
+_used_rmsprop = ops.MultitypeFuncGraph("used_rmsprop")
 
 
 @_momentum.register("Function", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor")
@@ -43,6 +47,27 @@ def _rmsprop_tensor(
     return ops.assign_sub(parameter, step)
 
 
+@_used_momentum.register("Number", "Tensor", "Number", *["Tensor"] * 4)
+def _used_momentum_tensor(momentum, rate, weight_decay, parameter, moment, gradient, used):
+    if weight_decay:
+        gradient = gradient + weight_decay * parameter
+    moved = used * (momentum * moment + gradient) + (1 - used) * moment
+    return ops.assign_sub(parameter, rate * used * ops.assign(moment, moved))
+
+
+@_used_rmsprop.register(*["Number"] * 3, "Tensor", "Number", *["Tensor"] * 5)
+def _used_rmsprop_tensor(
+    decay, momentum, epsilon, rate, weight_decay, parameter, mean_square, moment, gradient, used
+):
+    if weight_decay:
+        gradient = gradient + weight_decay * parameter
+    square = decay * mean_square + (1 - decay) * gradient * gradient
+    square = ops.assign(mean_square, used * square + (1 - used) * mean_square)
+    step = momentum * moment + rate * gradient / ops.sqrt(square + epsilon)
+    step = ops.assign(moment, used * step + (1 - used) * moment)
+    return ops.assign_sub(parameter, used * step)
+
+
 class Momentum(nn.Momentum):
     """SGD with momentum."""
 
@@ -52,12 +77,18 @@ class Momentum(nn.Momentum):
         super().__init__(parameters, rates, momentum)
         self.weight_decays = weight_decays(parameters, weight_decay)
 
-    def construct(self, gradients: tuple) -> tuple:
-        """Update all parameters."""
+    def construct(self, gradients: tuple, used: tuple | None = None) -> tuple:
+        """Update all parameters.
+
+        Args:
+            used: which part of each counts, of 0 and 1; all of them where omitted.
+        """
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        update = ops.partial(_momentum, self.opt, self.momentum, rate)
-        return self.map_(update, self.weight_decays, self.parameters, self.moments, gradients)
+        operands = self.weight_decays, self.parameters, self.moments, gradients
+        if used is None:
+            return self.map_(ops.partial(_momentum, self.opt, self.momentum, rate), *operands)
+        return self.map_(ops.partial(_used_momentum, self.momentum, rate), *operands, used)
 
 
 class RMSProp(nn.Optimizer):
@@ -83,19 +114,15 @@ class RMSProp(nn.Optimizer):
         self.mean_square = self.parameters.clone(prefix="mean_square", init="ones")
         self.moment = self.parameters.clone(prefix="moment", init="zeros")
 
-    def construct(self, gradients: tuple) -> tuple:
-        """Update all parameters."""
+    def construct(self, gradients: tuple, used: tuple | None = None) -> tuple:
+        """As ``Momentum``'s."""
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        update = ops.partial(_rmsprop, self.decay, self.momentum, self.epsilon, rate)
-        return self.map_(
-            update,
-            self.weight_decays,
-            self.parameters,
-            self.mean_square,
-            self.moment,
-            gradients,
-        )
+        values = self.decay, self.momentum, self.epsilon, rate
+        operands = self.weight_decays, self.parameters, self.mean_square, self.moment, gradients
+        if used is None:
+            return self.map_(ops.partial(_rmsprop, *values), *operands)
+        return self.map_(ops.partial(_used_rmsprop, *values), *operands, used)
 
 
 def create_optimizer(

@@ -18,7 +18,7 @@ from src.arch.space import SearchSpace
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Checkpoint, Meta
 from src.config import RunConfig
-from src.data.sources import open_sources
+from src.data.sources import hold_out, open_sources
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
@@ -269,8 +269,11 @@ def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | Non
     """Training and validation images of this rank."""
     if config.data_path is None:
         raise UserError(f"data_path is not given; it names the folder of {config.dataset_name}")
-    splits = ("train", "val") if config.val_while_train else ("train",)
+    splits = ("train", "val") if config.val_while_train and not config.holdout else ("train",)
     sources = open_sources(config.dataset_name, config.data_path, config.val_data_path, splits)
+    if config.holdout:
+        # What is validated on chooses the best checkpoint, and test images never choose.
+        sources["train"], sources["val"] = hold_out(sources["train"], config.holdout, config.seed)
     train = sources["train"]
     if config.num_classes is not None and config.num_classes != len(train.classes):
         raise UserError(

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 def train_network(config: TrainConfig) -> int:
     """Train the network that the configuration names; returns the exit code."""
+    assert config.arch is not None  # where no space is given
     arch = load_architecture(config.arch)
     return train(prepare(config, arch), SingleNetwork, {"arch.json": arch.to_dict()})
 
@@ -64,9 +65,12 @@ class SingleNetwork:
         self.step = TrainStep(run.mixed(network), loss_fn, update, drops=drops).set_train()
         self.network = create(run).set_train(False) if run.val_loader else None
 
-    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """Dropout factors of the pooled features."""
-        return (self._run.dropout(self._run.config.drop_rate, epoch, batch),)
+    def train_batch(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, ...]:
+        """One step, with dropout of the pooled features."""
+        dropout = self._run.dropout(self._run.config.drop_rate, epoch, batch)
+        return self.step(images, labels, dropout)
 
     def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
         """Nothing beside loss and accuracy."""

@@ -97,13 +97,15 @@ class LossScale(nn.Cell):
 class Update(nn.Cell):
     """From gradients to new weights: reduction over ranks, accumulation, clipping, optimizer.
 
-    With ``accumulate_steps`` n, gradients of n batches are averaged and every n-th call updates. An
-    update whose gradients overflow is left out, as is its effect on optimizer, average and step
-    count. All state that a resumed run needs is in its parameters.
+    With ``accumulate_steps`` n, gradients of n batches are averaged. Where several subnets learn
+    from each batch, their gradients are summed. Only the last of these calls updates. An update
+    whose gradients overflow is left out, as is its effect on optimizer, average and step count. All
+    state that a resumed run needs is in its parameters.
 
     Args:
         network: whose parameters are averaged if there is an ``ema_decay``.
         config: of it ``accumulate_steps``, ``clip_norm``, ``ema_decay`` and ``loss_scale`` count.
+        subnets: calls per batch.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Update(nn.Cell):
         *,
         mixed_precision: bool,
         device_num: int = 1,
+        subnets: int = 1,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
@@ -125,7 +128,8 @@ class Update(nn.Cell):
             nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None
         )
         self.accumulate_steps = config.accumulate_steps
-        if self.accumulate_steps > 1:
+        self.calls = config.accumulate_steps * subnets
+        if self.calls > 1:
             self.sums = self.weights.clone(prefix="gradient_sum", init="zeros")
             self.batches = Parameter(
                 Tensor(0, ms.int32), name="gradient_batches", requires_grad=False
@@ -156,16 +160,16 @@ class Update(nn.Cell):
         """
         if self.reduce is not None:
             gradients = self.reduce(gradients)
-        if self.accumulate_steps == 1:
+        if self.calls == 1:
             return self.update(gradients, *more)
         return self.accumulate(gradients, *more)
 
     def accumulate(self, gradients: tuple, *more: Tensor) -> Tensor:
-        """Add to the sums; on every n-th call update with their mean and start anew."""
+        """Add to the sums; on the last of the calls update with them and start anew."""
         added = self.map(ops.partial(_add_to, self.accumulate_steps), self.sums, gradients)
         count = ops.depend(self.batches + 1, added)
-        ops.assign(self.batches, count % self.accumulate_steps)
-        if count == self.accumulate_steps:
+        ops.assign(self.batches, count % self.calls)
+        if count == self.calls:
             # The order add, read, update, clear is told by depend: the compiler sees no order
             # between an assignment and a later reading of the same parameter.
             means = self.map(ops.partial(_after, added), self.sums)

@@ -11,15 +11,13 @@ from src.training.evaluation import Result
 
 
 class Task(Protocol):
-    """What is trained: a single network, a superkernel search, a one-shot supernet.
+    """What is trained: a single network, a superkernel search, a one-shot or an elastic supernet.
 
     A task is created when everything has been checked, with the ``src.training.run.Run`` that it
     belongs to, under the compile cache and after the seed has been set.
 
     Attributes:
-        step: takes images (N, 3, H, W), labels (N,) of int32 and what ``step_inputs`` gives;
-            returns loss, number of correct predictions and whatever ``observe`` reads. Its
-            parameters are the whole state of the training.
+        step: the compiled training step, whose parameters are the whole state of the training.
         network: for validation, None without. A cell of its own: one that changes its mode would
             be compiled in turn for both, and this one can hold the weight average.
     """
@@ -27,19 +25,28 @@ class Task(Protocol):
     step: nn.Cell
     network: nn.Cell | None
 
-    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
-        """What the step takes besides images and labels, by the number of the batch only.
+    def train_batch(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, ...]:
+        """Train on a batch.
+
+        What the step takes besides images and labels follows from the number of the batch only.
 
         Args:
+            images: (N, 3, H, W).
+            labels: (N,) of int32.
             epoch: from 0.
             batch: of the epoch, from 1.
+
+        Returns:
+            Loss, number of correct predictions and whatever ``observe`` reads.
         """
 
     def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
         """Further values of the steps since the last line, for ``metrics.jsonl`` and the terminal.
 
         Args:
-            outputs: of the steps up to and including ``batch``.
+            outputs: of the batches up to and including ``batch``.
         """
 
     def evaluate(self, loader: Loader) -> Result:

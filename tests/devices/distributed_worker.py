@@ -142,7 +142,9 @@ class Disturbed(SingleNetwork):
         super().__init__(run, network_without_bn)
         self._disturbance = disturbance if run.ranks.rank == run.ranks.size - 1 else ""
 
-    def step_inputs(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
+    def train_batch(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, ...]:
         """As ever, and a disturbance."""
         if batch == 3 and self._disturbance == "signal":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -150,7 +152,7 @@ class Disturbed(SingleNetwork):
             # Of the classifier: ReLU turns not-a-number into 0 on CPU.
             weight = self.step.update.weights[-1]
             weight.set_data(Tensor(np.full(weight.shape, np.nan, np.float32)))
-        return super().step_inputs(epoch, batch)
+        return super().train_batch(images, labels, epoch, batch)
 
 
 class Work:
