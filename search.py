@@ -15,14 +15,19 @@ target's cost.
 
 chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained, for example
 ``checkpoints/spos_c10_train_supernet/ckpt_0``.
+
+    python search.py --from_supernet runs/elastic --latency_table TABLE --target_latency_ms 3
+
+serves a network of an elastic supernet that ``train.py --space`` has trained, within minutes and
+without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.cli import find_kind, parse_config
-from src.config import OneShotSearchConfig, SearchConfig
+from src.cli import find_kind, find_value, parse_config
+from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.utils import run_main
 
 METHODS: dict[str, type[SearchConfig] | type[OneShotSearchConfig]] = {
@@ -31,8 +36,12 @@ METHODS: dict[str, type[SearchConfig] | type[OneShotSearchConfig]] = {
 }
 
 
-def find_method(argv: Sequence[str] | None) -> type[SearchConfig] | type[OneShotSearchConfig]:
-    """Configuration class of the method that flags or the YAML file name."""
+def find_method(
+    argv: Sequence[str] | None,
+) -> type[SearchConfig] | type[OneShotSearchConfig] | type[ServeConfig]:
+    """Configuration class of what flags or the YAML file ask for."""
+    if find_value("from_supernet", argv)[0] is not None:
+        return ServeConfig
     return find_kind(METHODS, "method", argv)
 
 
@@ -44,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from src.search.one_shot_search import search_paths
 
         return search_paths(config)
+    if isinstance(config, ServeConfig):
+        from src.search.serving import serve
+
+        return serve(config)
     if config.random:
         from src.search.random_networks import draw_random
 

@@ -123,23 +123,36 @@ def find_kind(
     Raises:
         UserError: the value is none of ``kinds``.
     """
-    # A first look at these two flags only; which others there are depends on what they say.
-    parser = Parser(add_help=False)
-    for flag in ("config", key):
-        parser.add_argument(f"--{flag}")
-    given = vars(parser.parse_known_args(_underscored(argv))[0])
-    from_file = _read_yaml(given["config"]) if given["config"] else {}
-    if given[key] is not None:
-        value, place = given[key], ""
-    elif key in from_file:
-        value, place = str(from_file[key]), f"{given['config']}: "
-    else:
-        value, place = next(iter(kinds)), ""
+    value, place = find_value(key, argv)
+    if value is None:
+        value = next(iter(kinds))
     if value not in kinds:
         raise UserError(
             f"{place}{key} is '{value}', should be {' or '.join(kinds)}{nearest(value, kinds)}"
         )
     return kinds[value]
+
+
+def find_value(key: str, argv: Sequence[str] | None) -> tuple[str | None, str]:
+    """A first look at one key, where it decides which others there are.
+
+    Args:
+        key: its name.
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        Its value by the flag, else by the YAML file, else None; and what names that file in errors,
+        empty for a flag.
+    """
+    parser = Parser(add_help=False)
+    for flag in ("config", key):
+        parser.add_argument(f"--{flag}")
+    given = vars(parser.parse_known_args(_underscored(argv))[0])
+    if given[key] is not None:
+        return given[key], ""
+    from_file = _read_yaml(given["config"]) if given["config"] else {}
+    value = from_file.get(key)
+    return (None, "") if value is None else (str(value), f"{given['config']}: ")
 
 
 def _create_parser(kind: type[ProgramConfig], description: str) -> Parser:

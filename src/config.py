@@ -510,6 +510,37 @@ class SubnetConfig(SubnetDataConfig):
     seed: int = _key(1, "seed of the networks", ge=0)
 
 
+class ServeConfig(SubnetDataConfig):
+    """Keys of ``search.py --from_supernet``."""
+
+    from_supernet: str | None = _key(
+        None, "elastic supernet of train.py --space: its checkpoint, or the folder of its run"
+    )
+    name: str = _key("served", "first part of the networks' names", min_length=1)
+
+    # What networks may cost.
+    cost: CostName = _key("latency", "what is limited: latency by a table, macs or params")
+    latency_table: str | None = _key(None, "shipped latency table or table file")
+    target_latency_ms: float | None = _key(None, "most milliseconds of the network", gt=0)
+    target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
+    sweep: str | None = _key(None, "a network for each of these limits, for example 2,3,4")
+    front: int = _key(0, "this number of networks, with limits over the whole range", ge=0)
+
+    # How they are chosen.
+    evaluations: int = _key(100, "networks that are evaluated, for all limits together", ge=10)
+    calibration_images: int = _key(
+        1000, "training images from which a network's normalisation statistics are taken", ge=2
+    )
+    val_images: int | None = _key(
+        2000, "held-out images from which its accuracy is taken, at most", ge=1
+    )
+    seed: int = _key(1, "seed of the networks", ge=0)
+
+    # What becomes of them.
+    finetune_epochs: int = _key(0, "epochs to train each network on, from its weights", ge=0)
+    checkpoint_path: str = _key(".", "folder of the results")
+
+
 class OneShotSearchConfig(SubnetDataConfig):
     """Keys of ``search.py --method one_shot``.
 

@@ -118,6 +118,38 @@ def application():
     return ROOT / "ascend310_infer/out/main"
 
 
+@pytest.fixture
+def classify(application, tmp_path):
+    """Runs the application in an empty folder; returns the process and its answers by file."""
+
+    def run(model, images, *flags):
+        process = subprocess.run(
+            [
+                str(application),
+                "--mindir_path",
+                str(model),
+                "--dataset_path",
+                str(images),
+                "--device",
+                "CPU",
+                "--threads",
+                "2",
+                *flags,
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        answers = tmp_path / "result_Files/top5.jsonl"
+        lines = answers.read_text().splitlines() if answers.exists() else []
+        return process, {line["file"]: line for line in map(json.loads, lines)}
+
+    return run
+
+
 @contextlib.contextmanager
 def mode_of(mode: int) -> Iterator[None]:
     """In one of MindSpore's modes: GRAPH compiles for seconds, PYNATIVE does not."""

@@ -9,7 +9,7 @@ import logging
 
 from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace
-from src.config import OneShotSearchConfig, SearchConfig
+from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.data.preprocessing import Preprocessing
 from src.data.sources import open_sources
 from src.errors import UserError
@@ -21,7 +21,7 @@ DEFAULT_CLASSES = 1000  # where the number of classes is not known: those of Ima
 
 
 def open_table(
-    config: SearchConfig | OneShotSearchConfig,
+    config: SearchConfig | OneShotSearchConfig | ServeConfig,
     space: SearchSpace,
     images: Preprocessing,
     num_classes: int | None,
@@ -78,7 +78,7 @@ def _warn_of_differences(table: CostTable, images: Preprocessing) -> None:
         )
 
 
-def cost_bound(config: SearchConfig | OneShotSearchConfig) -> float | None:
+def cost_bound(config: SearchConfig | OneShotSearchConfig | ServeConfig) -> float | None:
     """The target or limit of the cost, in the unit of its table; None where none is given.
 
     Raises:

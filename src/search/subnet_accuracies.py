@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from tqdm import tqdm
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.sampling import sample_decisions
 from src.arch.space import SearchSpace
-from src.config import SubnetConfig
+from src.checkpoint.format import Checkpoint
+from src.config import SubnetConfig, SubnetDataConfig
 from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
+from src.training.evaluation import Result
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,7 @@ MOST = 100_000  # networks of a space that is enumerated
 def evaluate_subnets(config: SubnetConfig) -> int:
     """Evaluate the networks that the configuration asks for; returns the exit code.
 
-    ``config.out`` gets a header and a line per network: ``decisions``, ``macs`` in millions,
-    ``top1`` and ``top5`` in percent and ``loss``. Networks that are in it already are left out.
+    They are written to ``config.out`` (``Accuracies``). Networks that are in it are left out.
 
     Raises:
         UserError: the checkpoint holds no superkernel supernet, or the file is of another one.
@@ -42,40 +43,86 @@ def evaluate_subnets(config: SubnetConfig) -> int:
             f"{checkpoint.path}: holds a one-shot supernet; search.py --method one_shot evaluates "
             "its paths"
         )
-    meta = checkpoint.meta
-    size = meta.preprocessing.height, meta.preprocessing.width
-    table = arithmetic_table(space, "macs", len(meta.classes), size)
-    chosen = choose(space, table, config)
+    chosen = choose(space, multiply_adds(checkpoint, space), config)
     out = Path(config.out)
     make_folder(out.parent)
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "space": space.name,
-        "supernet": meta.config.get("name"),
-        "epoch": meta.epoch,
-        "step": meta.step,
-        "seed": meta.config.get("seed"),
-        "calibration_images": config.calibration_images,
-        "val_images": config.val_images,
-    }
-    done = _take_up(out, header)
-    chosen = [decisions for decisions in chosen if decisions not in done]
     images = open_images(config, checkpoint, space)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
+        accuracies = Accuracies(out, config, checkpoint, space, evaluator)
+        before = len(accuracies)
         for decisions in tqdm(chosen, unit="network", leave=False, disable=None):
-            result = evaluator(decisions)
+            accuracies(decisions)
+    log.info("%d networks, %d of them now: %s", len(accuracies), len(accuracies) - before, out)
+    return 0
+
+
+def multiply_adds(checkpoint: Checkpoint, space: SearchSpace) -> CostTable:
+    """Those of a supernet's networks, in millions."""
+    meta = checkpoint.meta
+    size = meta.preprocessing.height, meta.preprocessing.width
+    return arithmetic_table(space, "macs", len(meta.classes), size)
+
+
+class Accuracies:
+    """Accuracies of a supernet's networks in a file, where each is looked up or evaluated.
+
+    The file has a header and a line per network: ``decisions``, ``macs`` in millions, ``top1`` and
+    ``top5`` in percent and ``loss``. A line is written before the next network is evaluated.
+
+    Args:
+        file: JSON lines; taken up where it is there already.
+        config: of the evaluation.
+        checkpoint: the supernet.
+        space: that of the supernet.
+        evaluate: accuracy of a network.
+
+    Raises:
+        UserError: the file is of another supernet or evaluation.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        config: SubnetDataConfig,
+        checkpoint: Checkpoint,
+        space: SearchSpace,
+        evaluate: Callable[[Sequence[str]], Result],
+    ) -> None:
+        meta = checkpoint.meta
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "space": space.name,
+            "supernet": meta.config.get("name"),
+            "epoch": meta.epoch,
+            "step": meta.step,
+            "seed": meta.config.get("seed"),
+            "calibration_images": config.calibration_images,
+            "val_images": config.val_images,
+        }
+        self._file, self._evaluate = file, evaluate
+        self._table = multiply_adds(checkpoint, space)
+        self._lines = _take_up(file, header)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __call__(self, decisions: Sequence[str]) -> dict[str, Any]:
+        """The line of a network."""
+        network = tuple(decisions)
+        if network not in self._lines:
+            result = self._evaluate(network)
             line = {
-                "decisions": list(decisions),
-                "macs": round(table.total(decisions), 6),
+                "decisions": list(network),
+                "macs": round(self._table.total(network), 6),
                 "top1": result.top1,
                 "top5": result.top5,
                 "loss": result.loss,
             }
-            append_jsonl(out, [line])
-    log.info("%d networks, %d of them now: %s", len(done) + len(chosen), len(chosen), out)
-    return 0
+            append_jsonl(self._file, [line])
+            self._lines[network] = line
+        return self._lines[network]
 
 
 def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[tuple[str, ...]]:
@@ -105,14 +152,14 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
     return list(found)
 
 
-def _take_up(out: Path, header: Mapping[str, Any]) -> set[tuple[str, ...]]:
-    """Networks that the file has already; starts it where there is none."""
-    if not out.is_file():
-        write_jsonl(out, [header])
-        return set()
-    before, *lines = read_jsonl(out) or [{}]
+def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Lines that the file has already, by network; starts it where there is none."""
+    if not file.is_file():
+        write_jsonl(file, [header])
+        return {}
+    before, *lines = read_jsonl(file) or [{}]
     for key, (old, new) in different_settings(before, header).items():
-        raise UserError(f"{out}: {key} is {old!r} there, and {new!r} now")
+        raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
-    write_jsonl(out, [before, *lines])
-    return {tuple(line["decisions"]) for line in lines}
+    write_jsonl(file, [before, *lines])
+    return {tuple(line["decisions"]): line for line in lines}

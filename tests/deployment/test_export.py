@@ -117,44 +117,17 @@ def models(checkpoint, tmp_path_factory):
     return paths
 
 
-@pytest.fixture
-def classify(application, tmp_path):
-    """Runs the application in an empty folder; returns the process and its answers by file."""
-
-    def run(model, images, *flags):
-        process = subprocess.run(
-            [
-                str(application),
-                "--mindir_path",
-                str(model),
-                "--dataset_path",
-                str(images),
-                "--device",
-                "CPU",
-                "--threads",
-                "2",
-                *flags,
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        answers = tmp_path / "result_Files/top5.jsonl"
-        lines = answers.read_text().splitlines() if answers.exists() else []
-        return process, {line["file"]: line for line in map(json.loads, lines)}
-
-    return run
-
-
 def python_logits(checkpoint, folder) -> dict[str, np.ndarray]:
     """Logits by file name, through the evaluation pipeline and the unfolded network."""
+    return logits_by(build_network(checkpoint), checkpoint, folder)
+
+
+def logits_by(network, checkpoint, folder) -> dict[str, np.ndarray]:
+    """Logits of the images in a folder by file name, from images (N, 3, H, W) by a network."""
     source = ImageFolder(folder)
     loader = Loader(source, checkpoint.meta.preprocessing, batch_size=len(source), training=False)
     ((images, _),) = loader.epoch()
-    logits = build_network(checkpoint)(Tensor(images)).asnumpy()
+    logits = network(Tensor(images)).asnumpy()
     return {os.path.relpath(source.name(index), folder): row for index, row in enumerate(logits)}
 
 

@@ -1,0 +1,227 @@
+"""Choosing networks of a trained supernet within limits of their cost.
+
+Some networks are evaluated, a ridge regression on their choices predicts all others, an evolution
+finds those of which most is expected, and so on. The regression also decides at the end: of a
+hundred measured accuracies the best is mostly the luckiest. Imports no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+
+from src.arch.cost_table import CostTable
+from src.arch.sampling import UniformInCost
+from src.arch.space import SearchSpace
+
+Network = tuple[str, ...]  # decisions, in the form that names it
+
+# The first networks of a single limit lie between this share of it and the limit itself.
+LOWEST = 0.7
+# Networks whose logarithm of the cost differs by this from a limit's count by 1/e for it.
+WIDTH = 0.3
+PROPOSED = 5  # networks that are evaluated between two regressions
+GENERATIONS, CHILDREN, PARENTS = 20, 200, 50
+DRAWS = 20  # per network that is needed, before a space counts as used up
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network that was chosen for a limit.
+
+    Attributes:
+        limit: of the cost, in the unit of its table.
+        decisions: of the network.
+        cost: of the network.
+        top1: measured with the supernet's weights, percent.
+        predicted: what the regression says of it, percent.
+        error: of the regression near the limit, root mean square over networks that it was not
+            fitted to, percent; None where there are too few networks to tell.
+    """
+
+    limit: float
+    decisions: Network
+    cost: float
+    top1: float
+    predicted: float
+    error: float | None
+
+
+class Predictor:
+    """Ridge regression of accuracy on the choices of a network, one value per layer and choice.
+
+    Args:
+        space: of the networks.
+        known: accuracies of networks.
+        weights: how much each of these counts.
+    """
+
+    ALPHAS = np.logspace(-2, 3, 11)
+    FOLDS = 10
+
+    def __init__(
+        self, space: SearchSpace, known: Mapping[Network, float], weights: np.ndarray
+    ) -> None:
+        self._choices = [layer.names for layer in space.searched.values()]
+        self._features, self._weights = self._encode(list(known)), weights
+        self._values = np.array(list(known.values()))
+        # Of too few networks none can be left out to choose the factor.
+        enough = len(known) >= self.FOLDS
+        self._model = RidgeCV(alphas=self.ALPHAS) if enough else Ridge()
+        self._model.fit(self._features, self._values, sample_weight=weights)
+
+    def _encode(self, networks: Sequence[Network]) -> np.ndarray:
+        """Rows of 0 and 1, (networks, sum of choices)."""
+        return np.array(
+            [
+                [
+                    choice == name
+                    for choice, names in zip(network, self._choices, strict=True)
+                    for name in names
+                ]
+                for network in networks
+            ],
+            np.float64,
+        )
+
+    def __call__(self, networks: Sequence[Network]) -> np.ndarray:
+        """Expected accuracies, (networks,)."""
+        return self._model.predict(self._encode(networks))
+
+    def error(self) -> float | None:
+        """Root of the mean square error by cross-validation; None of fewer networks than folds."""
+        if len(self._values) < self.FOLDS:
+            return None
+        folds = KFold(self.FOLDS, shuffle=True, random_state=0)
+        expected = cross_val_predict(
+            RidgeCV(alphas=self.ALPHAS),
+            self._features,
+            self._values,
+            cv=folds,
+            params={"sample_weight": self._weights},
+        )
+        squares = (expected - self._values) ** 2
+        return float(np.sqrt(np.average(squares, weights=self._weights)))
+
+
+class Chooser:
+    """Chooses a network for each limit.
+
+    The same seed makes the same choices.
+
+    Args:
+        space: of the supernet.
+        table: of the cost.
+        limits: of the cost.
+        evaluate: accuracy of a network, in percent; called once per network.
+        seed: of all draws.
+
+    Attributes:
+        known: accuracies of the networks evaluated so far.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: CostTable,
+        limits: Sequence[float],
+        evaluate: Callable[[Network], float],
+        seed: int,
+    ) -> None:
+        self._space, self._table, self._limits = space, table, limits
+        self._evaluate, self._random = evaluate, np.random.default_rng(seed)
+        self._choices = [layer.names for layer in space.searched.values()]
+        self.known: dict[Network, float] = {}
+
+    def choose(self, evaluations: int) -> list[Choice]:
+        """Evaluate so many networks, half of them random, and choose one for each limit."""
+        self._evaluate_random(evaluations // 2)
+        idle = 0
+        for limit in cycle(self._limits):
+            if len(self.known) >= evaluations or idle == len(self._limits):
+                break  # enough, or for no limit is there a network that is not known
+            count = min(max(PROPOSED // len(self._limits), 1), evaluations - len(self.known))
+            proposed = self._propose(limit, count)
+            idle = 0 if proposed else idle + 1
+            for network in proposed:
+                self._take(network)
+        return [self._decide(limit) for limit in self._limits]
+
+    def _take(self, network: Network) -> None:
+        self.known[network] = self._evaluate(network)
+
+    def _evaluate_random(self, count: int) -> None:
+        """Evaluate networks whose costs are uniform over the range in question."""
+        least, _ = self._table.range()
+        highest = max(self._limits)
+        lowest = max(LOWEST * highest, least) if len(self._limits) == 1 else least
+        drawn = UniformInCost(self._space, self._table, lowest, highest)
+        # Where only few networks are cheap enough for the lowest limit, one is known at least.
+        self._take(self._space.canonical(self._space.smallest_choices))
+        for _ in range(DRAWS * count):
+            if len(self.known) >= count:
+                break
+            network = drawn.draw(self._random)
+            if network not in self.known and self._table.total(network) <= highest:
+                self._take(network)
+
+    def _predictor(self, limit: float) -> Predictor:
+        costs = np.array([self._table.total(network) for network in self.known])
+        weights = np.exp(-np.abs(np.log(costs / limit)) / WIDTH)
+        return Predictor(self._space, self.known, weights)
+
+    def _propose(self, limit: float, count: int) -> list[Network]:
+        """The best networks within a limit that are not known, by the regression: an evolution."""
+        predictor = self._predictor(limit)
+        found: dict[Network, float] = {}
+
+        def add(networks: Sequence[Network]) -> None:
+            new = [
+                network
+                for network in dict.fromkeys(networks)
+                if network not in found and self._table.total(network) <= limit
+            ]
+            if new:
+                found.update(zip(new, predictor(new).tolist(), strict=True))
+
+        add(list(self.known))
+        for _ in range(GENERATIONS):
+            parents = sorted(found, key=found.__getitem__, reverse=True)[:PARENTS]
+            add([self._child(parents) for _ in range(CHILDREN)])
+        best = sorted(found, key=found.__getitem__, reverse=True)
+        return [network for network in best if network not in self.known][:count]
+
+    def _child(self, parents: Sequence[Network]) -> Network:
+        """Two parents crossed, with one layer drawn anew on average."""
+        random, layers = self._random, len(self._choices)
+        first, second = (parents[i] for i in random.integers(len(parents), size=2))
+        crossed, drawn = random.random(layers) < 0.5, random.random(layers) < 1 / layers
+        return self._space.canonical(
+            [
+                names[random.integers(len(names))] if anew else (one if same else other)
+                for one, other, same, anew, names in zip(
+                    first, second, crossed, drawn, self._choices, strict=True
+                )
+            ]
+        )
+
+    def _decide(self, limit: float) -> Choice:
+        """The known network within a limit of which most is expected."""
+        predictor = self._predictor(limit)
+        allowed = [network for network in self.known if self._table.total(network) <= limit]
+        expected = predictor(allowed)
+        best = int(expected.argmax())
+        network = allowed[best]
+        return Choice(
+            limit,
+            network,
+            self._table.total(network),
+            self.known[network],
+            float(expected[best]),
+            predictor.error(),
+        )

@@ -1,0 +1,219 @@
+"""Networks of an elastic supernet for limits of latency, without another training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from src.arch.cost import network_cost
+from src.arch.cost_table import CostTable
+from src.arch.space import SearchSpace
+from src.checkpoint.format import Checkpoint
+from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
+from src.config import ServeConfig, TrainConfig
+from src.drawing import draw_decisions, draw_served
+from src.errors import UserError
+from src.files import make_folder, read_json, write_json
+from src.search.budget import cost_bound, open_table, parse_targets
+from src.search.choosing import Choice, Chooser, Network
+from src.search.subnet_accuracies import Accuracies
+from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
+from src.search.superkernel import inherit
+from src.training.single import train_network
+from src.utils import environment
+
+log = logging.getLogger(__name__)
+
+EVALUATED, SETTINGS = "subnets.jsonl", "serve.json"
+FINETUNE_RATE = 0.1  # of the supernet's base learning rate
+# Keys that may change when a folder's evaluations are used again.
+_FREE_KEYS = frozenset(
+    ("from_supernet", "data_path", "val_data_path", "checkpoint_path", "compile_cache", "device_id")
+)
+
+
+def serve(config: ServeConfig) -> int:
+    """Choose a network for each limit; returns the exit code.
+
+    Networks go to ``checkpoint_path``, or where there are several limits to a folder in it for each
+    of them. Every evaluation is written before the next one begins, so that the same command goes
+    on where it was interrupted.
+
+    Raises:
+        UserError: the checkpoint holds no supernet of superkernels, a limit or table does not fit,
+            no images were held out, or the folder holds other networks.
+    """
+    checkpoint, space = read_supernet(config.from_supernet)
+    if space.one_shot:
+        raise UserError(
+            f"{checkpoint.path}: holds a one-shot supernet; search.py --method one_shot searches it"
+        )
+    meta = checkpoint.meta
+    table = open_table(config, space, meta.preprocessing, len(meta.classes))
+    limits = find_limits(config, table)
+    images = open_images(config, checkpoint, space, "held")
+    folder = make_folder(Path(config.checkpoint_path))
+    _check_folder(folder, config, checkpoint)
+    with images.compiling:
+        evaluator = SuperkernelEvaluator(checkpoint, images)
+        accuracies = Accuracies(folder / EVALUATED, config, checkpoint, space, evaluator)
+        with tqdm(total=config.evaluations, unit="network", leave=False, disable=None) as bar:
+
+            def evaluate(network: Network) -> float:
+                bar.update()
+                return accuracies(network)["top1"]
+
+            chooser = Chooser(space, table, limits, evaluate, config.seed)
+            choices = chooser.choose(config.evaluations)
+        rows = []
+        for choice in choices:
+            place = _place(folder, choice.limit, limits)
+            evaluator.calibrate(choice.decisions)
+            weights = inherit(cell_weights(evaluator.network), space, choice.decisions)
+            rows.append(_write_network(config, checkpoint, space, table, choice, place, weights))
+    evaluated = [(table.total(network), top1) for network, top1 in chooser.known.items()]
+    draw_served(evaluated, rows, table.unit, folder / "front.png")
+    write_json(folder / "front.json", {"unit": table.unit, "networks": rows})
+    _tell(rows, table.unit, len(evaluated))
+    for limit in limits if config.finetune_epochs else ():
+        code = _finetune(config, checkpoint, _place(folder, limit, limits))
+        if code:
+            return code
+    return 0
+
+
+def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
+    """The limits that the configuration asks for, in the unit of the table.
+
+    Raises:
+        UserError: there is none, there are several kinds, or no network is within one of them.
+    """
+    bound = cost_bound(config)
+    if sum((bound is not None, bool(config.sweep), bool(config.front))) != 1:
+        raise UserError(
+            "one of target_latency_ms (target for macs and params), sweep and front says what the "
+            "networks may cost"
+        )
+    if config.front:
+        return np.linspace(*table.range(), config.front).tolist()
+    limits = [bound] if bound is not None else parse_targets("sweep", config.sweep or "")
+    for limit in limits:
+        table.check_target(limit)
+    return limits
+
+
+def _place(folder: Path, limit: float, limits: list[float]) -> Path:
+    """Folder of the network for a limit."""
+    return folder if len(limits) == 1 else folder / f"target_{limit:.4g}"
+
+
+def _check_folder(folder: Path, config: ServeConfig, checkpoint: Checkpoint) -> None:
+    """Refuse to put networks of other settings beside those that are there."""
+    settings = {
+        **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
+        "epoch": checkpoint.meta.epoch,
+        "step": checkpoint.meta.step,
+    }
+    file = folder / SETTINGS
+    if file.is_file() and read_json(file) != settings:
+        raise UserError(
+            f"{folder}: holds networks of other settings ({SETTINGS}); another --checkpoint_path "
+            "starts beside them"
+        )
+    write_json(file, settings)
+
+
+def _write_network(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    table: CostTable,
+    choice: Choice,
+    place: Path,
+    weights: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Write architecture, weights and pictures of a network; returns its row of the front."""
+    make_folder(place)
+    versions, unit = environment(config.device_target), table.unit
+    provenance = {
+        "source": "search.py --from_supernet",
+        **asdict(choice),
+        "unit": unit,
+        "table": table.name,
+        "device": table.device,
+        "supernet": checkpoint.path.name,
+        "epochs": checkpoint.meta.epoch,
+        "seed": config.seed,
+        "mindspore": versions["mindspore"],
+        "commit": versions["commit"],
+    }
+    arch = space.derive(choice.decisions, f"{config.name}_{choice.cost:.4g}{unit[0]}", provenance)
+    write_json(place / "arch.json", arch.to_dict())
+    meta = replace(checkpoint.meta, arch=arch, step=0, metrics={"top1": choice.top1})
+    write_inherited(place, weights, meta)
+    title = f"{arch.name}: {choice.cost:.2f} {unit}"
+    for suffix in (".png", ".svg"):
+        draw_decisions(space, choice.decisions, title, place / f"arch{suffix}")
+    size = checkpoint.meta.preprocessing.height, checkpoint.meta.preprocessing.width
+    cost = network_cost(arch, len(checkpoint.meta.classes), size)
+    return {
+        "target": choice.limit,
+        "cost": choice.cost,
+        "top1": choice.top1,
+        "predicted": choice.predicted,
+        "error": choice.error,
+        "macs": round(cost.macs / 1e6, 6),
+        "params": round(cost.params / 1e6, 6),
+        "arch": str(place / "arch.json"),
+    }
+
+
+def _tell(rows: list[dict[str, Any]], unit: str, evaluated: int) -> None:
+    """Print the networks as a table."""
+    log.info(
+        "%10s %10s %8s %10s %6s %9s %9s   (%s; top-1 of held-out images with inherited weights, "
+        "and by a regression over %d networks with its error)",
+        *("limit", "cost", "top-1", "predicted", "+-", "M macs", "M params"),
+        unit,
+        evaluated,
+    )
+    for row in rows:
+        log.info(
+            "%10.4g %10.4g %8.2f %10.2f %6s %9.2f %9.3f   %s",
+            *(row["target"], row["cost"], row["top1"], row["predicted"]),
+            "-" if row["error"] is None else f"{row['error']:.2f}",
+            *(row["macs"], row["params"], row["arch"]),
+        )
+
+
+def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
+    """Train a network on from its inherited weights; returns the exit code."""
+    trained = checkpoint.meta.config
+    own = {
+        **{key: trained[key] for key in TrainConfig.model_fields if key in trained},
+        "space": None,
+        "arch": str(place / "arch.json"),
+        "pre_trained": str(place / INHERITED),
+        "epoch_size": config.finetune_epochs,
+        "lr_init": FINETUNE_RATE * trained["lr_init"],
+        "lr_scheduler": "cosine",
+        "warmup_epochs": 0.0,
+        "val_while_train": True,
+        "checkpoint_path": str(place / "finetuned"),
+        "resume": False,
+        # MindSpore's cache knows graphs by their order in the process.
+        "compile_cache": False,
+        **{
+            key: value
+            for key, value in config.model_dump().items()
+            if key in ("dataset_name", "data_path", "val_data_path") and value is not None
+        },
+        **{key: getattr(config, key) for key in ("device_target", "device_id", "cpu_kernels")},
+    }
+    return train_network(TrainConfig.model_validate(own))

@@ -1,0 +1,285 @@
+"""Networks served from an elastic supernet: how they are chosen, and that they are what it has."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.arch.architecture import load_architecture
+from src.arch.cost_table import arithmetic_table
+from src.arch.space import load_space
+from src.checkpoint.format import read_checkpoint
+from src.checkpoint.restore import build_network, cell_weights
+from src.config import ServeConfig
+from src.files import read_jsonl
+from src.search.choosing import Chooser, Predictor
+from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, parts, read_supernet
+from src.search.superkernel import inherit
+from tests.conftest import run_in_this_process
+from tests.deployment.test_export import assert_close, logits_by, logits_of
+from tests.search.test_search import SPACE
+
+MACRO = load_space("nas_bench_macro")
+TABLE = arithmetic_table(MACRO, "macs", 10)
+DIGITS = (
+    "--dataset_name",
+    "digits",
+    "--image_height",
+    16,
+    "--image_width",
+    16,
+    "--resize",
+    16,
+    "--batch_size",
+    20,
+)
+SERVE = ("--cost", "macs", "--evaluations", 10, "--calibration_images", 40, "--batch_size", 20)
+
+
+def additive(network: tuple[str, ...]) -> float:
+    """An accuracy that is a sum over layers, in which later layers count less."""
+    values = {"SKIP": 0.0, "K3E3": 1.0, "K5E6": 1.5}
+    return 80 + sum(values[choice] / (1 + layer) for layer, choice in enumerate(network))
+
+
+def random_networks(count: int) -> list[tuple[str, ...]]:
+    every = list(MACRO.networks())
+    return [every[i] for i in np.random.default_rng(0).permutation(len(every))[:count]]
+
+
+def test_regression_predicts_what_is_additive():
+    networks = random_networks(150)
+    known = {network: additive(network) for network in networks[:100]}
+    predictor = Predictor(MACRO, known, np.ones(100))
+    expected = np.array([additive(network) for network in networks[100:]])
+    np.testing.assert_allclose(predictor(networks[100:]), expected, atol=0.05)
+    assert predictor.error() < 0.05
+
+
+def test_error_is_that_of_networks_that_the_regression_has_not_seen():
+    noise = np.random.default_rng(1).normal(0, 1, 60)
+    known = dict(zip(random_networks(60), noise.tolist(), strict=True))
+    # What is noise cannot be predicted, though a regression fits a part of it.
+    assert Predictor(MACRO, known, np.ones(60)).error() > 0.9 * noise.std()
+
+
+@pytest.mark.parametrize("limits", [[60.0], [30.0, 60.0, 90.0]])
+def test_chosen_networks_keep_their_limits_and_are_near_the_best(limits):
+    noise = np.random.default_rng(2)
+    asked: list[tuple[str, ...]] = []
+
+    def measured(network):
+        asked.append(network)
+        return additive(network) + noise.normal(0, 0.1)
+
+    choices = Chooser(MACRO, TABLE, limits, measured, seed=3).choose(60)
+    assert len(asked) == len(set(asked)) == 60
+    assert [choice.limit for choice in choices] == limits
+    for choice in choices:
+        assert choice.decisions == MACRO.canonical(choice.decisions)
+        assert choice.cost == TABLE.total(choice.decisions) <= choice.limit
+        best = max(
+            additive(network)
+            for network in MACRO.networks()
+            if TABLE.total(network) <= choice.limit
+        )
+        assert additive(choice.decisions) > best - 0.15
+        assert 0.02 < choice.error < 0.4
+
+
+def test_the_same_seed_makes_the_same_choices():
+    found = []
+    for seed in (1, 1, 2):
+        chooser = Chooser(MACRO, TABLE, [60.0], additive, seed)
+        found.append((chooser.choose(20), chooser.known))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_limit_with_few_networks_ends_early():
+    lowest = TABLE.range()[0]
+    chooser = Chooser(MACRO, TABLE, [lowest], additive, 1)
+    (choice,) = chooser.choose(50)
+    assert list(chooser.known) == [choice.decisions] == [MACRO.smallest_choices]
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("space") / "tiny.json"
+    file.write_text(json.dumps(SPACE))
+    return file
+
+
+@pytest.fixture(scope="module")
+def supernet(space_file, few_digits, tmp_path_factory):
+    """The folder of a short training."""
+    folder = tmp_path_factory.mktemp("elastic")
+    run = run_in_this_process(
+        "train.py",
+        *DIGITS,
+        *("--data_path", few_digits, "--space", space_file, "--epoch_size", 6),
+        *("--val_while_train", "false", "--checkpoint_path", folder),
+        cwd=folder,
+    )
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(supernet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    run = run_in_this_process(
+        "search.py",
+        *("--from_supernet", supernet, *SERVE, "--sweep", "0.3,0.5", "--checkpoint_path", folder),
+        cwd=folder,
+    )
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_each_limit_has_its_network(served):
+    front = json.loads((served / "front.json").read_text())
+    assert front["unit"] == "million multiply-adds"
+    for row, limit in zip(front["networks"], (0.3, 0.5), strict=True):
+        place = served / f"target_{limit}"
+        assert row["target"] == limit and row["macs"] == pytest.approx(row["cost"], abs=1e-6)
+        assert row["cost"] <= limit
+        arch = load_architecture(place / "arch.json")
+        assert arch.provenance["top1"] == row["top1"]
+        assert read_checkpoint(place / "inherited.ckpt").meta.arch == arch
+        for name in ("arch.png", "arch.svg"):
+            assert (place / name).stat().st_size > 1000
+    assert (served / "front.png").stat().st_size > 1000
+    assert len(read_jsonl(served / "subnets.jsonl")) == 1 + 10
+
+
+def test_an_interrupted_command_goes_on_and_finds_the_same(
+    served, supernet, call_program, tmp_path
+):
+    folder = tmp_path / "again"
+    flags = ("--from_supernet", supernet, *SERVE, "--sweep", "0.3,0.5")
+    folder.mkdir()
+    lines = (served / "subnets.jsonl").read_text().splitlines(keepends=True)
+    # Cut short in the middle of the fifth network.
+    (folder / "subnets.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    run = call_program("search.py", *flags, "--checkpoint_path", folder)
+    assert run.returncode == 0, run.stderr
+    assert (folder / "subnets.jsonl").read_text() == "".join(lines)
+    for name in ("target_0.3", "target_0.5"):
+        mine, theirs = (read_checkpoint(at / name / "inherited.ckpt") for at in (folder, served))
+        assert mine.meta.arch == theirs.meta.arch
+        for key, value in theirs.weights.items():
+            np.testing.assert_array_equal(mine.weights[key], value)
+
+
+def test_a_served_network_is_what_the_supernet_has(served, supernet):
+    """Masked by MindSpore's layers, active alone by the operators, and derived."""
+    checkpoint, space = read_supernet(str(supernet))
+    derived = read_checkpoint(served / "target_0.5/inherited.ckpt")
+    decisions = derived.meta.arch.provenance["decisions"]
+    pixels = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
+    expected = build_network(derived)(Tensor(pixels)).asnumpy()
+    scale = np.abs(expected).max()
+    for kernels in ("off", "auto"):
+        config = ServeConfig(calibration_images=40, batch_size=20, cpu_kernels=kernels)
+        images = open_images(config, checkpoint, space, "held")
+        evaluator = SuperkernelEvaluator(checkpoint, images)
+        evaluator.calibrate(decisions)
+        logits = evaluator.network(Tensor(pixels), None, parts(space, decisions)).asnumpy()
+        assert np.abs(logits - expected).max() <= 1e-5 * scale
+        own = inherit(cell_weights(evaluator.network), space, decisions)
+        for name, value in derived.weights.items():
+            np.testing.assert_allclose(own[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_served_network_is_evaluated_and_exported_as_any_other(served, supernet, call_program):
+    place = served / "target_0.3"
+    run = call_program("eval.py", "--checkpoint_path", place / "inherited.ckpt")
+    assert run.returncode == 0, run.stderr
+    # export.py compares the model's logits with the network's, to 1e-5 of the largest.
+    for file_format in ("MINDIR", "ONNX"):
+        run = call_program(
+            "export.py",
+            *("--ckpt_file", place / "inherited.ckpt", "--file_format", file_format),
+            *("--file_name", place / file_format.lower()),
+        )
+        assert run.returncode == 0, run.stderr
+
+
+def test_a_served_network_answers_in_cpp_as_the_supernet(
+    served, supernet, few_digits, classify, call_program, tmp_path
+):
+    place = served / "target_0.5"
+    model = tmp_path / "model.mindir"
+    run = call_program(
+        "export.py",
+        *("--ckpt_file", place / "inherited.ckpt", "--file_name", model.with_suffix("")),
+    )
+    assert run.returncode == 0, run.stderr
+    process, answers = classify(model, few_digits / "val")
+    assert process.returncode == 0 and len(answers) == 50, process.stderr
+    checkpoint, space = read_supernet(str(supernet))
+    config = ServeConfig(calibration_images=40, batch_size=20)
+    evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space, "held"))
+    decisions = load_architecture(place / "arch.json").provenance["decisions"]
+    evaluator.calibrate(decisions)
+
+    def masked(images):
+        return evaluator.network(images, None, parts(space, decisions))
+
+    for file, logits in logits_by(masked, checkpoint, few_digits / "val").items():
+        assert_close(logits_of(tmp_path, file), logits, 1e-5)
+
+
+def test_a_network_is_trained_on(supernet, call_program, tmp_path):
+    run = call_program(
+        "search.py",
+        *("--from_supernet", supernet, *SERVE, "--target", 0.4, "--finetune_epochs", 1),
+        *("--checkpoint_path", tmp_path / "run"),
+    )
+    assert run.returncode == 0, run.stderr
+    tuned = read_checkpoint(tmp_path / "run/finetuned/ckpt_0/best.ckpt")
+    assert tuned.meta.arch == load_architecture(tmp_path / "run/arch.json")
+    assert tuned.meta.config["holdout"] == 0.1 and tuned.meta.config["lr_init"] == pytest.approx(
+        0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (("--cost", "macs", "--target", 0.01), "networks of space 'tiny' cost 0.2221 to 0.6389"),
+        (("--cost", "macs", "--target", 0.5, "--front", 3), "one of target_latency_ms"),
+        (("--cost", "macs"), "one of target_latency_ms"),
+        (("--latency_table", "pixel1", "--target_latency_ms", 60), "made for space 'imagenet'"),
+        (("--target_latency_ms", 60), "latency_table is not given"),
+        (("--cost", "macs", "--target", 0.5, "--resume", "true"), "unknown flag '--resume'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_computed(
+    supernet, call_program, tmp_path, flags, reason
+):
+    run = call_program(
+        "search.py", "--from_supernet", supernet, *flags, "--checkpoint_path", tmp_path / "run"
+    )
+    assert run.returncode == 2 and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_supernets_of_another_kind_are_refused(served, supernet, call_program, tmp_path):
+    flags = ("--cost", "macs", "--target", 0.5, "--checkpoint_path", tmp_path / "run")
+    network = served / "target_0.3/inherited.ckpt"
+    run = call_program("search.py", "--from_supernet", network, *flags)
+    assert run.returncode == 2 and "holds a single network" in run.stderr
+    run = call_program("eval.py", "--checkpoint_path", supernet / "ckpt_0")
+    assert run.returncode == 2 and "search.py --from_supernet" in run.stderr
+
+
+def test_other_settings_need_another_folder(served, supernet, call_program):
+    run = call_program(
+        "search.py",
+        *("--from_supernet", supernet, *SERVE, "--target", 0.4, "--checkpoint_path", served),
+    )
+    assert run.returncode == 2 and "holds networks of other settings" in run.stderr
