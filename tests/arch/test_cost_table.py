@@ -11,7 +11,7 @@ import pytest
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
 from src.arch.cost_table import SHIPPED, CostTableError, arithmetic_table, load_table, space_of
-from src.arch.sampling import sample_decisions
+from src.arch.sampling import UniformInCost, sample_decisions
 from src.arch.space import SHIPPED as SPACES
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.latency.statistics import judge
@@ -79,6 +79,13 @@ def test_pairs_are_chosen_together():
     for decisions in itertools.product(*(layer.names for layer in space.searched.values())):
         indicators = to_indicators(space, decisions)
         assert to_decisions(space, indicators) == list(decisions)
+
+
+def test_decisions_say_which_parts_of_the_largest_blocks_are_active():
+    space = load_space("nas_bench_macro")
+    decisions = ["K5E6", SKIP, "K3E3", "K5E6", SKIP, "K3E3", SKIP, "K5E6"]
+    assert space.active_parts(decisions)[:3] == [(5, 192, 1), (3, 192, 0), (3, 192, 1)]
+    assert load_space("imagenet_32").active_parts(["K3E3"] * 20)[0] == (3, 32, 1)  # a fixed block
 
 
 def test_decisions_of_one_network_have_one_name():
@@ -348,6 +355,17 @@ def test_random_networks_have_the_latency_and_differ(target):
         == sample_decisions(space, table, target, 50)
         != sample_decisions(space, table, target, 50, seed=1)
     )
+
+
+def test_random_networks_are_uniform_in_cost():
+    space = load_space("nas_bench_macro")
+    table = arithmetic_table(space, "macs", 10)
+    random, networks = np.random.default_rng(0), UniformInCost(space, table)
+    drawn = [networks.draw(random) for _ in range(60)]
+    assert all(decisions == space.canonical(decisions) for decisions in drawn)
+    shares = np.array([table.total(decisions) for decisions in drawn]) / table.range()[1]
+    # Uniform decisions would leave hardly any below a third and above two thirds of the range.
+    assert (shares < 0.4).sum() > 8 and (shares > 0.8).sum() > 8
 
 
 def test_settling_reaches_the_target_and_changes_the_least_certain_first():

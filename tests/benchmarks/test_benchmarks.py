@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders
+from benchmarks import contenders, serve, subnet_step
 from benchmarks.step_bounds import step_work, total_work
 from benchmarks.step_profile import Call, report, split_steps, step_passes
-from benchmarks.subnet_step import decisions_of, draw, multiply_adds, smallest
-from src.arch.architecture import load_architecture
+from benchmarks.subnet_step import sandwich_cost, small_choices
 from src.arch.cost import network_cost
-from src.errors import UserError
+from src.arch.cost_table import arithmetic_table
+from src.arch.space import load_space
+from src.errors import EXIT_USER, UserError
+from src.files import write_json
+from src.kernels import available
 from tests.conftest import TINY
 
 # A worker that spins whenever it runs. Its piece of work takes the given milliseconds, half as many
@@ -146,16 +150,72 @@ def test_calls_that_do_not_fit_are_refused():
         split_steps(wrong, passes, 3)
 
 
-def test_subnets_are_those_of_the_published_space():
-    arch = load_architecture("nas_bench_macro_largest")
-    k3e3, everything = np.ones(8, int), np.full(8, 2)
-    costs = [multiply_adds(arch, choices) for choices in (smallest(arch), k3e3, everything)]
-    assert costs == [20_683_264, 53_246_464, 105_660_928]  # Su et al., arXiv 2103.11922
-    choices = np.array([2, 0, 1, 2, 0, 1, 0, 2])
-    rows = decisions_of(arch, choices).tolist()
-    assert rows[:3] == [[5, 192, 1], [5, 384, 0], [3, 192, 1]]
-    drawn = [draw(arch, np.random.default_rng(seed)) for seed in range(60)]
-    assert all((choices >= smallest(arch)).all() for choices in drawn)
-    shares = np.array([multiply_adds(arch, choices) for choices in drawn]) / costs[-1]
-    # Uniform in cost: uniform choices would leave hardly any below a third and above two thirds.
-    assert (shares < 0.4).sum() > 8 and (shares > 0.8).sum() > 8
+def test_a_sandwich_is_the_ends_and_two_networks_uniform_in_cost():
+    space = load_space("nas_bench_macro")
+    assert small_choices(space) == ("K3E3",) * 8
+    low, high = arithmetic_table(space, "macs", 10).range()
+    # The mean of two uniform costs is that of the ends.
+    assert sandwich_cost(space, 32) == pytest.approx(2 * (low + high) / high, abs=0.06)
+
+
+@pytest.fixture
+def tiny_space(tmp_path) -> Path:
+    """The file of a space of two layers."""
+    space = {
+        "format": "spnas-space",
+        "version": 1,
+        "name": "tiny",
+        "image_size": 16,
+        "stem_channels": 8,
+        "stem_stride": 2,
+        "layers": [
+            {
+                "stride": stride,
+                "in_channels": 8,
+                "out_channels": 8,
+                "kernel_sizes": [3, 5],
+                "expansions": [3, 6],
+                "skippable": stride == 1,
+            }
+            for stride in (2, 1)
+        ],
+        "head_channels": 32,
+        "bn_epsilon": 1e-5,
+        "provenance": {},
+    }
+    write_json(tmp_path / "tiny.json", space)
+    return tmp_path / "tiny.json"
+
+
+@pytest.mark.parametrize("worker", subnet_step.WORKERS)
+def test_every_contender_trains(worker, tiny_space):
+    if not available():
+        pytest.skip("the CPU operators cannot be had here")
+    step = subnet_step.create(worker, str(tiny_space), 4, 16)
+    results = [step() for _ in range(3)]
+    assert np.isfinite(results).all() and len(set(results)) == 3
+
+
+def test_a_space_without_subnets_is_refused(capsys):
+    assert subnet_step.main(["--space", "one_shot_32"]) == EXIT_USER
+    assert "benchmarks/one_shot_step.py measures it" in capsys.readouterr().err
+
+
+def test_networks_of_a_supernet_are_evaluated_on_all_images(tiny_space, capsys):
+    batches = serve.NoiseBatches(5, batch_size=2, image_size=16)
+    assert [(images.shape, len(labels)) for images, labels in batches.epoch()] == [
+        ((2, 3, 16, 16), 2), ((2, 3, 16, 16), 2), ((1, 3, 16, 16), 1)
+    ]  # fmt: skip
+    evaluated = itertools.islice(serve.evaluations(load_space(tiny_space), 4, 5), 6)
+    seconds, results = zip(*evaluated, strict=True)
+    assert seconds[0] > max(seconds[1:])  # the first compiles
+    assert {result.images for result in results} == {5}
+    assert len({result.loss for result in results}) > 2  # of different networks
+
+    flags = "--calibration_images", "4", "--val_images", "5", "--networks", "2"
+    assert serve.main(["--space", str(tiny_space), *flags]) == 0
+    title, columns, first, others = capsys.readouterr().out.splitlines()
+    assert title.endswith("16x16, seconds of a network: statistics of 4 images, accuracy on 5")
+    assert columns.split() == ["median", "least", "most"]
+    assert first.startswith("first, compiles") and others.startswith("2 others")
+    assert all(float(second) >= 0 for second in others.split()[2:])
