@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Install everything that is missing, Debian packages included; search a network on the embedded
-# digits; train, evaluate and export it; classify with it in C++.
+# Install everything that is missing, Debian packages included; train an elastic supernet on the
+# embedded digits; measure this machine; serve networks for two latencies, export them, and classify
+# with them in C++.
 # Usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]
-# Variables: SEARCH_FLAGS and TRAIN_FLAGS, further flags of search.py and train.py.
+# Variables: TRAIN_FLAGS, PROFILE_FLAGS and SERVE_FLAGS, further flags of train.py,
+# scripts/profile_latency.py and search.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -24,8 +26,9 @@ for word in "$@"; do
             ;;
     esac
 done
-read -ra search_flags <<< "${SEARCH_FLAGS:-}"
 read -ra train_flags <<< "${TRAIN_FLAGS:-}"
+read -ra profile_flags <<< "${PROFILE_FLAGS:-}"
+read -ra serve_flags <<< "${SERVE_FLAGS:-}"
 run=${run:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
 
 number=0
@@ -35,36 +38,42 @@ step() {
 }
 
 step "set up: Debian packages for C++, Python packages in .venv"
-with_cpp=yes
-bash scripts/system_packages.sh "$packages" python cpp || with_cpp=no
+runtime=lite
+bash scripts/system_packages.sh "$packages" python cpp || runtime=mindspore
 bash scripts/setup_env.sh "${setup[@]}"
+mkdir -p "$run"
+run=$(cd "$run" && pwd)
 
-step "search a network for 60 million multiply-adds on the digits: $run/search"
-.venv/bin/python search.py --dataset_name digits --target 60 --checkpoint_path "$run/search" \
-    "${search_flags[@]}"
-
-step "train it: $run/ckpt_0"
-.venv/bin/python train.py --dataset_name digits --arch "$run/search/arch.json" \
+step "train all networks of a space on the digits, in one supernet: $run/ckpt_0"
+.venv/bin/python train.py --dataset_name digits --space nas_bench_macro --epoch_size 6 \
     --checkpoint_path "$run" "${train_flags[@]}"
 
-step "evaluate it"
-.venv/bin/python eval.py --checkpoint_path "$run/ckpt_0"
+step "measure this machine: $run/table.json"
+profile=(.venv/bin/python scripts/profile_latency.py --space nas_bench_macro --num_classes 10
+    --runtime "$runtime" --out "$run/table.json" --fit_networks 4 "${profile_flags[@]}")
+"${profile[@]}"
 
-step "export it in four forms, each compared with the trained network"
-export_as() {  # NAME [flags of export.py...]
-    .venv/bin/python export.py --ckpt_file "$run/ckpt_0/best.ckpt" --file_name "$run/$1" "${@:2}"
-}
-export_as spnas  # the one that C++ reads
-export_as spnas_version3 --mindir_version 3
-export_as spnas_unfolded --no_fold
-export_as spnas_onnx --file_format ONNX
+step "serve a network for each of two latencies: $run/served"
+.venv/bin/python search.py --from_supernet "$run" --latency_table "$run/table.json" \
+    --sweep 35%,70% --evaluations 20 --calibration_images 400 --checkpoint_path "$run/served" \
+    "${serve_flags[@]}"
 
-if [ "$with_cpp" = no ]; then
-    missing=$(bash scripts/system_packages.sh --missing cpp)
-    step "classify in C++: left out, as packages are missing: $missing"
-    exit 0
+step "export them, and classify the validation images in Python and in C++"
+networks=("$run"/served/target_*)
+for network in "${networks[@]}"; do
+    .venv/bin/python eval.py --checkpoint_path "$network/inherited.ckpt" \
+        --output "$network/eval.json"
+    .venv/bin/python export.py --ckpt_file "$network/inherited.ckpt" --file_name "$network/spnas"
+    if [ "$runtime" = lite ]; then
+        (cd "$network" && DEVICE_TARGET=CPU bash "$repository/scripts/run_infer_310.sh" \
+            spnas.mindir "$repository/data/digits/val")
+    fi
+done
+if [ "$runtime" != lite ]; then
+    echo "C++ is left out, as packages are missing: $(bash scripts/system_packages.sh --missing cpp)"
 fi
-step "build the C++ application and classify the validation images: $run/acc.log"
-digits=$PWD/data/digits/val
-cd "$run"
-DEVICE_TARGET=CPU bash "$repository/scripts/run_infer_310.sh" spnas.mindir "$digits"
+
+step "measure them"
+files=$(printf ',%s' "${networks[@]/%//arch.json}")
+"${profile[@]}" --verify 1 --verify_arch "${files:1}"
+.venv/bin/python scripts/served_networks.py "$run/served" "$run/table.json"

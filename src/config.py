@@ -523,7 +523,11 @@ class ServeConfig(SubnetDataConfig):
     latency_table: str | None = _key(None, "shipped latency table or table file")
     target_latency_ms: float | None = _key(None, "most milliseconds of the network", gt=0)
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
-    sweep: str | None = _key(None, "a network for each of these limits, for example 2,3,4")
+    sweep: str | None = _key(
+        None,
+        "a network for each of these limits, for example 2,3,4 or 30%,60% of the way from the "
+        "smallest to the largest network",
+    )
     front: int = _key(0, "this number of networks, with limits over the whole range", ge=0)
 
     # How they are chosen.
@@ -631,6 +635,11 @@ class ProfileConfig(ProgramConfig):
     )
     num_classes: int = _key(1000, "outputs of the classifier", ge=1)
 
+    fit_networks: int = _key(
+        22,
+        "whole networks, beside the smallest and the largest, to which the table is fitted",
+        ge=2,
+    )
     max_rounds: int = _key(
         400, "rounds after which medians that are not stable are taken as they are", ge=1
     )

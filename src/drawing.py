@@ -33,8 +33,11 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(scratch, dpi=120, format=path.suffix[1:])
 
 
-def draw_curves(lines: Iterable[Line], path: Path) -> None:
-    """Draw training and validation loss, and both accuracies, over epochs."""
+def draw_curves(lines: Sequence[Line], path: Path) -> None:
+    """Draw training and validation loss, and both accuracies, over epochs.
+
+    Of a supernet's networks a band shows the accuracies from the smallest to the largest.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for kind, label in (("train", "training"), ("val", "validation")):
@@ -46,6 +49,14 @@ def draw_curves(lines: Iterable[Line], path: Path) -> None:
             style = {"marker": "o", "markersize": 3}
         left.plot(epochs, [line["loss"] for line in chosen], label=label, **style)
         right.plot(epochs, [line["top1"] for line in chosen], label=label, **style)
+    band = [line for line in lines if "top1_smallest" in line]
+    if band:
+        smallest, largest = (
+            [line[f"top1_{name}"] for line in band] for name in ("smallest", "largest")
+        )
+        label = "smallest to largest network"
+        epochs = [line["progress"] for line in band]
+        right.fill_between(epochs, smallest, largest, alpha=0.2, color="C1", label=label)
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="top-1 (%)")
     for axis in (left, right):

@@ -29,10 +29,6 @@ from src.utils import environment
 
 log = logging.getLogger(__name__)
 
-# Whole networks, beside the smallest and the largest, to which the four numbers of the correction
-# are fitted.
-FIT_NETWORKS = 22
-
 Blocks = Mapping[str, Mapping[str, Model]]  # by layer and choice
 
 
@@ -60,7 +56,7 @@ def _make_table(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) ->
     session = Session(folder, plan.settings(runtime.version, "table"))
     blocks = plan.blocks()
     distinct = {model.name: model for entries in blocks.values() for model in entries.values()}
-    chosen = plan.networks_to_fit(FIT_NETWORKS)
+    chosen = plan.networks_to_fit(plan.config.fit_networks)
     log.info(
         "space %s: %d different blocks of %d, and %d whole networks",
         plan.space.name,

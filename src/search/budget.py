@@ -97,12 +97,25 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig | ServeConfig) -> floa
     return config.target
 
 
-def parse_targets(key: str, text: str) -> list[float]:
-    """The costs of a key such as ``sweep``: numbers with commas between them."""
+def parse_targets(key: str, text: str, table: CostTable) -> list[float]:
+    """The costs of a key such as ``sweep``: numbers with commas between them.
+
+    A number with % is a share of the way from the smallest to the largest network of ``table``.
+
+    Raises:
+        UserError: a word is no number.
+    """
+    low, high = table.range()
     try:
-        return [float(word) for word in text.split(",")]
+        return [
+            low + float(word[:-1]) / 100 * (high - low) if word.endswith("%") else float(word)
+            for word in text.split(",")
+        ]
     except ValueError:
-        raise UserError(f"{key} is '{text}', should be numbers with commas between them") from None
+        raise UserError(
+            f"{key} is '{text}', should be numbers with commas between them, for example 2,3 or "
+            "30%,60%"
+        ) from None
 
 
 def count_classes(config: SearchConfig) -> int | None:

@@ -102,7 +102,7 @@ def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
         )
     if config.front:
         return np.linspace(*table.range(), config.front).tolist()
-    limits = [bound] if bound is not None else parse_targets("sweep", config.sweep or "")
+    limits = [bound] if bound is not None else parse_targets("sweep", config.sweep or "", table)
     for limit in limits:
         table.check_target(limit)
     return limits

@@ -136,7 +136,7 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
                 f"space '{space.name}' has {space.size():,} networks, too many for near or for all "
                 "of them; --even draws some"
             )
-        targets = parse_targets("near", config.near) if config.near else []
+        targets = parse_targets("near", config.near, table) if config.near else []
         for decisions in space.networks():
             cost = table.total(decisions)
             if not targets or any(abs(cost / target - 1) <= NEAR for target in targets):

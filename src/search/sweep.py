@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 def sweep(config: SearchConfig) -> int:
     """Search for each target in a folder of its own; returns the exit code."""
-    targets = parse_targets("sweep", config.sweep or "")
     table = open_table(
         config, load_space(config.space), config.preprocessing(), count_classes(config)
     )
+    targets = parse_targets("sweep", config.sweep or "", table)
     for target in targets:
         table.check_target(target)
     key = "target_latency_ms" if config.cost == "latency" else "target"

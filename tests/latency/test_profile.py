@@ -292,9 +292,8 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
 @pytest.mark.parametrize(
     "space", (SPACE, one_shot_space("one_shot_32", 2, 2).to_dict()), ids=lambda space: space["name"]
 )
-def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
+def test_a_profile_of_the_training_runtime(space, tmp_path):
     """In this process: the networks that eval.py runs, with either kind of blocks."""
-    monkeypatch.setattr("src.latency.profile.FIT_NETWORKS", 2)
     out, space_file = tmp_path / "training.json", tmp_path / "space.json"
     space_file.write_text(json.dumps(space))
     assert (
@@ -303,6 +302,7 @@ def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
                 space=str(space_file),
                 runtime="mindspore",
                 num_classes=10,
+                fit_networks=2,
                 max_rounds=20,
                 out=str(out),
             )
