@@ -25,28 +25,35 @@ without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from src.cli import find_kind, find_value, parse_config
-from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.utils import run_main
 
-METHODS: dict[str, type[SearchConfig] | type[OneShotSearchConfig]] = {
-    "superkernel": SearchConfig,
-    "one_shot": OneShotSearchConfig,
-}
+if TYPE_CHECKING:
+    from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 
 
 def find_method(
     argv: Sequence[str] | None,
 ) -> type[SearchConfig] | type[OneShotSearchConfig] | type[ServeConfig]:
     """Configuration class of what flags or the YAML file ask for."""
+    from src.cli import find_kind, find_value
+    from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
+
     if find_value("from_supernet", argv)[0] is not None:
         return ServeConfig
-    return find_kind(METHODS, "method", argv)
+    methods: dict[str, type[SearchConfig] | type[OneShotSearchConfig]] = {
+        "superkernel": SearchConfig,
+        "one_shot": OneShotSearchConfig,
+    }
+    return find_kind(methods, "method", argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    from src.cli import parse_config
+    from src.config import OneShotSearchConfig, ServeConfig
+
     config = parse_config(find_method(argv), argv, __doc__)
     # Importing MindSpore takes seconds, so mistakes in the flags are told before.
     if isinstance(config, OneShotSearchConfig):
