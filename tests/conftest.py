@@ -47,6 +47,7 @@ LONGEST = (
     "test_readme.py",
     "deployment/test_export.py",
     "search/test_search.py",
+    "search/test_elastic.py",
     "training/test_training.py",
     "search/test_one_shot.py",
     "kernels/test_kernels.py",

@@ -170,8 +170,18 @@ class GatedMBConv(MBConv):
         super().__init__(block, **options)
         self.transpose = ops.Transpose()
 
-    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]  # has no decisions
-        """As an ``MBConv`` that is fused."""
+    def construct(
+        self,
+        x: Tensor,
+        kernel: Tensor | None = None,
+        projection: Tensor | None = None,
+        presence: Tensor | None = None,
+        decision: Tensor | None = None,
+    ) -> Tensor:
+        """As an ``MBConv`` that is fused.
+
+        Only ``x`` counts: no such block is searched, and its decision is all of it.
+        """
         if not self.applies(x, self.last[0]):
             return super().construct(x)
         y = super().construct(self.transpose(x, (0, 3, 1, 2)))

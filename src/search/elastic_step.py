@@ -62,7 +62,7 @@ class UsedParts(nn.Cell):
 def _place(name: str) -> tuple[int, str]:
     """Number of a parameter's block, and by which of its sizes the parameter is divided."""
     words = name.split(".")
-    if words[0] != "blocks":
+    if words[0] != "blocks" or words[2] == "se":  # which fixed blocks alone have
         return 0, "always"
     block, layer, is_weight = int(words[1]), words[2], words[-1] == "weight"
     if layer == "project":

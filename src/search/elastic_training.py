@@ -177,7 +177,8 @@ class ElasticTraining:
         """The loss of the networks that learn from the largest."""
         if self._run.config.subnets == "random":
             return {}
-        return {"loss_random": float(np.mean([float(last.asnumpy()) for *_, last in outputs]))}
+        own = [float(last.asnumpy()) for *_, last in outputs]
+        return {"loss_random": float(np.mean(self._run.ranks.gather(own)))}
 
     def evaluate(self, loader: Loader) -> Result:
         """Mean over the largest, the smallest and some random networks, and the top-1 of each.

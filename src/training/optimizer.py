@@ -47,7 +47,8 @@ def _rmsprop_tensor(
     return ops.assign_sub(parameter, step)
 
 
-@_used_momentum.register("Number", "Tensor", "Number", *["Tensor"] * 4)
+# Momentum's factor is a parameter: as a "Number" nothing at all would be updated, in silence.
+@_used_momentum.register("Tensor", "Tensor", "Number", *["Tensor"] * 4)
 def _used_momentum_tensor(momentum, rate, weight_decay, parameter, moment, gradient, used):
     if weight_decay:
         gradient = gradient + weight_decay * parameter
@@ -118,11 +119,14 @@ class RMSProp(nn.Optimizer):
         """As ``Momentum``'s."""
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        values = self.decay, self.momentum, self.epsilon, rate
         operands = self.weight_decays, self.parameters, self.mean_square, self.moment, gradients
+        # Not as one tuple: the compiler fails at a second one that is taken apart beside ``used``.
+        decay, momentum, epsilon = self.decay, self.momentum, self.epsilon
         if used is None:
-            return self.map_(ops.partial(_rmsprop, *values), *operands)
-        return self.map_(ops.partial(_used_rmsprop, *values), *operands, used)
+            return self.map_(ops.partial(_rmsprop, decay, momentum, epsilon, rate), *operands)
+        return self.map_(
+            ops.partial(_used_rmsprop, decay, momentum, epsilon, rate), *operands, used
+        )
 
 
 def create_optimizer(

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
@@ -357,15 +358,36 @@ def test_random_networks_have_the_latency_and_differ(target):
     )
 
 
-def test_random_networks_are_uniform_in_cost():
-    space = load_space("nas_bench_macro")
+@pytest.mark.parametrize("name, most", [("nas_bench_macro", 0.05), ("imagenet_32", 0.03)])
+def test_networks_are_drawn_uniformly_in_their_cost(name, most):
+    """By the distance of Kolmogorov and Smirnov; drawn by their decisions, costs pile up."""
+    space = load_space(name)
     table = arithmetic_table(space, "macs", 10)
-    random, networks = np.random.default_rng(0), UniformInCost(space, table)
-    drawn = [networks.draw(random) for _ in range(60)]
+    low, high = table.range()
+
+    def draws(seed, count=2000, bounds=()):
+        random, networks = np.random.default_rng(seed), UniformInCost(space, table, *bounds)
+        return [networks.draw(random) for _ in range(count)]
+
+    def places(networks):
+        return [(table.total(decisions) - low) / (high - low) for decisions in networks]
+
+    def distance(networks):
+        return kstest(places(networks), "uniform").statistic
+
+    drawn, random = draws(0), np.random.default_rng(0)
+    names = [layer.names for layer in space.searched.values()]
+    assert distance(drawn) < most
+    assert distance([[random.choice(own) for own in names] for _ in range(2000)]) > 0.2
     assert all(decisions == space.canonical(decisions) for decisions in drawn)
-    shares = np.array([table.total(decisions) for decisions in drawn]) / table.range()[1]
-    # Uniform decisions would leave hardly any below a third and above two thirds of the range.
-    assert (shares < 0.4).sum() > 8 and (shares > 0.8).sum() > 8
+    assert len(set(drawn)) > 600
+    assert drawn[:50] == draws(0, 50) != draws(1, 50)
+    # Between two costs, of which the nearest among some networks is taken.
+    for first, last in ((0, 0.3), (0.3, 0.35), (0.6, 0.6), (0.9, 1)):
+        bounds = (low + first * (high - low), low + last * (high - low))
+        found = places(draws(2, 200, bounds))
+        assert first - 0.05 < min(found) and max(found) < last + 0.05
+        assert np.ptp(found) > 0.8 * (last - first)
 
 
 def test_settling_reaches_the_target_and_changes_the_least_certain_first():

@@ -18,7 +18,7 @@ from PIL import Image
 
 from src.data.decoding import ImageError, decode_image
 from src.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Augmentation, Preprocessing
-from src.data.sources import ImageFolder, cifar10, open_sources, prepare_digits
+from src.data.sources import ImageFolder, cifar10, hold_out, open_sources, prepare_digits
 from src.dataset import Loader
 from src.errors import Fault, UserError
 
@@ -135,6 +135,40 @@ def test_max_images_is_a_fixed_choice(few_digits):
     chosen = [loader(source, training=True, max_images=40) for _ in range(2)]
     assert len(chosen[0]) == 40
     assert set(chosen[0]._indices(0)) | set(chosen[0]._indices(1)) <= set(chosen[1]._pool)
+
+
+@pytest.mark.parametrize("share, held", [(0.25, 3), (0.01, 1), (0.9, 11)])
+def test_the_same_share_of_every_class_is_held_out(few_digits, share, held):
+    source = ImageFolder(few_digits / "train")
+    parts = hold_out(source, share, seed=3)
+    for part, count in zip(parts, (12 - held, held), strict=True):
+        assert np.bincount(part.labels).tolist() == [count] * 10
+        assert (part.path, part.classes) == (source.path, source.classes)
+    names = [[part.name(index) for index in range(len(part))] for part in parts]
+    whole = [source.name(index) for index in range(len(source))]
+    assert sorted(sum(names, [])) == sorted(whole)
+    # Of an image name, label and pixels are the same as in the whole.
+    for part, own in zip(parts, names, strict=True):
+        places = [whole.index(name) for name in own]
+        np.testing.assert_array_equal(part.labels, source.labels[places])
+        for index in (0, len(part) - 1):
+            np.testing.assert_array_equal(part.read(index), source.read(places[index]))
+
+    def held_names(seed):
+        _, part = hold_out(source, share, seed)
+        return [part.name(index) for index in range(len(part))]
+
+    assert held_names(3) == names[1] != held_names(4)
+
+
+def test_a_class_of_which_none_would_be_left_is_named(few_digits, tmp_path):
+    folder = tmp_path / "train"
+    shutil.copytree(few_digits / "train", folder)
+    for file in sorted((folder / "7").iterdir())[1:]:
+        file.unlink()
+    source = ImageFolder(folder)
+    with pytest.raises(UserError, match=r"class 7 has 1 image\(s\).* --holdout 0 holds out none"):
+        hold_out(source, 0.1, seed=0)
 
 
 def test_damaged_files_are_named_and_the_rest_is_evaluated(damaged, caplog):

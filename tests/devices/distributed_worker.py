@@ -30,6 +30,7 @@ from src.cli import Parser, build_config
 from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig
 from src.dataset import Loader
 from src.errors import Fault
+from src.search.elastic_training import ElasticTraining
 from src.search.one_shot_training import OneShotTraining, one_shot_space
 from src.search.superkernel_search import Phases, SuperkernelSearch
 from src.spnasnet import SPNASNet
@@ -229,6 +230,13 @@ class Work:
         state = [value.asnumpy().tolist() for value in values_at_the_end]
         return {**found, "states": run.ranks.gather(state)}
 
+    def elastic(self) -> dict[str, Any]:
+        keys = {"clip_norm": 1.0, "cpu_kernels": "off"}
+        config = self.config("elastic", arch=None, space=str(self.folder / "space.json"), **keys)
+        space = load_space(config.space)
+        run = prepare(config, space.largest(), space)
+        return self.train(run, lambda run: frozen(ElasticTraining(run, space)))
+
     def one_shot(self) -> dict[str, Any]:
         values = {
             **IMAGE_KEYS,
@@ -316,6 +324,7 @@ class Work:
             "plain": self.train(self.run("plain"), without_bn),
             "rest": self.train(rest, without_bn),
             "search": self.search(),
+            "elastic": self.elastic(),
             "one_shot": self.one_shot(),
             "evaluation": self.evaluation(),
             "own_statistics": self.of_all_ranks(

@@ -25,7 +25,15 @@ from tests.conftest import ROOT
 from tests.devices.distributed_worker import ARCH, PROCESSES
 
 pytestmark = pytest.mark.slow
-STEPS = {"plain": 20, "rest": 20, "search": 20, "one_shot": 20, "own_statistics": 4, "published": 1}
+STEPS = {
+    "plain": 20,
+    "rest": 20,
+    "search": 20,
+    "elastic": 20,
+    "one_shot": 20,
+    "own_statistics": 4,
+    "published": 1,
+}
 
 
 def start(*flags: object, cwd: Path) -> subprocess.Popen:
@@ -128,6 +136,15 @@ def test_search_decides_alike_on_all_ranks(found):
         for folder in (one, several)
     ]
     np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=1e-5)
+
+
+def test_losses_of_an_elastic_supernet_are_those_of_all_ranks(found):
+    files = [found[name][0] / "elastic/ckpt_0/metrics.jsonl" for name in ("one", "several")]
+    one, several = (
+        [json.loads(line)["loss_random"] for line in file.read_text().splitlines()]
+        for file in files
+    )
+    np.testing.assert_allclose(several, one, rtol=0, atol=1e-5)
 
 
 def test_rank_0_alone_writes(found):
