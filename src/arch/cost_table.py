@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from src.arch.blocks import AnyBlock, encode_block
 from src.arch.cost import ArithmeticCost, Size, block_cost, network_cost
 from src.arch.space import SKIP, SearchSpace, Superkernel
 from src.errors import UserError
@@ -159,6 +160,11 @@ def load_table(name_or_file: str | Path, space: SearchSpace) -> CostTable:
     table.check(space, path)
     # ``total`` pairs entries and decisions by their order, which is the space's and not the file's.
     return replace(table, layers={name: table.layers[name] for name in space.searched})
+
+
+def measured_name(block: AnyBlock, height: int, width: int) -> str:
+    """Name under which a table keeps the measurement of a block with inputs of this size."""
+    return f"{encode_block(block)}_{height}x{width}"
 
 
 def write_table(path: Path, table: CostTable) -> None:

@@ -33,7 +33,7 @@ class DataKeys(Protocol):
 
 
 def cell_weights(cell: nn.Cell) -> Weights:
-    """Copies of all parameters of a cell, by name."""
+    """Arrays of all parameters of a cell, by name; on CPU later steps change them too."""
     return {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from src.arch.architecture import load_architecture, shipped_architectures
-from src.arch.blocks import AnyBlock, encode_block
-from src.arch.cost_table import CostTableError, arithmetic_table
+from src.arch.blocks import AnyBlock
+from src.arch.cost_table import CostTableError, arithmetic_table, measured_name
 from src.arch.sampling import sample_decisions
 from src.arch.space import SearchSpace, SpaceError
 from src.config import ProfileConfig
@@ -51,7 +51,7 @@ class ProfilePlan:
     def _block(self, block: AnyBlock, size: tuple[int, int]) -> Model:
         height, width = size
         shape = (self.config.batch_size, block.in_channels, height, width)
-        return Model(f"{encode_block(block)}_{height}x{width}", block, shape)
+        return Model(measured_name(block, height, width), block, shape)
 
     def network(self, decisions: Sequence[str], name: str) -> Model:
         """A whole network of the space."""

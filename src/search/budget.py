@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from src.arch.cost_table import CostTable, arithmetic_table, load_table
+from src.arch.cost_table import CostTable, arithmetic_table, load_table, measured_name
 from src.arch.space import SearchSpace
 from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.data.preprocessing import Preprocessing
@@ -36,7 +36,8 @@ def open_table(
             known.
 
     Raises:
-        UserError: a table is missing, damaged, of another space, or not for this cost.
+        UserError: a table is missing, damaged, of another space or other images, or not for this
+            cost.
     """
     if config.cost == "latency":
         if config.latency_table is None:
@@ -45,7 +46,8 @@ def open_table(
                 "or --cost macs|params does without"
             )
         table = load_table(config.latency_table, space)
-        _warn_of_differences(table, images)
+        _check_blocks(table, space, images)
+        _warn_of_another_version(table)
         return table
     if config.latency_table is not None:
         raise UserError(
@@ -55,8 +57,33 @@ def open_table(
     return arithmetic_table(space, config.cost, num_classes or DEFAULT_CLASSES, size)
 
 
-def _warn_of_differences(table: CostTable, images: Preprocessing) -> None:
-    """Warn where a table was measured with another runtime than is installed, or other images."""
+def _check_blocks(table: CostTable, space: SearchSpace, images: Preprocessing) -> None:
+    """Raise UserError where a table was measured with other images, or another space of this name.
+
+    Tables that were not measured by this project do not say what was measured.
+    """
+    side = table.provenance.get("image_size")
+    if side and (side, side) != (images.height, images.width):
+        raise UserError(
+            f"latency table '{table.name}' is of images of {side}x{side}, these are of "
+            f"{images.height}x{images.width}; scripts/profile_latency.py --input_size makes another"
+        )
+    measured = table.provenance.get("isolated")
+    if not measured:
+        return
+    for name, layer, (height, width) in space.searched_inputs((images.height, images.width)):
+        for choice in layer.choices:
+            block = measured_name(layer.block(choice), height, width)
+            if block not in measured:
+                raise UserError(
+                    f"latency table '{table.name}' was measured for a space '{space.name}' that "
+                    f"has been edited since: it lacks block {block}, {choice} of {name}; "
+                    "scripts/profile_latency.py makes another"
+                )
+
+
+def _warn_of_another_version(table: CostTable) -> None:
+    """Warn where a table was measured with another runtime than is installed."""
     installed = installed_version(table.runtime)
     if installed not in (None, table.runtime):
         log.warning(
@@ -65,16 +92,6 @@ def _warn_of_differences(table: CostTable, images: Preprocessing) -> None:
             table.name,
             table.runtime,
             installed,
-        )
-    size = table.provenance.get("image_size")
-    if size and (size, size) != (images.height, images.width):
-        log.warning(
-            "latency table '%s' is of images of %dx%d, the search of %dx%d",
-            table.name,
-            size,
-            size,
-            images.height,
-            images.width,
         )
 
 

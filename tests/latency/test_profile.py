@@ -245,17 +245,21 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
     assert done.returncode == 0 and "latency table" not in done.stdout, done.stderr
     decisions = load_architecture(tmp_path / "random_0.json").provenance["decisions"]
     assert abs(table.total(decisions) / target - 1) <= 0.02
-    write_table(
-        tmp_path / "old.json",
-        replace(
-            table, runtime="MindSpore Lite 1.9.0", provenance={**table.provenance, "image_size": 32}
-        ),
-    )
+    write_table(tmp_path / "old.json", replace(table, runtime="MindSpore Lite 1.9.0"))
     done = call_program(
         "search.py", *flags, "--latency_table", tmp_path / "old.json", "--checkpoint_path", tmp_path
     )
     assert "was made with MindSpore Lite 1.9.0, installed is MindSpore Lite 2.0.0" in done.stdout
-    assert "is of images of 32x32, the search of 16x16" in done.stdout
+    isolated = dict(table.provenance["isolated"])
+    missing = isolated.popitem()[0]
+    for provenance, reason in (
+        ({"image_size": 32}, "is of images of 32x32, these are of 16x16"),
+        ({"isolated": isolated}, f"has been edited since: it lacks block {missing}"),
+    ):
+        other = replace(table, provenance={**table.provenance, **provenance})
+        write_table(tmp_path / "other.json", other)
+        done = call_program("search.py", *flags, "--latency_table", tmp_path / "other.json")
+        assert done.returncode == 2 and reason in done.stderr
     done = call_program("search.py", *flags, "--cost", "macs", "--checkpoint_path", tmp_path)
     assert done.returncode == 2 and "latency_table is for --cost latency" in done.stderr
 
