@@ -667,6 +667,10 @@ def test_supernets_and_superkernels_are_not_mixed_up(supernet, found, call_progr
     assert run.returncode == 2 and "that of a one-shot supernet" in run.stderr
     run = call_program("search.py", "--method", "one_shot", "--ckpt", found / "inherited.ckpt")
     assert run.returncode == 2 and "holds a single network" in run.stderr
+    run = call_program(
+        "search.py", "--from_supernet", supernet[0], "--cost", "macs", "--target", 100
+    )
+    assert run.returncode == 2 and "holds a one-shot supernet" in run.stderr
 
 
 def test_the_found_network_is_retrained_from_its_weights(found, cifar, call_program, tmp_path):
