@@ -91,6 +91,7 @@ def draw(
             textcoords="offset points",
             fontsize=7,
         )
+    axis.margins(x=0.12)  # room for the names at the end
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.set(
         xlabel="step from which the part is off", ylabel="top-1 points per million multiply-adds"
