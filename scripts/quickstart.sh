@@ -45,7 +45,7 @@ mkdir -p "$run"
 run=$(cd "$run" && pwd)
 
 step "train all networks of a space on the digits, in one supernet: $run/ckpt_0"
-.venv/bin/python train.py --dataset_name digits --space nas_bench_macro --epoch_size 6 \
+.venv/bin/python train.py --dataset_name digits --space nas_bench_macro --epoch_size 5 \
     --checkpoint_path "$run" "${train_flags[@]}"
 
 step "measure this machine: $run/table.json"
