@@ -11,6 +11,19 @@ from src.arch.space import SearchSpace
 _DRAWN, _DRAWS = 10_000, 20
 
 
+def _costs(space: SearchSpace, table: CostTable) -> list[np.ndarray]:
+    """Costs of the choices of each layer, in the order of their names."""
+    return [
+        np.array([table.layers[name][choice] for choice in layer.names])
+        for name, layer in space.searched.items()
+    ]
+
+
+def _totals(picks: np.ndarray, costs: list[np.ndarray], constant: float) -> np.ndarray:
+    """Costs of networks, (networks,), from the numbers of their choices, (networks, layers)."""
+    return constant + sum(own[picks[:, layer]] for layer, own in enumerate(costs))
+
+
 def _probabilities(costs: list[np.ndarray], beta: float) -> list[np.ndarray]:
     """Probability of each choice of each layer, proportional to exp(-beta * cost)."""
     # Less the mean, which the division cancels again, so that exp does not overflow.
@@ -65,16 +78,13 @@ def sample_decisions(
     """
     table.check_target(target)
     layers = list(space.searched.values())
-    costs = [
-        np.array([table.layers[name][choice] for choice in layer.names])
-        for name, layer in space.searched.items()
-    ]
+    costs = _costs(space, table)
     probabilities = _probabilities(costs, _choose_beta(costs, table.constant, target))
     found: dict[tuple[str, ...], None] = {}  # a set that keeps its order
     random = np.random.default_rng(seed)
     for _ in range(_DRAWS):
         picks = _draw(random, probabilities)
-        totals = table.constant + sum(cost[picks[:, layer]] for layer, cost in enumerate(costs))
+        totals = _totals(picks, costs, table.constant)
         for row in picks[np.abs(totals / target - 1) <= tolerance]:
             drawn = tuple(layer.names[pick] for pick, layer in zip(row, layers, strict=True))
             if drawn == space.canonical(drawn):
@@ -126,10 +136,7 @@ class UniformInCost:
         self._low = least if low is None else low
         self._high = most if high is None else high
         self._names = [layer.names for layer in space.searched.values()]
-        self._costs = [
-            np.array([table.layers[name][choice] for choice in layer.names])
-            for name, layer in space.searched.items()
-        ]
+        self._costs = _costs(space, table)
         self._points = np.linspace(self._low, self._high, self.POINTS)
         self._probabilities = [
             _probabilities(self._costs, _choose_beta(self._costs, table.constant, float(point)))
@@ -141,7 +148,7 @@ class UniformInCost:
         cost = random.uniform(self._low, self._high)
         probabilities = self._probabilities[int(np.abs(self._points - cost).argmin())]
         picks = _draw(random, probabilities, self.CANDIDATES)
-        totals = self._constant + sum(own[picks[:, i]] for i, own in enumerate(self._costs))
+        totals = _totals(picks, self._costs, self._constant)
         nearest = picks[np.abs(totals - cost).argmin()]
         return self._space.canonical(
             [names[pick] for names, pick in zip(self._names, nearest, strict=True)]
