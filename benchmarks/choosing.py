@@ -1,0 +1,121 @@
+"""How many evaluations the choice of a served network needs, against an exhaustive search.
+
+    python benchmarks/choosing.py docs/results/train_once/exhaustive.jsonl --limit 60 --table FILE
+
+ACCURACIES holds the accuracies of all networks of ``nas_bench_macro`` within the limit, as
+``search.py --from_supernet`` leaves them in ``subnets.jsonl``. The choice is made again from it,
+for several numbers of evaluations and many seeds, and nothing is evaluated.
+
+A measured accuracy is one of few images, so the highest is not the best. A choice is judged by what
+a ridge regression on all the accuracies, with products of choices (``nas_bench_macro.features``),
+expects of the network: "expected", in percent. "lost" is the difference to the network of which it
+expects most. With ``--table`` the published accuracies judge too, or what a regression on them
+expects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.contenders import run
+from benchmarks.nas_bench_macro import (
+    CLASSES,
+    cost,
+    equivalents,
+    features,
+    mean_truth,
+    name_of,
+    predict,
+    print_rows,
+    read_accuracies,
+    read_table,
+    space,
+)
+from src.arch.cost_table import arithmetic_table
+from src.errors import UserError
+from src.search.choosing import Chooser
+
+
+def choices(known: Mapping[str, float], limit: float, evaluations: int, seeds: int) -> list[str]:
+    """The network that is chosen, by name, for each seed."""
+    side = space().image_size
+    table = arithmetic_table(space(), "macs", CLASSES, (side, side))
+
+    def choose(seed: int) -> str:
+        chooser = Chooser(space(), table, [limit], lambda network: known[name_of(network)], seed)
+        return name_of(chooser.choose(evaluations)[0].decisions)
+
+    return [choose(seed) for seed in range(seeds)]
+
+
+def expectations(known: Mapping[str, float]) -> dict[str, float]:
+    """What a ridge regression on all accuracies expects of each network, in percent."""
+    inputs, values = np.stack([*map(features, known)]), np.array([*known.values()])
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
+    return dict(zip(known, model.fit(inputs, values).predict(inputs).tolist(), strict=True))
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Choose for all numbers of evaluations and print what the choices are worth."""
+    read = read_accuracies(args.accuracies, args.accuracies.read_text(encoding="utf-8"))
+    within = [name for name in equivalents() if cost(name).macs / 1e6 <= args.limit]
+    if missing := [name for name in within if name not in read]:
+        raise UserError(
+            f"{args.accuracies}: lacks {len(missing)} of the {len(within)} networks within "
+            f"{args.limit:g} M multiply-adds, the first is {missing[0]}"
+        )
+    known = {name: read[name] for name in within}
+    expected = expectations(known)
+    best = max(expected.values())
+    table = read_table(args.table) if args.table else None
+    if table:
+        table = replace(table, predicted=predict(table.entries)[0])
+
+    def row(title: str, chosen: Sequence[str]) -> list[str]:
+        values = [expected[name] for name in chosen]
+        cells = [
+            title,
+            f"{statistics.mean(values):.2f}",
+            f"{best - statistics.mean(values):.2f}",
+            f"{best - min(values):.2f}",
+        ]
+        if table:
+            cells.append(str(mean_truth([table.truth(name) for name in chosen])))
+        return cells
+
+    print(f"{len(known)} networks within {args.limit:g} M multiply-adds, {args.seeds} seeds")
+    rows = [["evaluations", "expected", "lost", "at worst", *(["by the table"] if table else [])]]
+    for evaluations in args.evaluations:
+        rows.append(row(str(evaluations), choices(known, args.limit, evaluations, args.seeds)))
+    rows.append(row("all, most expected", [max(expected, key=expected.__getitem__)]))
+    rows.append(row("all, highest measured", [max(known, key=known.__getitem__)]))
+    rows.append(row("random network", list(known)))
+    print_rows(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read, choose and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("accuracies", type=Path, metavar="ACCURACIES")
+    parser.add_argument("--limit", type=float, required=True, help="million multiply-adds")
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[20, 40, 100, 200])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--table", type=Path, help="published JSON, or a part of it")
+    args = parser.parse_args(argv)
+    return run(lambda: measure(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
