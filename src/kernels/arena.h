@@ -66,16 +66,17 @@ class Arena {
   Arena &operator=(const Arena &) = delete;
 
   // Memory that holds anything.
-  float *take(int64_t size) {
+  template <typename T = float>
+  T *take(int64_t count) {
     constexpr int64_t kLine = kAlignment / sizeof(float);
-    size = (size + kLine - 1) / kLine * kLine;
+    const int64_t size = (count * sizeof(T) + kAlignment - 1) / kAlignment * kLine;
     if (buffers_.empty() || used_ + size > buffers_.back()->size()) {
       buffers_.push_back(std::make_unique<Buffer>(size));
       used_ = 0;
     }
     float *data = buffers_.back()->data() + used_;
     used_ += size;
-    return data;
+    return reinterpret_cast<T *>(data);
   }
 
   float *zeros(int64_t size) {

@@ -23,12 +23,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "arena.h"
 #include "block_call.h"
 #include "block_forward.h"
 #include "channel_sums.h"
 #include "norm_call.h"
+#include "pairs.h"
 #include "panels.h"
 #include "planes.h"
 #include "products.h"
@@ -53,9 +55,10 @@ struct BlockBackwardPlaces {
         count(dlast_norm + 2) {}
 };
 
+template <typename T>
 inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &at, int stride,
                                    Block &b) {
-  if (Status status = call.check(at.count)) {
+  if (Status status = call.check<T>(at.count, {at.in.x, at.z, at.projected, at.dy, at.dx})) {
     return status;
   }
   if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
@@ -78,6 +81,8 @@ inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &
 // pass 3 than to store and read it.
 constexpr int64_t kNarrowChannels = 48;
 
+// T is the type of x, y, z, the projection's output, and their gradients.
+template <typename T>
 class BlockBackward {
  public:
   BlockBackward(const Call &call, const BlockBackwardPlaces &at, const Block &b, Arena &arena)
@@ -86,13 +91,13 @@ class BlockBackward {
               /*beta=*/nullptr, call.data(at.narrow)),
         next_(arena, b.mid, b.active, call.data(at.in.next_norm), call.data(at.in.next_norm + 1),
               call.data(at.wide) + WideRows::kNext * b.mid),
-        x_(call.data(at.in.x)), dy_(call.data(at.dy)), z_(call.data(at.z)),
-        projected_(call.data(at.projected)), dx_(call.data(at.dx)),
-        panels_(pack_panels(
+        x_(call.data<T>(at.in.x)), dy_(call.data<T>(at.dy)), z_(call.data<T>(at.z)),
+        projected_(call.data<T>(at.projected)), dx_(call.data<T>(at.dx)),
+        panels_(pack_panels<T>(
             arena, b.active, b.out_channels,
             [&](int64_t o, int64_t e) { return call.data(at.in.project)[o * b.mid + e]; })),
         g_(b.out_channels <= kNarrowChannels ? nullptr
-                                             : arena.take(groups_ * b.out_pixels() * kGroup)) {}
+                                             : arena.take<T>(groups_ * b.out_pixels() * kGroup)) {}
 
   Status run() {
     if (Status status = sum_last_norm()) {
@@ -198,33 +203,34 @@ class BlockBackward {
   }
 
   // dp (pixels, out_channels).
-  void find_dp(float *dp, int64_t first, int64_t pixels) const {
+  void find_dp(T *dp, int64_t first, int64_t pixels) const {
     const int64_t out = b_.out_channels;
-    const float *dy = dy_ + first * out, *p = projected_ + first * out;
+    const T *dy = dy_ + first * out, *p = projected_ + first * out;
     for (int64_t i = 0; i < pixels * out; i += out) {
 #pragma omp simd
       for (int64_t c = 0; c < out; ++c) {
         dp[i + c] =
-            last_.scale[c] * dy[i + c] + (last_.in_factor[c] * p[i + c] + last_.constant[c]);
+            T(last_.scale[c] * dy[i + c] + (last_.in_factor[c] * p[i + c] + last_.constant[c]));
       }
     }
   }
 
   void project_tile(int64_t first, int64_t now, float *product, double *sum) const {
     const int64_t out = b_.out_channels, pixels = b_.out_pixels();
-    float *dp = scratch(Slot::kOther, tile_pixels(out) * out);
-    float *hidden = scratch(Slot::kTile, kSumPixels * kGroup);
+    T *dp = scratch<T>(Slot::kOther, tile_pixels(out) * out);
+    T *hidden = scratch<T>(Slot::kTile, kSumPixels * kGroup);
     find_dp(dp, first, now);
+    const T *pairs = pair_pixels(dp, out, now);
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t at = g * kGroup;
       const Channels<kVecs> scale = load_channels(next_.scale + at);
       const Channels<kVecs> shift = load_channels(next_.shift + at);
       const Channels<kVecs> mean = load_channels(next_.mean + at);
-      const float *z = z_ + (g * pixels + first) * kGroup;
-      float *g_out = g_ == nullptr ? nullptr : g_ + (g * pixels + first) * kGroup;
+      const T *z = z_ + (g * pixels + first) * kGroup;
+      T *g_out = g_ == nullptr ? nullptr : g_ + (g * pixels + first) * kGroup;
       Vec gradients[kVecs] = {}, products[kVecs] = {};
-      spnas::product<kVecs>(
-          now, {dp, out, out}, panels_ + g * out * kGroup,
+      spnas::product<kVecs, T>(
+          now, {dp, out, out}, panels_ + g * panel_size<T>(out),
           [](int64_t) { return Channels<kVecs>{}; },
           [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
@@ -240,7 +246,7 @@ class BlockBackward {
               products[v] += gradient * (in - mean.v[v]);
             }
           });
-      outer<kVecs>(product + g * out * kGroup, out, dp, out, hidden, kGroup, now);
+      outer<kVecs>(product + g * out * kGroup, out, pairs, out, hidden, kGroup, now);
       add_channels(sum + g * 2 * kGroup, gradients);
       add_channels(sum + g * 2 * kGroup + kGroup, products);
     }
@@ -255,17 +261,17 @@ class BlockBackward {
 
   // Pass 3; `first` is null without expansion.
   Status convolve(const Affine &affine, const NormGradient *first) {
-    const Hidden hidden(call_, at_.in, b_, affine, arena_);
+    const Hidden<T> hidden(call_, at_.in, b_, affine, arena_);
     const int64_t parts = std::min(kMaxRanges, b_.n), taps = b_.side * b_.side;
     const Planes planes = hidden.band(0).planes;
     float *flipped = arena_.take(groups_ * taps * kGroup);
     for (int64_t g = 0; g < groups_; ++g) {
       planes.flip(flipped + g * taps * kGroup, hidden.kernel(g));
     }
-    const float *panels = nullptr;  // A
+    const T *panels = nullptr;  // A
     if (first != nullptr) {
       const float *weight = call_.data(at_.in.expand);
-      panels = pack_panels(arena_, b_.channels, groups_ * kGroup, [&](int64_t e, int64_t c) {
+      panels = pack_panels<T>(arena_, b_.channels, groups_ * kGroup, [&](int64_t e, int64_t c) {
         return e < b_.active ? weight[e * b_.channels + c] * first->scale[e] : 0;
       });
     }
@@ -301,18 +307,25 @@ class BlockBackward {
   }
 
   // A band of one sample, or whole planes of a few.
-  void convolve_samples(const Hidden &hidden, const Band &band, int64_t n, int64_t samples,
-                        const float *flipped, const float *panels, const Sums &sums) const {
+  void convolve_samples(const Hidden<T> &hidden, const Band &band, int64_t n, int64_t samples,
+                        const float *flipped, const T *panels, const Sums &sums) const {
     const int64_t plane = band.planes.pixels(), pixels = samples * plane, channels = b_.channels;
     const int64_t first_pixel = (n * b_.h + band.first_row) * b_.w;
-    const float *x = x_ + first_pixel * channels;
-    float *dx = dx_ + first_pixel * channels;
+    const T *x = x_ + first_pixel * channels;
+    T *dx = dx_ + first_pixel * channels;
     // Groups whose gradients go through the expansion together, as far as they stay in cache.
-    const int64_t together = std::clamp<int64_t>(4096 / pixels, 1, 4);
-    const float *dp = g_ == nullptr ? find_dp(band, n, samples) : nullptr;
-    float *gradient = scratch(Slot::kTile, together * pixels * kGroup);
+    constexpr int64_t kGroups = sizeof(float) / sizeof(T) * 4;
+    const int64_t together = std::clamp<int64_t>(1024 * kGroups / pixels, 1, kGroups);
+    const T *dp = g_ == nullptr ? find_dp(band, n, samples) : nullptr;
+    const T *pairs = nullptr;
+    float *partial = nullptr;  // sums of dx
+    if (panels != nullptr) {
+      pairs = pair_pixels(x, channels, pixels);
+      partial = sums_of(dx, pixels * channels);
+    }
+    T *gradient = scratch<T>(Slot::kTile, together * pixels * kGroup);
     for (int64_t g = 0; g < groups_; ++g) {
-      float *tile = gradient + g % together * pixels * kGroup;
+      T *tile = gradient + g % together * pixels * kGroup;
       for (int64_t s = 0; s < samples; ++s) {
         convolve_plane(hidden, band, n + s, g,
                        dp == nullptr ? nullptr : dp + s * b_.out_h * b_.out_w * b_.out_channels,
@@ -328,32 +341,41 @@ class BlockBackward {
       for (int64_t i = 0; i < pixels; i += kSumPixels) {
         const int64_t now = std::min(kSumPixels, pixels - i);
         add_gradients(sums.gradients + g * kGroup, tile + i * kGroup, now);
-        outer<kVecs>(sums.products + g * channels * kGroup, channels, x + i * channels, channels,
-                     tile + i * kGroup, kGroup, now);
+        outer<kVecs>(sums.products + g * channels * kGroup, channels, pairs + i * channels,
+                     channels, tile + i * kGroup, kGroup, now);
       }
-      if (g % together == together - 1 || g == groups_ - 1) {
+      const bool last = g == groups_ - 1;
+      if (g % together == together - 1 || last) {
         const int64_t first = g / together * together;
-        const Left left{gradient, kGroup, kGroup, g - first + 1, pixels * kGroup};
+        const Left<T> left{gradient, kGroup, kGroup, g - first + 1, pixels * kGroup};
         for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
           constexpr int kV = decltype(vectors)::value;
           product<kV>(
               pixels, left, panels + j * groups_ * kGroup + first * kGroup * kGroup,
               [&](int64_t i) {
-                return first == 0 ? Channels<kV>{} : load_part<kV>(dx + i * channels + j, columns);
+                return first == 0 ? Channels<kV>{}
+                                  : load_part<kV>(partial + i * channels + j, columns);
               },
               [&](int64_t i, const Channels<kV> &sum) {
-                store_part(dx + i * channels + j, sum, columns);
+                if (last) {
+                  store_part(dx + i * channels + j, sum, columns);
+                } else {
+                  store_part(partial + i * channels + j, sum, columns);
+                }
               });
         });
       }
     }
   }
 
+  // Where sums of dx are kept until they are complete: floats in dx itself.
+  static float *sums_of(float *dx, int64_t) { return dx; }
+  static float *sums_of(Bfloat16 *, int64_t size) { return scratch(Slot::kSums, size); }
+
   // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's
   // gradient.
-  void convolve_plane(const Hidden &hidden, const Band &band, int64_t sample, int64_t g,
-                      const float *dp, const float *flipped, float *gradient,
-                      const Sums &sums) const {
+  void convolve_plane(const Hidden<T> &hidden, const Band &band, int64_t sample, int64_t g,
+                      const T *dp, const float *flipped, T *gradient, const Sums &sums) const {
     const Planes &planes = band.planes;
     const int64_t taps = planes.taps * kGroup;
     float *plane = scratch(Slot::kPlanes, planes.size);
@@ -379,10 +401,10 @@ class BlockBackward {
   }
 
   // dp of these rows, of samples from n on; a sample's rows begin a whole plane after the last's.
-  const float *find_dp(const Band &band, int64_t n, int64_t samples) const {
+  const T *find_dp(const Band &band, int64_t n, int64_t samples) const {
     const int64_t plane = b_.out_h * b_.out_w;
     const Rows rows = rows_of(band);
-    float *dp = scratch(Slot::kOther, samples * plane * b_.out_channels);
+    T *dp = scratch<T>(Slot::kOther, samples * plane * b_.out_channels);
     for (int64_t s = 0; s < samples; ++s) {
       find_dp(dp + s * plane * b_.out_channels, (n + s) * plane + rows.first * b_.out_w,
               (rows.last - rows.first) * b_.out_w);
@@ -392,7 +414,7 @@ class BlockBackward {
 
   // dz of one sample and group, as a padded plane, with the rows around the band. `dp` is null
   // where g has been kept.
-  void find_dz(float *dz, const Band &band, int64_t sample, int64_t g, const float *dp) const {
+  void find_dz(float *dz, const Band &band, int64_t sample, int64_t g, const T *dp) const {
     const Planes &planes = band.planes;
     const int64_t at = g * kGroup, out = b_.out_channels;
     const Channels<kVecs> scale = load_channels(next_.scale + at);
@@ -405,7 +427,7 @@ class BlockBackward {
     });
     for (int64_t y = rows.first; y < rows.last; ++y) {
       const int64_t pixel = ((g * b_.n + sample) * b_.out_h + y) * b_.out_w;
-      const float *z = z_ + pixel * kGroup;
+      const T *z = z_ + pixel * kGroup;
       float *row = dz + planes.out_at(y - band.first_out_row, 0);
       // The gradient of z from g, where the ReLU behind the normalisation was active.
       const auto set = [&](int64_t j, int v, Vec in, Vec gradient) {
@@ -421,8 +443,9 @@ class BlockBackward {
         }
         continue;
       }
-      spnas::product<kVecs>(
-          b_.out_w, {dp + (y - rows.first) * b_.out_w * out, out, out}, panels_ + g * out * kGroup,
+      spnas::product<kVecs, T>(
+          b_.out_w, {dp + (y - rows.first) * b_.out_w * out, out, out},
+          panels_ + g * panel_size<T>(out),
           [](int64_t) { return Channels<kVecs>{}; },
           [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
@@ -435,7 +458,7 @@ class BlockBackward {
     }
   }
 
-  static void add_gradients(double *total, const float *gradient, int64_t pixels) {
+  static void add_gradients(double *total, const T *gradient, int64_t pixels) {
     Vec sum[kVecs] = {};
     for (int64_t i = 0; i < pixels; ++i) {
 #pragma GCC unroll 4
@@ -468,7 +491,7 @@ class BlockBackward {
     return parallel(b_.inputs(), kGrain, [&](int64_t first, int64_t last) {
 #pragma omp simd
       for (int64_t i = first; i < last; ++i) {
-        dx_[i] += dy_[i];
+        dx_[i] = T(dx_[i] + dy_[i]);
       }
     });
   }
@@ -549,14 +572,15 @@ class BlockBackward {
     if (status) {
       return status;
     }
+    const T *factors = as_factors(panels);
     return parallel(b_.pixels(), tile_pixels(channels), [&](int64_t begin, int64_t end) {
-      const float *x = x_ + begin * channels, *dy = dy_ + begin * channels;
-      float *dx = dx_ + begin * channels;
+      const T *x = x_ + begin * channels, *dy = dy_ + begin * channels;
+      T *dx = dx_ + begin * channels;
       for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
         constexpr int kV = decltype(vectors)::value;
         const Channels<kV> constant = load_channels<kV>(start + j);
-        product<kV>(
-            end - begin, {x, channels, channels}, panels + j * channels,
+        product<kV, T>(
+            end - begin, {x, channels, channels}, factors + j / kGroup * panel_size<T>(channels),
             [&](int64_t i) {
               Channels<kV> sum = load_part<kV>(dx + i * channels + j, columns);
               for (int v = 0; v < kV; ++v) {
@@ -577,33 +601,45 @@ class BlockBackward {
     });
   }
 
+  // Panels (channels, 16) of floats for every 16 channels, as products of T read them.
+  const T *as_factors(float *panels) const {
+    if constexpr (std::is_same_v<T, float>) {
+      return panels;
+    } else {
+      return pack_panels<T>(arena_, b_.channels, b_.channels, [&](int64_t k, int64_t c) {
+        return panels[c / kGroup * kGroup * b_.channels + k * kGroup + c % kGroup];
+      });
+    }
+  }
+
   const Call &call_;
   const BlockBackwardPlaces &at_;
   const Block &b_;
   Arena &arena_;
   const int64_t groups_;
   const NormGradient last_, next_;
-  const float *x_, *dy_, *z_, *projected_;
-  float *dx_;
-  const float *panels_;  // of the projection, for every 16 channels of h
-  float *g_;             // of the second normalisation; null where it is computed again
+  const T *x_, *dy_, *z_, *projected_;
+  T *dx_;
+  const T *panels_;  // of the projection, for every 16 channels of h
+  T *g_;             // of the second normalisation; null where it is computed again
 };
 
-inline Status block_backward(const Call &call, bool expands, int stride) {
+template <typename T>
+Status block_backward(const Call &call, bool expands, int stride) {
   const BlockBackwardPlaces at(expands);
   Block b;
-  if (Status status = check_block_backward(call, at, stride, b)) {
+  if (Status status = check_block_backward<T>(call, at, stride, b)) {
     return status;
   }
   if (!b.present) {
     for (int i = at.dx + 1; i < at.count; ++i) {
       std::memset(call.data(i), 0, call.size(i) * sizeof(float));
     }
-    std::memcpy(call.data(at.dx), call.data(at.dy), b.inputs() * sizeof(float));
+    std::memcpy(call.data<T>(at.dx), call.data<T>(at.dy), b.inputs() * sizeof(T));
     return kOk;
   }
   Arena arena;
-  return BlockBackward(call, at, b, arena).run();
+  return BlockBackward<T>(call, at, b, arena).run();
 }
 
 }  // namespace spnas

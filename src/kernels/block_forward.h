@@ -36,11 +36,12 @@ struct Band {
   Planes planes;
 };
 
-// The steps of a block up to z. What forward computes, backward computes again.
+// The steps of a block up to z. What forward computes, backward computes again. T is the type of x.
+template <typename T>
 class Hidden {
  public:
   Hidden(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm, Arena &arena)
-      : b_(b), x_(call.data(at.x)), norm_(norm), taps_(b.side * b.side), out_rows_(choose_rows(b)) {
+      : b_(b), x_(call.data<T>(at.x)), norm_(norm), taps_(b.side * b.side), out_rows_(choose_rows(b)) {
     const float *kernels = call.data(at.depthwise);
     kernels_ = pack_panels(arena, b.active, taps_, [&](int64_t t, int64_t e) {
       return kernels[e * b.kernel * b.kernel + b.tap(t)];
@@ -57,7 +58,7 @@ class Hidden {
     }
     if (b.expands) {
       const float *weight = call.data(at.expand);
-      panels_ = pack_panels(arena, b.active, b.channels, [&](int64_t k, int64_t e) {
+      panels_ = pack_panels<T>(arena, b.active, b.channels, [&](int64_t k, int64_t e) {
         return weight[e * b.channels + k] * norm.scale[e];
       });
     }
@@ -80,7 +81,7 @@ class Hidden {
     const int64_t last = std::min(b_.h, band.first_row + planes.height + planes.pad);
     planes.clear_border(
         plane, [&](int64_t y) { return band.first_row + y >= first && band.first_row + y < last; });
-    const float *x = x_ + (sample * b_.h + first) * b_.w * b_.channels;
+    const T *x = x_ + (sample * b_.h + first) * b_.w * b_.channels;
     float *out = plane + planes.at(first - band.first_row, 0);
     const int64_t pixels = (last - first) * b_.w;
     if (!b_.expands) {
@@ -91,8 +92,8 @@ class Hidden {
       return;
     }
     const Channels<kVecs> shift = load_channels(norm_.shift + g * kGroup);
-    product<kVecs>(
-        pixels, {x, b_.channels, b_.channels}, panels_ + g * b_.channels * kGroup,
+    product<kVecs, T>(
+        pixels, {x, b_.channels, b_.channels}, panels_ + g * panel_size<T>(b_.channels),
         [&](int64_t) { return shift; },
         [&](int64_t i, const Channels<kVecs> &e) { store_channels(out + places_[i], relu(e)); });
   }
@@ -104,27 +105,29 @@ class Hidden {
   }
 
   const Block &b_;
-  const float *x_;
+  const T *x_;
   const Affine norm_;
   const int64_t taps_, out_rows_;
   std::vector<int> places_;  // of pixels in a padded plane, from the first one on
   std::vector<int64_t> parts_;
-  const float *kernels_, *panels_ = nullptr;
+  const float *kernels_;
+  const T *panels_ = nullptr;
 };
 
 // z (groups, pixels, 16) of some samples, which have `pixels` together. `sums` is null or has the
 // parts of every sample, (groups, samples * parts, 2, 16).
-inline Status convolve(const Hidden &hidden, const Block &b, float *z, int64_t first_sample,
+template <typename T>
+inline Status convolve(const Hidden<T> &hidden, const Block &b, T *z, int64_t first_sample,
                        int64_t samples, float *sums) {
   const int64_t plane = b.out_h * b.out_w, parts = static_cast<int64_t>(hidden.parts().size());
   return parallel(samples * b.active_groups(), 1, [&](int64_t task, int64_t) {
     const int64_t n = task / b.active_groups(), g = task % b.active_groups();
-    float *out = z + (g * samples + n) * plane * kGroup;
+    T *out = z + (g * samples + n) * plane * kGroup;
     float *sum = sums + (g * samples + n) * parts * 2 * kGroup;
     for (int64_t i = 0; i < hidden.bands(); ++i) {
       const Band band = hidden.band(i);
       float *padded = scratch(Slot::kPlanes, band.planes.size);
-      float *rows = out + band.first_out_row * b.out_w * kGroup;
+      T *rows = out + band.first_out_row * b.out_w * kGroup;
       hidden.expand(padded, band, first_sample + n, g);
       band.planes.forward(padded, hidden.kernel(g), [&](int64_t i, int v, Vec sum) {
         store(rows + i * kGroup + v * kLanes, sum);
@@ -139,6 +142,7 @@ inline Status convolve(const Hidden &hidden, const Block &b, float *z, int64_t f
 }
 
 // The projection of relu(norm(z)).
+template <typename T>
 class Projection {
  public:
   // Rows of the weight multiplied by `scale`.
@@ -146,7 +150,7 @@ class Projection {
              Arena &arena)
       : b_(b), norm_(norm), tile_(tile_pixels(b.active_groups() * kGroup)),
         depth_(b.active_groups() * kGroup),
-        panels_(pack_panels(arena, b.out_channels, depth_, [&](int64_t e, int64_t o) {
+        panels_(pack_panels<T>(arena, b.out_channels, depth_, [&](int64_t e, int64_t o) {
           const float factor = scale == nullptr ? 1 : scale[o];
           return e < b.active ? weight[o * b.mid + e] * factor : 0;
         })) {}
@@ -158,15 +162,15 @@ class Projection {
   // begin with first(pixel, j, count, Vectors); after(task, first pixel, pixels) when a task is
   // complete. z is (groups, pixels, 16).
   template <typename First, typename Out, typename After>
-  Status run(const float *z, int64_t pixels, const First &first, const Out &out,
+  Status run(const T *z, int64_t pixels, const First &first, const Out &out,
              const After &after) const {
     return parallel(pixels, tile_, [&](int64_t begin, int64_t end) {
       const int64_t now = end - begin;
-      float *hidden = scratch(Slot::kTile, depth_ * tile_);
+      T *hidden = scratch<T>(Slot::kTile, depth_ * tile_);
       for (int64_t g = 0; g < b_.active_groups(); ++g) {
         activate(hidden + g * now * kGroup, z + (g * pixels + begin) * kGroup, now, g);
       }
-      const Left left{hidden, kGroup, kGroup, b_.active_groups(), now * kGroup};
+      const Left<T> left{hidden, kGroup, kGroup, b_.active_groups(), now * kGroup};
       for_panels(b_.out_channels, [&](int64_t j, int64_t count, auto vectors) {
         constexpr int kV = decltype(vectors)::value;
         product<kV>(
@@ -179,7 +183,7 @@ class Projection {
   }
 
  private:
-  void activate(float *h, const float *z, int64_t pixels, int64_t g) const {
+  void activate(T *h, const T *z, int64_t pixels, int64_t g) const {
     const Channels<kVecs> scale = load_channels(norm_.scale + g * kGroup);
     const Channels<kVecs> shift = load_channels(norm_.shift + g * kGroup);
     for (int64_t i = 0; i < pixels; ++i) {
@@ -194,13 +198,13 @@ class Projection {
   const Block &b_;
   const Affine norm_;
   const int64_t tile_, depth_;
-  const float *panels_;
+  const T *panels_;
 };
 
 // Mean and variance of the expansion's outputs, from the moments of x; also weight * covariance,
 // (mid, channels), which backward needs.
-inline Status expansion_statistics(Arena &arena, const Block &b, const float *x,
-                                   const float *weight, const TrainNorm &norm, const Affine &affine,
+template <typename T>
+inline Status expansion_statistics(Arena &arena, const Block &b, const T *x, const float *weight, const TrainNorm &norm, const Affine &affine,
                                    float *input_mean, float *spread) {
   const Covariance covariance{arena.take(Covariance::size(b.channels)), b.channels};
   if (Status status = find_moments(arena, input_mean, covariance, x, b.pixels())) {
@@ -212,7 +216,7 @@ inline Status expansion_statistics(Arena &arena, const Block &b, const float *x,
     float *out = spread + first * b.channels;
     for_panels(b.channels, [&](int64_t j, int64_t count, auto vectors) {
       constexpr int kV = decltype(vectors)::value;
-      product<kV>(
+      product<kV, float>(
           last - first, {rows, b.channels, b.channels}, covariance.panel(j),
           [](int64_t) { return Channels<kV>{}; },
           [&](int64_t i, const Channels<kV> &sum) {
@@ -242,9 +246,10 @@ struct BlockTrainPlaces {
         narrow(wide + 1), moving(narrow + 1), count(moving + (expands ? 6 : 4)) {}
 };
 
+template <typename T>
 inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, int stride,
                                 Block &b) {
-  if (Status status = call.check(at.count)) {
+  if (Status status = call.check<T>(at.count, {at.in.x, at.y, at.z, at.projected})) {
     return status;
   }
   if (Status status = read_block(call, at.in, stride, at.options, at.decision, b)) {
@@ -259,14 +264,17 @@ inline Status check_block_train(const Call &call, const BlockTrainPlaces &at, in
   return fits ? kOk : kBadShape;
 }
 
-inline Status block_train(const Call &call, bool expands, int stride) {
+// T is the type of x, y, z and the projection's output.
+template <typename T>
+Status block_train(const Call &call, bool expands, int stride) {
   const BlockTrainPlaces at(expands);
   Block b;
-  if (Status status = check_block_train(call, at, stride, b)) {
+  if (Status status = check_block_train<T>(call, at, stride, b)) {
     return status;
   }
-  const float *x = call.data(at.in.x);
-  float *y = call.data(at.y), *wide = call.data(at.wide), *narrow = call.data(at.narrow);
+  const T *x = call.data<T>(at.in.x);
+  T *y = call.data<T>(at.y);
+  float *wide = call.data(at.wide), *narrow = call.data(at.narrow);
   const auto norm_at = [&](int input, float *rows, int64_t channels, int output) {
     const TrainNorm norm(call, input, at.options, rows, channels, output);
     norm.keep(channels);
@@ -280,11 +288,11 @@ inline Status block_train(const Call &call, bool expands, int stride) {
       expands ? norm_at(at.in.norm, wide + WideRows::kFirst * b.mid, b.mid, at.moving) : next_norm;
   if (!b.present) {
     return parallel(b.inputs(), kGrain, [&](int64_t first, int64_t last) {
-      std::memcpy(y + first, x + first, (last - first) * sizeof(float));
+      std::memcpy(y + first, x + first, (last - first) * sizeof(T));
     });
   }
   Arena arena;
-  float *z = call.data(at.z);
+  T *z = call.data<T>(at.z);
   const Affine norm(arena, b.mid), next(arena, b.mid), last(arena, b.out_channels);
   Status status = kOk;
   if (expands) {
@@ -294,7 +302,7 @@ inline Status block_train(const Call &call, bool expands, int stride) {
   if (status) {
     return status;
   }
-  const Hidden hidden(call, at.in, b, norm, arena);
+  const Hidden<T> hidden(call, at.in, b, norm, arena);
   const int64_t parts = static_cast<int64_t>(hidden.parts().size());
   float *sums = arena.take(b.active_groups() * b.n * parts * 2 * kGroup);
   if ((status = convolve(hidden, b, z, 0, b.n, sums))) {
@@ -304,8 +312,8 @@ inline Status block_train(const Call &call, bool expands, int stride) {
   if ((status = next_norm.use_parts(b.active, b.n * parts, sums, pixels, next))) {
     return status;
   }
-  const Projection projection(b, call.data(at.in.project), next, /*scale=*/nullptr, arena);
-  float *projected = call.data(at.projected);
+  const Projection<T> projection(b, call.data(at.in.project), next, /*scale=*/nullptr, arena);
+  T *projected = call.data<T>(at.projected);
   const int64_t out = b.out_channels, tile = projection.tile();
   const int64_t tiles = divide_up(b.out_pixels(), tile);
   float *last_sums = arena.take(group_count(out) * tiles * 2 * kGroup);
@@ -336,7 +344,7 @@ inline Status block_train(const Call &call, bool expands, int stride) {
 #pragma omp simd
                       for (int64_t c = 0; c < out; ++c) {
                         const float value = projected[i + c] * last.scale[c] + last.shift[c];
-                        y[i + c] = b.residual ? value + x[i + c] : value;
+                        y[i + c] = T(b.residual ? value + x[i + c] : value);
                       }
                     }
                   });
@@ -346,8 +354,8 @@ inline Status block_train(const Call &call, bool expands, int stride) {
 inline Status run_block(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm,
                         const Affine &next, const Affine &last, Arena &arena, float *y) {
   const float *x = call.data(at.x);
-  const Hidden hidden(call, at, b, norm, arena);
-  const Projection projection(b, call.data(at.project), next, last.scale, arena);
+  const Hidden<float> hidden(call, at, b, norm, arena);
+  const Projection<float> projection(b, call.data(at.project), next, last.scale, arena);
   const int64_t plane = b.out_h * b.out_w, out = b.out_channels;
   const int64_t depth = b.active_groups() * kGroup;
   // Samples whose z stays in cache until it is projected.

@@ -1,6 +1,6 @@
 // The call of an operator: its parameters, their shapes and types, and the checks of them.
 //
-// All tensors are float32 in NCHW order. Parameters are the inputs and then the outputs of an
+// Tensors are float32 unless an operator says otherwise. Parameters are the inputs and then the outputs of an
 // operator; each operator names their places in an enum. Anything but the shapes and types that it
 // expects makes an operator return non-zero, upon which MindSpore raises.
 #pragma once
@@ -10,6 +10,8 @@
 #include <cstring>
 #include <exception>
 #include <initializer_list>
+
+#include "bfloat16.h"
 
 namespace spnas {
 
@@ -28,13 +30,16 @@ struct Call {
   int64_t **shapes;
   const char **dtypes;
 
-  // kOk if there are `expected` parameters, all of them float32.
-  Status check(int expected) const {
+  // kOk if there are `expected` parameters, those at `places` of type T and all others float32.
+  template <typename T = float>
+  Status check(int expected, std::initializer_list<int> places = {}) const {
     if (count != expected) {
       return kBadCount;
     }
     for (int i = 0; i < count; ++i) {
-      if (dtypes[i] == nullptr || std::strcmp(dtypes[i], "float32") != 0) {
+      const bool other = std::find(places.begin(), places.end(), i) != places.end();
+      const char *type = other ? type_name<T>() : type_name<float>();
+      if (dtypes[i] == nullptr || std::strcmp(dtypes[i], type) != 0) {
         return kBadType;
       }
     }
@@ -58,7 +63,7 @@ struct Call {
     return true;
   }
 
-  // Floats of a parameter.
+  // Elements of a parameter.
   int64_t size(int i) const {
     int64_t size = 1;
     for (int d = 0; d < ndims[i]; ++d) {
@@ -67,7 +72,10 @@ struct Call {
     return size;
   }
 
-  float *data(int i) const { return static_cast<float *>(params[i]); }
+  template <typename T = float>
+  T *data(int i) const {
+    return static_cast<T *>(params[i]);
+  }
 };
 
 // The shape of a parameter that is (N, C, H, W), or of a weight, (outputs, inputs, height, width).

@@ -1,6 +1,6 @@
 // The head of a network as operators: 1x1 convolution, normalisation, ReLU, mean over the pixels.
 // x is (N, H, W, C), the result (N, O), and the convolution's output q lies in groups of 16
-// channels, (groups, pixels of all samples, 16).
+// channels, (groups, pixels of all samples, 16). T is the type of x and q; results are float.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "channel_sums.h"
 #include "end_call.h"
 #include "norm_call.h"
+#include "pairs.h"
 #include "panels.h"
 #include "products.h"
 #include "scratch.h"
@@ -20,13 +21,15 @@
 
 namespace spnas {
 
+template <typename T>
 struct Head {
   int64_t n, plane, channels, outputs;
-  const float *x, *weight;
+  const T *x;
+  const float *weight;
 
   Head(const Call &call, int x, int weight)
       : n(call.shapes[x][0]), plane(call.shapes[x][1] * call.shapes[x][2]),
-        channels(call.shapes[x][3]), outputs(call.shapes[weight][0]), x(call.data(x)),
+        channels(call.shapes[x][3]), outputs(call.shapes[weight][0]), x(call.data<T>(x)),
         weight(call.data(weight)) {}
 
   static bool fits(const Call &call, int x, int weight) {
@@ -39,16 +42,16 @@ struct Head {
   int64_t groups() const { return group_count(outputs); }
 
   // q, and, unless `sums` is null, its sums (groups, parts of kSumPixels pixels, 2, 16).
-  Status convolve(Arena &arena, float *q, float *sums) const {
-    const float *panels = pack_panels(
+  Status convolve(Arena &arena, T *q, float *sums) const {
+    const T *panels = pack_panels<T>(
         arena, outputs, channels, [&](int64_t k, int64_t o) { return weight[o * channels + k]; });
     const int64_t parts = divide_up(pixels(), kSumPixels);
     return parallel(pixels(), kSumPixels, [&](int64_t first, int64_t last) {
       for (int64_t g = 0; g < groups(); ++g) {
-        float *out = q + (g * pixels() + first) * kGroup;
-        product<kVecs>(
+        T *out = q + (g * pixels() + first) * kGroup;
+        product<kVecs, T>(
             last - first, {x + first * channels, channels, channels},
-            panels + g * channels * kGroup, [](int64_t) { return Channels<kVecs>{}; },
+            panels + g * panel_size<T>(channels), [](int64_t) { return Channels<kVecs>{}; },
             [&](int64_t i, const Channels<kVecs> &c) { store_channels(out + i * kGroup, c); });
         if (sums != nullptr) {
           part_sums<kVecs>(sums + (g * parts + first / kSumPixels) * 2 * kGroup, out, kGroup,
@@ -58,12 +61,12 @@ struct Head {
     });
   }
 
-  Status pool(float *y, const float *q, const Affine &affine) const {
+  Status pool(float *y, const T *q, const Affine &affine) const {
     return parallel(n, 1, [&](int64_t sample, int64_t) {
       for (int64_t g = 0; g < groups(); ++g) {
         const Channels<kVecs> scale = load_channels(affine.scale + g * kGroup);
         const Channels<kVecs> shift = load_channels(affine.shift + g * kGroup);
-        const float *in = q + (g * pixels() + sample * plane) * kGroup;
+        const T *in = q + (g * pixels() + sample * plane) * kGroup;
         Channels<kVecs> sum = {};
         for (int64_t i = 0; i < plane; ++i) {
 #pragma GCC unroll 4
@@ -82,22 +85,23 @@ struct Head {
 };
 
 // x, weight, normalisation, options -> y, q, statistics, new moving statistics
-inline Status head_train(const Call &call) {
+template <typename T>
+Status head_train(const Call &call) {
   using At = EndTrainPlaces;
-  if (Status status = call.check(At::kCount)) {
+  if (Status status = call.check<T>(At::kCount, {At::kX, At::kConvolved})) {
     return status;
   }
-  if (!Head::fits(call, At::kX, At::kWeight)) {
+  if (!Head<T>::fits(call, At::kX, At::kWeight)) {
     return kBadShape;
   }
-  const Head head(call, At::kX, At::kWeight);
+  const Head<T> head(call, At::kX, At::kWeight);
   if (!At::fits(call, head.outputs, head.pixels()) ||
       !call.is_shape(At::kY, {head.n, head.outputs})) {
     return kBadShape;
   }
   Arena arena;
   const Affine affine(arena, head.outputs);
-  float *q = call.data(At::kConvolved);
+  T *q = call.data<T>(At::kConvolved);
   const TrainNorm norm(call, At::kNorm, At::kOptions, call.data(At::kStatistics), head.outputs,
                        At::kMoving);
   const int64_t parts = divide_up(head.pixels(), kSumPixels);
@@ -120,10 +124,10 @@ inline Status head_infer(const Call &call, bool folded) {
   if (Status status = call.check(at.count)) {
     return status;
   }
-  if (!Head::fits(call, at.kX, at.kWeight)) {
+  if (!Head<float>::fits(call, at.kX, at.kWeight)) {
     return kBadShape;
   }
-  const Head head(call, at.kX, at.kWeight);
+  const Head<float> head(call, at.kX, at.kWeight);
   if (!at.fits(call, head.outputs) || !call.is_shape(at.y, {head.n, head.outputs})) {
     return kBadShape;
   }
@@ -138,8 +142,8 @@ inline Status head_infer(const Call &call, bool folded) {
 }
 
 // g of one group and the pixels from `first` on: dy / plane where ReLU was active.
-template <typename Out>
-inline void head_gradient(const Head &head, const NormGradient &norm, const float *q,
+template <typename T, typename Out>
+inline void head_gradient(const Head<T> &head, const NormGradient &norm, const T *q,
                           const float *dy, int64_t first, int64_t pixels, int64_t g,
                           const Out &out) {
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
@@ -149,7 +153,7 @@ inline void head_gradient(const Head &head, const NormGradient &norm, const floa
     const int64_t sample = (first + i) / head.plane;
     const Channels<kVecs> gradient =
         load_part<kVecs>(dy + sample * head.outputs + g * kGroup, group_size(head.outputs, g));
-    const float *in = q + (g * head.pixels() + first + i) * kGroup;
+    const T *in = q + (g * head.pixels() + first + i) * kGroup;
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       const Vec value = load(in + v * kLanes);
@@ -159,15 +163,16 @@ inline void head_gradient(const Head &head, const NormGradient &norm, const floa
 }
 
 // x, weight, gamma, beta, q, statistics, dy -> dx, dweight, dgamma, dbeta
-inline Status head_backward(const Call &call) {
+template <typename T>
+Status head_backward(const Call &call) {
   enum { kX, kWeight, kGamma, kBeta, kQ, kStatistics, kDy, kDx, kDWeight, kDGamma, kDBeta, kCount };
-  if (Status status = call.check(kCount)) {
+  if (Status status = call.check<T>(kCount, {kX, kQ, kDx})) {
     return status;
   }
-  if (!Head::fits(call, kX, kWeight)) {
+  if (!Head<T>::fits(call, kX, kWeight)) {
     return kBadShape;
   }
-  const Head head(call, kX, kWeight);
+  const Head<T> head(call, kX, kWeight);
   if (!same_shape(call, kX, kDx) || !same_shape(call, kWeight, kDWeight) ||
       !call.is_shape(kQ, {head.groups(), head.pixels(), kGroup}) ||
       !call.is_shape(kStatistics, {StatisticsRows::kCount, head.outputs}) ||
@@ -178,11 +183,13 @@ inline Status head_backward(const Call &call) {
   Arena arena;
   const NormGradient norm(arena, head.outputs, head.outputs, call.data(kGamma), call.data(kBeta),
                           call.data(kStatistics));
-  const float *q = call.data(kQ), *dy = call.data(kDy);
-  float *dx = call.data(kDx), *dweight = call.data(kDWeight);
+  const T *q = call.data<T>(kQ);
+  const float *dy = call.data(kDy);
+  T *dx = call.data<T>(kDx);
+  float *dweight = call.data(kDWeight);
   const int64_t channels = head.channels, pixels = head.pixels();
   // The gradient of q, of some pixels and one group.
-  const auto find_dq = [&](float *dq, int64_t first, int64_t now, int64_t g) {
+  const auto find_dq = [&](T *dq, int64_t first, int64_t now, int64_t g) {
     const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
     const Channels<kVecs> factor = load_channels(norm.in_factor + g * kGroup);
     const Channels<kVecs> constant = load_channels(norm.constant + g * kGroup);
@@ -191,6 +198,7 @@ inline Status head_backward(const Call &call) {
             scale.v[v] * gradient + (factor.v[v] * value + constant.v[v]));
     });
   };
+  const T *pairs = pair_pixels(head.x, channels, pixels);
   Status status = parallel(head.groups(), 1, [&](int64_t g, int64_t) {
     const Channels<kVecs> mean = load_channels(norm.mean + g * kGroup);
     double sums[2][kGroup] = {};
@@ -209,11 +217,11 @@ inline Status head_backward(const Call &call) {
                   call.data(kDGamma), call.data(kDBeta));
     }
     float *product = zeroed(Slot::kOther, channels * kGroup);
-    float *dq = scratch(Slot::kTile, kSumPixels * kGroup);
+    T *dq = scratch<T>(Slot::kTile, kSumPixels * kGroup);
     for (int64_t i = 0; i < pixels; i += kSumPixels) {
       const int64_t now = std::min(kSumPixels, pixels - i);
       find_dq(dq, i, now, g);
-      outer<kVecs>(product, channels, head.x + i * channels, channels, dq, kGroup, now);
+      outer<kVecs>(product, channels, pairs + i * channels, channels, dq, kGroup, now);
     }
     for (int64_t j = 0; j < group_size(head.outputs, g); ++j) {
       for (int64_t k = 0; k < channels; ++k) {
@@ -225,18 +233,18 @@ inline Status head_backward(const Call &call) {
     return status;
   }
   const int64_t depth = head.groups() * kGroup, tile = tile_pixels(depth);
-  const float *panels = pack_panels(arena, channels, depth, [&](int64_t o, int64_t c) {
+  const T *panels = pack_panels<T>(arena, channels, depth, [&](int64_t o, int64_t c) {
     return o < head.outputs ? head.weight[o * channels + c] : 0;
   });
   return parallel(pixels, tile, [&](int64_t first, int64_t last) {
     const int64_t now = last - first;
-    float *dq = scratch(Slot::kTile, tile * depth);
+    T *dq = scratch<T>(Slot::kTile, tile * depth);
     for (int64_t g = 0; g < head.groups(); ++g) {
       find_dq(dq + g * now * kGroup, first, now, g);
     }
     for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
       constexpr int kV = decltype(vectors)::value;
-      product<kV>(
+      product<kV, T>(
           now, {dq, kGroup, kGroup, head.groups(), now * kGroup}, panels + j * depth,
           [](int64_t) { return Channels<kV>{}; },
           [&](int64_t i, const Channels<kV> &sum) {

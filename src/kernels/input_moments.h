@@ -10,6 +10,7 @@
 
 #include "arena.h"
 #include "channel_sums.h"
+#include "pairs.h"
 #include "products.h"
 #include "scratch.h"
 #include "tasks.h"
@@ -29,33 +30,38 @@ struct Covariance {
   }
 };
 
-// Sums over one part of the pixels, of values less `shift`.
-inline void add_moments(float *sums, const Covariance &products, const float *x, int64_t pixels,
+// Sums over one part of the pixels, of values less `shift`. Products have the type of x: rounding
+// what is centred, at random, adds 1e-6 of a variance to it.
+template <typename T>
+inline void add_moments(float *sums, const Covariance &products, const T *x, int64_t pixels,
                         const float *shift) {
   const int64_t channels = products.channels, pitch = group_count(channels) * kGroup;
-  float *centred = scratch(Slot::kTile, kSumPixels * pitch);
+  T *centred = scratch<T>(Slot::kTile, kSumPixels * pitch);
   for (int64_t first = 0; first < pixels; first += kSumPixels) {
     const int64_t count = std::min(kSumPixels, pixels - first);
     for (int64_t i = 0; i < count; ++i) {
-      const float *in = x + (first + i) * channels;
-      float *out = centred + i * pitch;
+      const T *in = x + (first + i) * channels;
+      T *out = centred + i * pitch;
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        out[c] = in[c] - shift[c];
-        sums[c] += out[c];
+        const float value = in[c] - shift[c];
+        out[c] = T(value);
+        sums[c] += value;
       }
-      std::fill(out + channels, out + pitch, 0.0f);
+      std::fill(out + channels, out + pitch, T(0.0f));
     }
+    const T *left = pair_pixels(centred, pitch, count);
     for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
       // Down to the diagonal.
-      outer<decltype(vectors)::value>(products.panel(j), std::min(channels, j + columns), centred,
+      outer<decltype(vectors)::value>(products.panel(j), std::min(channels, j + columns), left,
                                       pitch, centred + j, pitch, count);
     });
   }
 }
 
 // mean (channels,) and covariance of x (pixels, channels).
-inline Status find_moments(Arena &arena, float *mean, const Covariance &covariance, const float *x,
+template <typename T>
+inline Status find_moments(Arena &arena, float *mean, const Covariance &covariance, const T *x,
                            int64_t pixels) {
   const int64_t channels = covariance.channels, size = Covariance::size(channels);
   const int64_t parts = range_count(pixels);

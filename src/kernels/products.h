@@ -1,7 +1,8 @@
 // Matrix products whose right side is a panel: 16 columns, row by row.
 //
 // Both hold a tile of sums in registers. On two cores they run at the speed of a large product of
-// a BLAS, from matrices that lie in memory as the layers have them.
+// a BLAS, from matrices that lie in memory as the layers have them. Factors are float or bfloat16,
+// of which a step takes two at a time; sums are float.
 #pragma once
 
 #include <algorithm>
@@ -9,11 +10,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "bfloat16.h"
 #include "vectors.h"
 
 namespace spnas {
 
-#define SPNAS_INLINE inline __attribute__((always_inline))
+#define SPNAS_ALWAYS __attribute__((always_inline))
+#define SPNAS_INLINE inline SPNAS_ALWAYS
 
 // Sums of a tile: they, a row of the panel and one factor fill the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -28,17 +31,60 @@ constexpr int tile_rows() {
   return std::min(12, kTileSums / kV);
 }
 
+// What a product multiplies in one step: kDepth factors, with as many rows of 16 columns that lie
+// interleaved in a panel, or one after the other.
+template <typename T>
+struct Step;
+
+template <>
+struct Step<float> {
+  static constexpr int kDepth = 1;
+  static float factors(const float *p) { return *p; }
+  static Vec panel(const float *p) { return load(p); }
+  static Vec rows(const float *p, int64_t) { return load(p); }
+  static void add(Vec &sum, float factor, Vec row) { sum += factor * row; }
+};
+
+template <>
+struct Step<Bfloat16> {
+  static constexpr int kDepth = 2;
+  static uint32_t factors(const Bfloat16 *p) {
+    uint32_t both;
+    std::memcpy(&both, p, sizeof(both));
+    return both;
+  }
+  static Bits panel(const Bfloat16 *p) {
+    Bits pairs;
+    std::memcpy(&pairs, p, sizeof(pairs));
+    return pairs;
+  }
+  static Bits rows(const Bfloat16 *p, int64_t pitch) { return pair_rows(p, pitch); }
+  static void add(Vec &sum, uint32_t factors, Bits pairs) { add_pairs(sum, factors, pairs); }
+  // The last step of an odd depth.
+  static uint32_t last_factor(const Bfloat16 *p) { return p->bits; }
+  static Bits last_row(const Bfloat16 *p) { return widen(load_halves(p)); }
+};
+
+// Elements of a panel of so many rows.
+template <typename T>
+constexpr int64_t panel_size(int64_t depth) {
+  return (depth + Step<T>::kDepth - 1) / Step<T>::kDepth * Step<T>::kDepth * kGroup;
+}
+
 // The left side of a product: element (i, k) of segment s is data[s * stride + i * pitch + k], for
 // k < depth. The panel has the rows of all segments, one segment after the other.
+template <typename T>
 struct Left {
-  const float *data;
+  const T *data;
   int64_t pitch, depth;
   int64_t segments = 1, stride = 0;
 };
 
-template <int kR, int kV, typename First, typename Out>
-SPNAS_INLINE void product_tile(int64_t i, const Left &left, const float *panel, const First &first,
+template <int kR, int kV, typename T, typename First, typename Out>
+SPNAS_INLINE void product_tile(int64_t i, const Left<T> &left, const T *panel, const First &first,
                                const Out &out) {
+  using Step = spnas::Step<T>;
+  constexpr int kDepth = Step::kDepth;
   Vec sum[kR][kV];
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r) {
@@ -48,22 +94,33 @@ SPNAS_INLINE void product_tile(int64_t i, const Left &left, const float *panel, 
       sum[r][v] = start.v[v];
     }
   }
-  const float *segment = left.data + i * left.pitch;
-  for (int64_t s = 0; s < left.segments; ++s, segment += left.stride) {
-    const float *a = segment;
-    for (int64_t k = 0; k < left.depth; ++k, ++a, panel += kGroup) {
-      Vec b[kV];
+  // With rows(v) of the panel and the factors of row r.
+  const auto add = [&](const auto &rows, const auto &factors) SPNAS_ALWAYS {
+    decltype(rows(0)) b[kV];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      b[v] = rows(v);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r) {
+      const auto factor = factors(r);
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) {
-        b[v] = load(panel + v * kLanes);
+        Step::add(sum[r][v], factor, b[v]);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r) {
-        const float factor = a[r * left.pitch];
-#pragma GCC unroll 4
-        for (int v = 0; v < kV; ++v) {
-          sum[r][v] += factor * b[v];
-        }
+    }
+  };
+  const T *segment = left.data + i * left.pitch;
+  for (int64_t s = 0; s < left.segments; ++s, segment += left.stride) {
+    const T *a = segment;
+    const auto rows = [&](int v) { return Step::panel(panel + v * kLanes * kDepth); };
+    for (int64_t k = kDepth; k <= left.depth; k += kDepth, a += kDepth, panel += kDepth * kGroup) {
+      add(rows, [&](int r) { return Step::factors(a + r * left.pitch); });
+    }
+    if constexpr (kDepth > 1) {
+      if (left.depth % kDepth != 0) {
+        add(rows, [&](int r) { return Step::last_factor(a + r * left.pitch); });
+        panel += kDepth * kGroup;
       }
     }
   }
@@ -79,8 +136,8 @@ SPNAS_INLINE void product_tile(int64_t i, const Left &left, const float *panel, 
 }
 
 // out(i, first(i) + sum over k of left(i, k) * panel[k]) for all i < count.
-template <int kV, typename First, typename Out>
-SPNAS_INLINE void product(int64_t count, const Left &left, const float *panel, const First &first,
+template <int kV, typename T, typename First, typename Out>
+SPNAS_INLINE void product(int64_t count, const Left<T> &left, const T *panel, const First &first,
                           const Out &out) {
   constexpr int kRows = tile_rows<kV>();
   int64_t i = 0;
@@ -100,22 +157,33 @@ SPNAS_INLINE void product(int64_t count, const Left &left, const float *panel, c
   }
 }
 
-template <int kR, int kV>
-SPNAS_INLINE void outer_tile(float *sums, const float *left, int64_t left_pitch, const float *right,
+template <int kR, int kV, typename T>
+SPNAS_INLINE void outer_tile(float *sums, const T *left, int64_t left_pitch, const T *right,
                              int64_t right_pitch, int64_t count) {
+  using Step = spnas::Step<T>;
+  constexpr int kDepth = Step::kDepth;
   Vec sum[kR][kV] = {};
-  for (int64_t i = 0; i < count; ++i, left += left_pitch, right += right_pitch) {
-    Vec b[kV];
+  const auto add = [&](const auto &rows) SPNAS_ALWAYS {
+    decltype(rows(0)) b[kV];
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) {
-      b[v] = load(right + v * kLanes);
+      b[v] = rows(v);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) {
-        sum[r][v] += left[r] * b[v];
+        Step::add(sum[r][v], Step::factors(left + r * kDepth), b[v]);
       }
+    }
+  };
+  for (int64_t i = kDepth; i <= count; i += kDepth) {
+    add([&](int v) { return Step::rows(right + v * kLanes, right_pitch); });
+    left += kDepth * left_pitch, right += kDepth * right_pitch;
+  }
+  if constexpr (kDepth > 1) {
+    if (count % kDepth != 0) {
+      add([&](int v) { return Step::last_row(right + v * kLanes); });
     }
   }
 #pragma GCC unroll 16
@@ -129,28 +197,30 @@ SPNAS_INLINE void outer_tile(float *sums, const float *left, int64_t left_pitch,
 }
 
 // sums[r] += sum over i < count of left[i * left_pitch + r] * right[i * right_pitch], for r < rows;
-// sums are (rows, 16), and of a row on the right kV vectors count.
+// sums are (rows, 16), and of a row on the right kV vectors count. Of bfloat16 the left side has
+// pixels in pairs, see pair_pixels().
 //
 // The sums of one call run in float: count should be a few hundred at most.
-template <int kV>
-inline void outer(float *sums, int64_t rows, const float *left, int64_t left_pitch,
-                  const float *right, int64_t right_pitch, int64_t count) {
+template <int kV, typename T>
+inline void outer(float *sums, int64_t rows, const T *left, int64_t left_pitch, const T *right,
+                  int64_t right_pitch, int64_t count) {
+  constexpr int kDepth = Step<T>::kDepth;
   constexpr int kRows = tile_rows<kV>();
   int64_t r = 0;
   const auto at = [&](int64_t r) { return sums + r * kGroup; };
   for (; r + kRows <= rows; r += kRows) {
-    outer_tile<kRows, kV>(at(r), left + r, left_pitch, right, right_pitch, count);
+    outer_tile<kRows, kV>(at(r), left + r * kDepth, left_pitch, right, right_pitch, count);
   }
   if (kRows > 8 && r + 8 <= rows) {
-    outer_tile<8, kV>(at(r), left + r, left_pitch, right, right_pitch, count);
+    outer_tile<8, kV>(at(r), left + r * kDepth, left_pitch, right, right_pitch, count);
     r += 8;
   }
   if (r + 4 <= rows) {
-    outer_tile<4, kV>(at(r), left + r, left_pitch, right, right_pitch, count);
+    outer_tile<4, kV>(at(r), left + r * kDepth, left_pitch, right, right_pitch, count);
     r += 4;
   }
   for (; r < rows; ++r) {
-    outer_tile<1, kV>(at(r), left + r, left_pitch, right, right_pitch, count);
+    outer_tile<1, kV>(at(r), left + r * kDepth, left_pitch, right, right_pitch, count);
   }
 }
 
@@ -172,28 +242,27 @@ SPNAS_INLINE void for_panels(int64_t columns, const Body &body) {
 }
 
 // The first `count` channels.
-template <int kV>
-SPNAS_INLINE void store_part(float *p, const Channels<kV> &c, int64_t count) {
+template <int kV, typename T>
+SPNAS_INLINE void store_part(T *p, const Channels<kV> &c, int64_t count) {
   if (count == kV * kLanes) {
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) {
       store(p + v * kLanes, c.v[v]);
     }
   } else {
-    std::memcpy(p, &c, count * sizeof(float));
+    store_some(p, c, count);
   }
 }
 
-template <int kV>
-SPNAS_INLINE Channels<kV> load_part(const float *p, int64_t count) {
-  Channels<kV> c = {};
-  if (count == kV * kLanes) {
+template <int kV, typename T>
+SPNAS_INLINE Channels<kV> load_part(const T *p, int64_t count) {
+  if (count != kV * kLanes) {
+    return load_some<kV>(p, count);
+  }
+  Channels<kV> c;
 #pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      c.v[v] = load(p + v * kLanes);
-    }
-  } else {
-    std::memcpy(&c, p, count * sizeof(float));
+  for (int v = 0; v < kV; ++v) {
+    c.v[v] = load(p + v * kLanes);
   }
   return c;
 }
@@ -207,8 +276,8 @@ SPNAS_INLINE Channels<kV> relu(Channels<kV> c) {
   return c;
 }
 
-template <int kV>
-SPNAS_INLINE void store_channels(float *p, const Channels<kV> &c) {
+template <int kV, typename T>
+SPNAS_INLINE void store_channels(T *p, const Channels<kV> &c) {
 #pragma GCC unroll 4
   for (int v = 0; v < kV; ++v) {
     store(p + v * kLanes, c.v[v]);
@@ -216,8 +285,8 @@ SPNAS_INLINE void store_channels(float *p, const Channels<kV> &c) {
 }
 
 // The channels [first, first + 16) of an array that is as long as all groups.
-template <int kV = kVecs>
-SPNAS_INLINE Channels<kV> load_channels(const float *p) {
+template <int kV = kVecs, typename T>
+SPNAS_INLINE Channels<kV> load_channels(const T *p) {
   return load_part<kV>(p, kV * kLanes);
 }
 

@@ -1,6 +1,7 @@
 // The stem of a network as operators: convolution of images, normalisation and ReLU. Images are
 // (N, C, H, W) with few channels C, results (N, H', W', O), and the convolution's output s lies in
-// groups of 16 channels, (groups, pixels of all samples, 16).
+// groups of 16 channels, (groups, pixels of all samples, 16). T is the type of results and s; images
+// and the factors of products are float.
 //
 // Every tap of an image is one factor for all 16 channels of an output, so images are read as they
 // are, with zeros around them.
@@ -177,9 +178,10 @@ class Stem {
 };
 
 // x, weight, normalisation, options -> y, s, statistics, new moving statistics
-inline Status stem_train(const Call &call, int stride) {
+template <typename T>
+Status stem_train(const Call &call, int stride) {
   using At = EndTrainPlaces;
-  if (Status status = call.check(At::kCount)) {
+  if (Status status = call.check<T>(At::kCount, {At::kY, At::kConvolved})) {
     return status;
   }
   if (!Stem::fits(call, At::kX, At::kWeight)) {
@@ -192,7 +194,7 @@ inline Status stem_train(const Call &call, int stride) {
   }
   Arena arena;
   const Affine affine(arena, stem.outputs);
-  float *s = call.data(At::kConvolved), *y = call.data(At::kY);
+  T *s = call.data<T>(At::kConvolved), *y = call.data<T>(At::kY);
   const TrainNorm norm(call, At::kNorm, At::kOptions, call.data(At::kStatistics), stem.outputs,
                        At::kMoving);
   const float *panels = stem.pack(arena, /*scale=*/nullptr);
@@ -205,7 +207,7 @@ inline Status stem_train(const Call &call, int stride) {
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = part * rows, last = std::min(stem.out_h, first + rows);
       for (int64_t g = 0; g < stem.groups(); ++g) {
-        float *out = s + (g * stem.n + n) * plane * kGroup;
+        T *out = s + (g * stem.n + n) * plane * kGroup;
         for (int64_t y = first; y < last; ++y) {
           stem.convolve_row(
               y, padded, panels + g * stem.taps() * kGroup, Channels<kVecs>{},
@@ -279,9 +281,10 @@ struct StemBackwardPlaces {
   enum { kX, kWeight, kGamma, kBeta, kS, kStatistics, kOptions, kDy, kInputs };
 };
 
-inline Status check_stem_backward(const Call &call, int count, int stride) {
+template <typename T>
+Status check_stem_backward(const Call &call, int count, int stride) {
   using At = StemBackwardPlaces;
-  if (Status status = call.check(count)) {
+  if (Status status = call.check<T>(count, {At::kS, At::kDy})) {
     return status;
   }
   if (!Stem::fits(call, At::kX, At::kWeight)) {
@@ -297,8 +300,9 @@ inline Status check_stem_backward(const Call &call, int count, int stride) {
 }
 
 // dy where ReLU was active, of pixel i and one group.
-inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, const float *s,
-                                       const float *dy, int64_t i, int64_t g) {
+template <typename T>
+inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, const T *s,
+                                       const T *dy, int64_t i, int64_t g) {
   Channels<kVecs> gradient =
       load_part<kVecs>(dy + i * stem.outputs + g * kGroup, group_size(stem.outputs, g));
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
@@ -313,8 +317,9 @@ inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &nor
 }
 
 // The gradient of s, of pixel i and one group.
-inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm, const float *s,
-                                     const float *dy, int64_t i, int64_t g) {
+template <typename T>
+inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm, const T *s,
+                                     const T *dy, int64_t i, int64_t g) {
   Channels<kVecs> gradient = active_gradient(stem, norm, s, dy, i, g);
 #pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
@@ -328,10 +333,11 @@ inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm,
 }
 
 // x, weight, gamma, beta, s, statistics, options, dy -> dweight, dgamma, dbeta
-inline Status stem_backward(const Call &call, int stride) {
+template <typename T>
+Status stem_backward(const Call &call, int stride) {
   using At = StemBackwardPlaces;
   enum { kDWeight = At::kInputs, kDGamma, kDBeta, kCount };
-  if (Status status = check_stem_backward(call, kCount, stride)) {
+  if (Status status = check_stem_backward<T>(call, kCount, stride)) {
     return status;
   }
   const Stem stem(call, At::kX, At::kWeight, stride);
@@ -342,7 +348,7 @@ inline Status stem_backward(const Call &call, int stride) {
   Arena arena;
   const NormGradient norm(arena, stem.outputs, stem.outputs, call.data(At::kGamma),
                           call.data(At::kBeta), call.data(At::kStatistics));
-  const float *s = call.data(At::kS), *dy = call.data(At::kDy);
+  const T *s = call.data<T>(At::kS), *dy = call.data<T>(At::kDy);
   const int64_t groups = stem.groups(), plane = stem.plane(), taps = stem.taps();
   double *sums = reinterpret_cast<double *>(arena.zeros(2 * stem.n * groups * 2 * kGroup));
   Status status = parallel(stem.n, 1, [&](int64_t n, int64_t) {
@@ -408,10 +414,11 @@ inline Status stem_backward(const Call &call, int stride) {
 
 // The inputs of stem_backward and its results dgamma, dbeta -> dx. An operator of its own, since
 // training does not need it; its speed does not count.
-inline Status stem_input_gradient(const Call &call, int stride) {
+template <typename T>
+Status stem_input_gradient(const Call &call, int stride) {
   using At = StemBackwardPlaces;
   enum { kDGamma = At::kInputs, kDBeta, kDx, kCount };
-  if (Status status = check_stem_backward(call, kCount, stride)) {
+  if (Status status = check_stem_backward<T>(call, kCount, stride)) {
     return status;
   }
   const Stem stem(call, At::kX, At::kWeight, stride);
@@ -425,7 +432,7 @@ inline Status stem_input_gradient(const Call &call, int stride) {
     norm.finish(o, call.data(kDBeta)[o], call.data(kDGamma)[o] / norm.inverse[o],
                 static_cast<double>(stem.pixels()));
   }
-  const float *s = call.data(At::kS), *dy = call.data(At::kDy);
+  const T *s = call.data<T>(At::kS), *dy = call.data<T>(At::kDy);
   return parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const int64_t rows = stem.padded_h(), columns = stem.padded_w(), pad = stem.kernel / 2;
     float *padded = zeroed(Slot::kPlanes, stem.channels * rows * columns);

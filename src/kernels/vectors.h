@@ -37,6 +37,18 @@ inline int64_t group_size(int64_t channels, int64_t g) {
 inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
 
+// The first `count` floats of kV vectors; the others are 0, or stay.
+template <int kV>
+inline Channels<kV> load_some(const float *p, int64_t count) {
+  Channels<kV> c = {};
+  std::memcpy(&c, p, count * sizeof(*p));
+  return c;
+}
+template <int kV>
+inline void store_some(float *p, const Channels<kV> &c, int64_t count) {
+  std::memcpy(p, &c, count * sizeof(*p));
+}
+
 // 0 for what is less; NaN passes.
 template <typename V>
 inline V relu(V v) {

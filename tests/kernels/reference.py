@@ -153,10 +153,36 @@ def block64(x, layers, stride, residual, dy):
     return y, [dx, *gradients], [*statistics, mean, variance]
 
 
-def run(name: str, inputs: list, output_shapes: list, types=None, library=None) -> list:
-    """Calls an operator of the library directly."""
+def to_bfloat16(x) -> np.ndarray:
+    """The bits of the nearest bfloat16, of two equally near the even one, as uint16."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(x) -> np.ndarray:
+    """Float32 whose values are those of bfloat16."""
+    return from_bfloat16(to_bfloat16(x))
+
+
+def run(
+    name: str, inputs: list, output_shapes: list, types=None, library=None, bfloat16=()
+) -> list:
+    """Calls an operator of the library directly.
+
+    Args:
+        bfloat16: places of the parameters of this type, negative ones counted from the end. They
+            are given and returned as float32.
+    """
     outputs = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
     arrays = [np.ascontiguousarray(a) for a in inputs] + outputs
+    if bfloat16:
+        places = [place % len(arrays) for place in bfloat16]
+        arrays = [to_bfloat16(a) if i in places else a for i, a in enumerate(arrays)]
+        types = [b"bfloat16" if i in places else b"float32" for i in range(len(arrays))]
     shapes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
     n = len(arrays)
     status = getattr(ctypes.CDLL(library or build.library()), name)(
@@ -172,7 +198,7 @@ def run(name: str, inputs: list, output_shapes: list, types=None, library=None) 
     )
     if status:
         raise ValueError(f"{name} returned {status}")
-    return outputs
+    return [from_bfloat16(a) if a.dtype == np.uint16 else a for a in arrays[len(inputs) :]]
 
 
 def assert_near(actual, expected, tolerance=2e-6) -> None:
