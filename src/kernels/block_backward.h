@@ -126,11 +126,12 @@ class BlockBackward {
       float *gradients = sums + first / kSumPixels * 2 * channels, *products = gradients + channels;
       std::memset(gradients, 0, 2 * channels * sizeof(float));
       for (int64_t i = first * channels; i < last * channels; i += channels) {
-#pragma omp simd
-        for (int64_t c = 0; c < channels; ++c) {
-          gradients[c] += dy_[i + c];
-          products[c] += dy_[i + c] * (projected_[i + c] - last_.mean[c]);
-        }
+        for_vectors(channels, [&](int64_t c, int64_t lanes) {
+          const Vec dy = load_lanes(dy_ + i + c, lanes);
+          const Vec distance = load_lanes(projected_ + i + c, lanes) - load(last_.mean + c);
+          store_lanes(gradients + c, load_lanes(gradients + c, lanes) + dy, lanes);
+          store_lanes(products + c, load_lanes(products + c, lanes) + dy * distance, lanes);
+        });
       }
     });
     for (int64_t c = 0; c < channels; ++c) {
@@ -207,11 +208,12 @@ class BlockBackward {
     const int64_t out = b_.out_channels;
     const T *dy = dy_ + first * out, *p = projected_ + first * out;
     for (int64_t i = 0; i < pixels * out; i += out) {
-#pragma omp simd
-      for (int64_t c = 0; c < out; ++c) {
-        dp[i + c] =
-            T(last_.scale[c] * dy[i + c] + (last_.in_factor[c] * p[i + c] + last_.constant[c]));
-      }
+      for_vectors(out, [&](int64_t c, int64_t lanes) {
+        const Vec start =
+            load(last_.in_factor + c) * load_lanes(p + i + c, lanes) + load(last_.constant + c);
+        store_lanes(dp + i + c, load(last_.scale + c) * load_lanes(dy + i + c, lanes) + start,
+                    lanes);
+      });
     }
   }
 
@@ -445,8 +447,7 @@ class BlockBackward {
       }
       spnas::product<kVecs, T>(
           b_.out_w, {dp + (y - rows.first) * b_.out_w * out, out, out},
-          panels_ + g * panel_size<T>(out),
-          [](int64_t) { return Channels<kVecs>{}; },
+          panels_ + g * panel_size<T>(out), [](int64_t) { return Channels<kVecs>{}; },
           [&](int64_t i, const Channels<kVecs> &dh) {
 #pragma GCC unroll 4
             for (int v = 0; v < kVecs; ++v) {
@@ -489,10 +490,10 @@ class BlockBackward {
       return kOk;
     }
     return parallel(b_.inputs(), kGrain, [&](int64_t first, int64_t last) {
-#pragma omp simd
-      for (int64_t i = first; i < last; ++i) {
-        dx_[i] = T(dx_[i] + dy_[i]);
-      }
+      for_vectors(last - first, [&](int64_t i, int64_t lanes) {
+        const int64_t at = first + i;
+        store_lanes(dx_ + at, load_lanes(dx_ + at, lanes) + load_lanes(dy_ + at, lanes), lanes);
+      });
     });
   }
 

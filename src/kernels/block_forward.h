@@ -41,7 +41,8 @@ template <typename T>
 class Hidden {
  public:
   Hidden(const Call &call, const BlockPlaces &at, const Block &b, const Affine &norm, Arena &arena)
-      : b_(b), x_(call.data<T>(at.x)), norm_(norm), taps_(b.side * b.side), out_rows_(choose_rows(b)) {
+      : b_(b), x_(call.data<T>(at.x)), norm_(norm), taps_(b.side * b.side),
+        out_rows_(choose_rows(b)) {
     const float *kernels = call.data(at.depthwise);
     kernels_ = pack_panels(arena, b.active, taps_, [&](int64_t t, int64_t e) {
       return kernels[e * b.kernel * b.kernel + b.tap(t)];
@@ -204,8 +205,9 @@ class Projection {
 // Mean and variance of the expansion's outputs, from the moments of x; also weight * covariance,
 // (mid, channels), which backward needs.
 template <typename T>
-inline Status expansion_statistics(Arena &arena, const Block &b, const T *x, const float *weight, const TrainNorm &norm, const Affine &affine,
-                                   float *input_mean, float *spread) {
+inline Status expansion_statistics(Arena &arena, const Block &b, const T *x, const float *weight,
+                                   const TrainNorm &norm, const Affine &affine, float *input_mean,
+                                   float *spread) {
   const Covariance covariance{arena.take(Covariance::size(b.channels)), b.channels};
   if (Status status = find_moments(arena, input_mean, covariance, x, b.pixels())) {
     return status;
@@ -338,16 +340,19 @@ Status block_train(const Call &call, bool expands, int stride) {
   if (status) {
     return status;
   }
-  return parallel(b.out_pixels(), std::max<int64_t>(1, kGrain / out),
-                  [&](int64_t first, int64_t end) {
-                    for (int64_t i = first * out; i < end * out; i += out) {
-#pragma omp simd
-                      for (int64_t c = 0; c < out; ++c) {
-                        const float value = projected[i + c] * last.scale[c] + last.shift[c];
-                        y[i + c] = T(b.residual ? value + x[i + c] : value);
-                      }
-                    }
-                  });
+  return parallel(
+      b.out_pixels(), std::max<int64_t>(1, kGrain / out), [&](int64_t first, int64_t end) {
+        for (int64_t i = first * out; i < end * out; i += out) {
+          for_vectors(out, [&](int64_t c, int64_t lanes) {
+            Vec value =
+                load_lanes(projected + i + c, lanes) * load(last.scale + c) + load(last.shift + c);
+            if (b.residual) {
+              value += load_lanes(x + i + c, lanes);
+            }
+            store_lanes(y + i + c, value, lanes);
+          });
+        }
+      });
 }
 
 // Forward with given factors and shifts: x, weights, options, decision -> y.

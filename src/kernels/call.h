@@ -1,8 +1,8 @@
 // The call of an operator: its parameters, their shapes and types, and the checks of them.
 //
-// Tensors are float32 unless an operator says otherwise. Parameters are the inputs and then the outputs of an
-// operator; each operator names their places in an enum. Anything but the shapes and types that it
-// expects makes an operator return non-zero, upon which MindSpore raises.
+// Tensors are float32 unless an operator says otherwise. Parameters are the inputs and then the
+// outputs of an operator; each operator names their places in an enum. Anything but the shapes and
+// types that it expects makes an operator return non-zero, upon which MindSpore raises.
 #pragma once
 
 #include <algorithm>

@@ -60,8 +60,8 @@ inline void add_channels(double *total, const Vec (&sum)[kVecs]) {
 }
 
 // Sums of up to kSumPixels pixels of `count` channels, which kV vectors hold, of a tensor
-// (pixels, pitch): sum, and sum of squares about the mean of these pixels, (2, 16). Where the tensor
-// is bfloat16 they are sums of what has been rounded, since that is normalised.
+// (pixels, pitch): sum, and sum of squares about the mean of these pixels, (2, 16). Where the
+// tensor is bfloat16 they are sums of what has been rounded, since that is normalised.
 template <int kV, typename T>
 inline void part_sums(float *out, const T *x, int64_t pitch, int64_t count, int64_t pixels) {
   Vec sum[kV] = {}, squares[kV] = {};

@@ -31,7 +31,7 @@ struct Covariance {
 };
 
 // Sums over one part of the pixels, of values less `shift`. Products have the type of x: rounding
-// what is centred, at random, adds 1e-6 of a variance to it.
+// what is centred, at random, adds 1e-6 of a variance to it. Arrays are as long as all groups.
 template <typename T>
 inline void add_moments(float *sums, const Covariance &products, const T *x, int64_t pixels,
                         const float *shift) {
@@ -42,13 +42,11 @@ inline void add_moments(float *sums, const Covariance &products, const T *x, int
     for (int64_t i = 0; i < count; ++i) {
       const T *in = x + (first + i) * channels;
       T *out = centred + i * pitch;
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        const float value = in[c] - shift[c];
-        out[c] = T(value);
-        sums[c] += value;
-      }
-      std::fill(out + channels, out + pitch, T(0.0f));
+      for_vectors(channels, [&](int64_t c, int64_t lanes) {
+        const Vec value = load_lanes(in + c, lanes) - load(shift + c);
+        store(out + c, value);
+        store(sums + c, load(sums + c) + value);
+      });
     }
     const T *left = pair_pixels(centred, pitch, count);
     for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
@@ -64,19 +62,19 @@ template <typename T>
 inline Status find_moments(Arena &arena, float *mean, const Covariance &covariance, const T *x,
                            int64_t pixels) {
   const int64_t channels = covariance.channels, size = Covariance::size(channels);
-  const int64_t parts = range_count(pixels);
+  const int64_t parts = range_count(pixels), pitch = group_count(channels) * kGroup;
   // A shift near the mean keeps the difference of squares exact.
-  float *shift = arena.zeros(channels);
+  float *shift = arena.zeros(pitch);
   const int64_t some = std::min(pixels, kSumPixels);
   for (int64_t i = 0; i < some; ++i) {
     for (int64_t c = 0; c < channels; ++c) {
       shift[c] += x[i * channels + c] / static_cast<float>(some);
     }
   }
-  float *sums = arena.zeros(parts * channels), *products = arena.zeros(parts * size);
+  float *sums = arena.zeros(parts * pitch), *products = arena.zeros(parts * size);
   Status status = parallel(parts, 1, [&](int64_t i, int64_t) {
     const int64_t first = range_begin(pixels, i, parts), last = range_begin(pixels, i + 1, parts);
-    add_moments(sums + i * channels, {products + i * size, channels}, x + first * channels,
+    add_moments(sums + i * pitch, {products + i * size, channels}, x + first * channels,
                 last - first, shift);
   });
   if (status) {
@@ -86,7 +84,7 @@ inline Status find_moments(Arena &arena, float *mean, const Covariance &covarian
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0;
     for (int64_t i = 0; i < parts; ++i) {
-      sum += sums[i * channels + c];
+      sum += sums[i * pitch + c];
     }
     offset[c] = sum / pixels;
     mean[c] = static_cast<float>(shift[c] + offset[c]);

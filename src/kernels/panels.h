@@ -24,11 +24,14 @@ T *pack_panels(Arena &arena, int64_t columns, int64_t depth, const Value &value)
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t count = group_size(columns, panel);
       T *out = panels + panel * size;
-      for (int64_t k = 0; k < size / kGroup; ++k) {
-        for (int64_t j = 0; j < kGroup; ++j) {
-          out[k / kDepth * kDepth * kGroup + j * kDepth + k % kDepth] =
-              T(k < depth && j < count ? value(k, panel * kGroup + j) : 0);
+      for (int64_t k = 0; k < depth; k += kDepth, out += kDepth * kGroup) {
+        float rows[kDepth][kGroup] = {};
+        for (int row = 0; row < kDepth && k + row < depth; ++row) {
+          for (int64_t j = 0; j < count; ++j) {
+            rows[row][j] = value(k + row, panel * kGroup + j);
+          }
         }
+        Step<T>::pack(out, rows);
       }
     }
   }));

@@ -40,6 +40,9 @@ template <>
 struct Step<float> {
   static constexpr int kDepth = 1;
   static float factors(const float *p) { return *p; }
+  static void pack(float *panel, const float (&rows)[1][kGroup]) {
+    std::memcpy(panel, rows, sizeof(rows));
+  }
   static Vec panel(const float *p) { return load(p); }
   static Vec rows(const float *p, int64_t) { return load(p); }
   static void add(Vec &sum, float factor, Vec row) { sum += factor * row; }
@@ -52,6 +55,12 @@ struct Step<Bfloat16> {
     uint32_t both;
     std::memcpy(&both, p, sizeof(both));
     return both;
+  }
+  static void pack(Bfloat16 *panel, const float (&rows)[2][kGroup]) {
+    for (int j = 0; j < kGroup; j += kLanes) {
+      const Bits pairs = widen(narrow(load(rows[0] + j))) | widen(narrow(load(rows[1] + j))) << 16;
+      std::memcpy(panel + 2 * j, &pairs, sizeof(pairs));
+    }
   }
   static Bits panel(const Bfloat16 *p) {
     Bits pairs;
@@ -265,6 +274,27 @@ SPNAS_INLINE Channels<kV> load_part(const T *p, int64_t count) {
     c.v[v] = load(p + v * kLanes);
   }
   return c;
+}
+
+// body(c, count) for every vector of so many channels, of which the last may be filled in part.
+template <typename Body>
+SPNAS_INLINE void for_vectors(int64_t channels, const Body &body) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    body(c, kLanes);
+  }
+  if (c < channels) {
+    body(c, channels - c);
+  }
+}
+
+template <typename T>
+SPNAS_INLINE Vec load_lanes(const T *p, int64_t count) {
+  return load_part<1>(p, count).v[0];
+}
+template <typename T>
+SPNAS_INLINE void store_lanes(T *p, Vec v, int64_t count) {
+  store_part(p, Channels<1>{v}, count);
 }
 
 template <int kV>

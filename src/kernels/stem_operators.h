@@ -1,7 +1,7 @@
 // The stem of a network as operators: convolution of images, normalisation and ReLU. Images are
 // (N, C, H, W) with few channels C, results (N, H', W', O), and the convolution's output s lies in
-// groups of 16 channels, (groups, pixels of all samples, 16). T is the type of results and s; images
-// and the factors of products are float.
+// groups of 16 channels, (groups, pixels of all samples, 16). T is the type of results and s;
+// images and the factors of products are float.
 //
 // Every tap of an image is one factor for all 16 channels of an output, so images are read as they
 // are, with zeros around them.

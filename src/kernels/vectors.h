@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace spnas {
 
 // Floats per vector.
@@ -38,15 +42,26 @@ inline Vec load(const float *p) { return *reinterpret_cast<const VecAny *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<VecAny *>(p) = v; }
 
 // The first `count` floats of kV vectors; the others are 0, or stay.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+#endif
 template <int kV>
 inline Channels<kV> load_some(const float *p, int64_t count) {
+#if defined(__AVX512F__)
+  return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+#else
   Channels<kV> c = {};
   std::memcpy(&c, p, count * sizeof(*p));
   return c;
+#endif
 }
 template <int kV>
 inline void store_some(float *p, const Channels<kV> &c, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, first_lanes(count), c.v[0]);
+#else
   std::memcpy(p, &c, count * sizeof(*p));
+#endif
 }
 
 // 0 for what is less; NaN passes.
