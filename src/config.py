@@ -292,7 +292,9 @@ class RunConfig(ComputeConfig):
     )
     # Precision. Level O1 is left out: MindSpore 2.8 fails on this network with it.
     amp_level: Literal["O0", "O2", "O3"] | None = _key(
-        None, "mixed precision; O2 on Ascend and O0 on CPU where omitted"
+        None,
+        "mixed precision; O2 on Ascend and O0 on CPU where omitted; O2 on CPU is bfloat16 by the "
+        "CPU operators, without a loss scale",
     )
     loss_scale: Literal["dynamic"] | float = _key(
         "dynamic", "loss scale of mixed precision: dynamic, or a number"

@@ -18,7 +18,7 @@ from src.arch.architecture import Architecture
 from src.arch.blocks import ShuffleBlock
 from src.kernels import available
 from src.layers.conv_bn import CellOptions, NetworkOptions
-from src.layers.ends import COLORS, Head, Stem, supports_fusion
+from src.layers.ends import COLORS, Head, Stem, supports_fusion, trains_in_bfloat16
 from src.layers.mbconv import create_block
 from src.layers.shuffle import CLASSIFIER_SIGMA, first_sigma
 
@@ -43,6 +43,8 @@ class BlockNetwork(nn.Cell):
         momentum: weight of the old value in the moving statistics of batch normalisation.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
         folded: for inference, with the parameters that ``fold_batch_norm`` makes.
+        bfloat16: train in bfloat16 by these operators where they do (``trains_in_bfloat16``);
+            parameters, statistics and logits are float32, as is all inference.
     """
 
     def __init__(
@@ -55,15 +57,18 @@ class BlockNetwork(nn.Cell):
         affine: bool = True,
         kernels: bool = False,
         folded: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
+        fused = kernels and available() and supports_fusion(arch)
         options: CellOptions = {
             "epsilon": arch.bn_epsilon,
             "momentum": momentum,
             "affine": affine,
             "kernels": kernels,
             "folded": folded,
-            "fused": kernels and available() and supports_fusion(arch),
+            "fused": fused,
+            "bfloat16": bfloat16 and fused and trains_in_bfloat16(arch),
         }
         channels = arch.blocks[-1].out_channels
         stem_sigma, head_sigma = None, None

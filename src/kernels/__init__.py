@@ -28,10 +28,13 @@ from src.kernels.cells import (
     available,
     hold_operands,
     move_statistics,
+    supports_bfloat16,
 )
+from src.kernels.build import BFLOAT16_FLAG
 from src.kernels.operators import KERNEL_SIZES, STRIDES
 
 __all__ = [
+    "BFLOAT16_FLAG",
     "KERNEL_SIZES",
     "STRIDES",
     "BatchNormReLU",
@@ -48,6 +51,7 @@ __all__ = [
     "operator_options",
     "operator_pair",
     "stem_operator",
+    "supports_bfloat16",
     "use_kernels",
 ]
 

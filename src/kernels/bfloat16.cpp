@@ -6,19 +6,24 @@
 #include "head_operators.h"
 #include "stem_operators.h"
 
-SPNAS_OPERATOR(Bfloat16BlockTrain1, block_train<Bfloat16>(call, /*expands=*/true, 1))
-SPNAS_OPERATOR(Bfloat16BlockTrain2, block_train<Bfloat16>(call, /*expands=*/true, 2))
-SPNAS_OPERATOR(Bfloat16BlockPlainTrain1, block_train<Bfloat16>(call, /*expands=*/false, 1))
-SPNAS_OPERATOR(Bfloat16BlockPlainTrain2, block_train<Bfloat16>(call, /*expands=*/false, 2))
-SPNAS_OPERATOR(Bfloat16BlockBackward1, block_backward<Bfloat16>(call, /*expands=*/true, 1))
-SPNAS_OPERATOR(Bfloat16BlockBackward2, block_backward<Bfloat16>(call, /*expands=*/true, 2))
-SPNAS_OPERATOR(Bfloat16BlockPlainBackward1, block_backward<Bfloat16>(call, /*expands=*/false, 1))
-SPNAS_OPERATOR(Bfloat16BlockPlainBackward2, block_backward<Bfloat16>(call, /*expands=*/false, 2))
-SPNAS_OPERATOR(Bfloat16StemTrain1, stem_train<Bfloat16>(call, 1))
-SPNAS_OPERATOR(Bfloat16StemTrain2, stem_train<Bfloat16>(call, 2))
-SPNAS_OPERATOR(Bfloat16StemBackward1, stem_backward<Bfloat16>(call, 1))
-SPNAS_OPERATOR(Bfloat16StemBackward2, stem_backward<Bfloat16>(call, 2))
-SPNAS_OPERATOR(Bfloat16StemInputGradient1, stem_input_gradient<Bfloat16>(call, 1))
-SPNAS_OPERATOR(Bfloat16StemInputGradient2, stem_input_gradient<Bfloat16>(call, 2))
-SPNAS_OPERATOR(Bfloat16HeadTrain, head_train<Bfloat16>(call))
-SPNAS_OPERATOR(Bfloat16HeadBackward, head_backward<Bfloat16>(call))
+// Whether the processor that is compiled for multiplies bfloat16; others are many times as slow.
+extern "C" __attribute__((visibility("default"))) int spnas_multiplies_bfloat16() {
+  return SPNAS_BFLOAT16;
+}
+
+SPNAS_OPERATOR(BlockBfloat16Train1, block_train<Bfloat16>(call, /*expands=*/true, 1))
+SPNAS_OPERATOR(BlockBfloat16Train2, block_train<Bfloat16>(call, /*expands=*/true, 2))
+SPNAS_OPERATOR(BlockPlainBfloat16Train1, block_train<Bfloat16>(call, /*expands=*/false, 1))
+SPNAS_OPERATOR(BlockPlainBfloat16Train2, block_train<Bfloat16>(call, /*expands=*/false, 2))
+SPNAS_OPERATOR(BlockBfloat16Backward1, block_backward<Bfloat16>(call, /*expands=*/true, 1))
+SPNAS_OPERATOR(BlockBfloat16Backward2, block_backward<Bfloat16>(call, /*expands=*/true, 2))
+SPNAS_OPERATOR(BlockPlainBfloat16Backward1, block_backward<Bfloat16>(call, /*expands=*/false, 1))
+SPNAS_OPERATOR(BlockPlainBfloat16Backward2, block_backward<Bfloat16>(call, /*expands=*/false, 2))
+SPNAS_OPERATOR(StemBfloat16Train1, stem_train<Bfloat16>(call, 1))
+SPNAS_OPERATOR(StemBfloat16Train2, stem_train<Bfloat16>(call, 2))
+SPNAS_OPERATOR(StemBfloat16Backward1, stem_backward<Bfloat16>(call, 1))
+SPNAS_OPERATOR(StemBfloat16Backward2, stem_backward<Bfloat16>(call, 2))
+SPNAS_OPERATOR(StemBfloat16InputGradient1, stem_input_gradient<Bfloat16>(call, 1))
+SPNAS_OPERATOR(StemBfloat16InputGradient2, stem_input_gradient<Bfloat16>(call, 2))
+SPNAS_OPERATOR(HeadBfloat16Train, head_train<Bfloat16>(call))
+SPNAS_OPERATOR(HeadBfloat16Backward, head_backward<Bfloat16>(call))

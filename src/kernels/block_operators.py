@@ -4,6 +4,11 @@ Between them images lie with channels last, (N, H, W, C). A normalisation is fou
 beta, moving mean and moving variance, each (channels,); in a folded network it is one, a bias. In
 training the new moving statistics of all normalisations, mean and variance, are the last outputs.
 Statistics are the batch's in training, and the moving ones in inference, which has no gradients.
+
+In bfloat16 images between stem and head are of this type, as are their gradients and the largest
+tensors that the gradient needs; all else is float32. MindSpore computes nothing in this type on CPU:
+the stem makes the first of these tensors, the head takes the last, and each is used exactly once,
+since gradients of two uses would have to be added up.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ from mindspore import Tensor, ops
 
 from src.kernels.operators import KERNEL_SIZES, custom_operator, output_size, zeros_like
 
-# What an operator is for: each kind computes the same with other statistics.
-TRAIN, INFER, FOLDED = "Train", "Infer", "Folded"
+# What an operator is for: each kind computes the same with other statistics or in another type.
+TRAIN, BFLOAT16_TRAIN, INFER, FOLDED = "Train", "Bfloat16Train", "Infer", "Folded"
 
 GROUP = 16  # kGroup of vectors.h: channels that lie together within a block
 
@@ -36,16 +41,31 @@ def operator_options(epsilon: float, momentum: float, *, residual: bool = False)
 
 
 def operator_pair(
-    create: Callable[[str], ops.Custom], *, folded: bool
+    create: Callable[[str], ops.Custom], *, folded: bool, bfloat16: bool = False
 ) -> tuple[ops.Custom, ops.Custom]:
     """The operators of training and of inference; a folded network has one for both.
 
     Args:
         create: makes the operator of a kind.
         folded: whether normalisation is folded into the convolutions.
+        bfloat16: whether to train in bfloat16.
     """
-    training, inference = (FOLDED, FOLDED) if folded else (TRAIN, INFER)
-    return create(training), create(inference)
+    if folded:
+        return create(FOLDED), create(FOLDED)
+    return create(BFLOAT16_TRAIN if bfloat16 else TRAIN), create(INFER)
+
+
+def _trains(kind: str) -> bool:
+    return kind in (TRAIN, BFLOAT16_TRAIN)
+
+
+def _backward(kind: str) -> str:
+    return kind.replace(TRAIN, "Backward")
+
+
+def _images(kind: str, *places: int) -> Sequence[int] | None:
+    """Which outputs are bfloat16 where those at these places have the type of images."""
+    return places if kind == BFLOAT16_TRAIN else None
 
 
 def _norm_inputs(kind: str) -> int:
@@ -93,7 +113,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         )
         return (x[0], output_size(x[1], stride), output_size(x[2], stride), last[0])
 
-    if kind != TRAIN:
+    if not _trains(kind):
         return custom_operator(f"Block{plain}{kind}{stride}", lambda *shapes: check(shapes), 1)
 
     def forward_shape(*shapes):
@@ -112,9 +132,10 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
     # and returns the gradients of x, and of weight, gamma and beta of each convolution.
     if not expands:
         plain_backward = custom_operator(
-            f"BlockPlainBackward{stride}",
+            f"BlockPlain{_backward(kind)}{stride}",
             lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5]),
             7,
+            bfloat16=_images(kind, 0),
         )
 
         def plain_bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, options, decision, out, dout):
@@ -125,12 +146,15 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
             second = (dw2, dg2, db2, zeros_like(m2), zeros_like(v2))
             return first + second + (zeros_like(options), zeros_like(decision))
 
-        return custom_operator(f"BlockPlainTrain{stride}", forward_shape, 9, plain_bprop)
+        return custom_operator(
+            f"BlockPlain{kind}{stride}", forward_shape, 9, plain_bprop, _images(kind, 0, 1, 2)
+        )
 
     backward = custom_operator(
-        f"BlockBackward{stride}",
+        f"Block{_backward(kind)}{stride}",
         lambda *s: (s[0], s[1], s[2], s[2], s[4], s[5], s[5], s[7], s[8], s[8]),
         10,
+        bfloat16=_images(kind, 0),
     )
 
     def bprop(
@@ -145,7 +169,9 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         third = (dw3, dg3, db3, zeros_like(m3), zeros_like(v3))
         return first + second + third + (zeros_like(options), zeros_like(decision))
 
-    return custom_operator(f"BlockTrain{stride}", forward_shape, 13, bprop)
+    return custom_operator(
+        f"Block{kind}{stride}", forward_shape, 13, bprop, _images(kind, 0, 1, 2)
+    )
 
 
 @functools.cache
@@ -166,7 +192,7 @@ def stem_operator(kind: str, stride: int) -> ops.Custom:
         )
         return (x[0], output_size(x[2], stride), output_size(x[3], stride), weight[0])
 
-    if kind != TRAIN:
+    if not _trains(kind):
         return custom_operator(f"Stem{kind}{stride}", lambda *shapes: check(shapes), 1)
 
     def forward_shape(*shapes):
@@ -174,16 +200,18 @@ def stem_operator(kind: str, stride: int) -> ops.Custom:
         s = (_groups(y[3]), y[0] * y[1] * y[2], GROUP)
         return (y, s, (2, y[3]), channels, channels)
 
-    backward = custom_operator(f"StemBackward{stride}", lambda *s: (s[1], s[2], s[3]), 3)
+    backward = custom_operator(f"Stem{_backward(kind)}{stride}", lambda *s: (s[1], s[2], s[3]), 3)
     # Compilation removes it where nobody asks for the gradient of the images.
-    image_gradient = custom_operator(f"StemInputGradient{stride}", lambda *s: s[0], 1)
+    image_gradient = custom_operator(
+        f"Stem{kind.replace(TRAIN, 'InputGradient')}{stride}", lambda *s: s[0], 1
+    )
 
     def bprop(x, w, g, b, m, v, options, out, dout):
         dw, dg, db = backward(x, w, g, b, out[1], out[2], options, dout[0])
         dx = image_gradient(x, w, g, b, out[1], out[2], options, dout[0], dg, db)
         return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
 
-    return custom_operator(f"StemTrain{stride}", forward_shape, 5, bprop)
+    return custom_operator(f"Stem{kind}{stride}", forward_shape, 5, bprop, _images(kind, 0, 1))
 
 
 @functools.cache
@@ -199,7 +227,7 @@ def head_operator(kind: str) -> ops.Custom:
         _require(len(x) == 4 and weight == [weight[0], x[3], 1, 1], "a head", shapes)
         return (x[0], weight[0])
 
-    if kind != TRAIN:
+    if not _trains(kind):
         return custom_operator(f"Head{kind}", lambda *shapes: check(shapes), 1)
 
     def forward_shape(*shapes):
@@ -207,10 +235,15 @@ def head_operator(kind: str) -> ops.Custom:
         q = (_groups(y[1]), x[0] * x[1] * x[2], GROUP)
         return (y, q, (2, y[1]), channels, channels)
 
-    backward = custom_operator("HeadBackward", lambda *s: (s[0], s[1], s[2], s[3]), 4)
+    backward = custom_operator(
+        f"Head{_backward(kind)}",
+        lambda *s: (s[0], s[1], s[2], s[3]),
+        4,
+        bfloat16=_images(kind, 0),
+    )
 
     def bprop(x, w, g, b, m, v, options, out, dout):
         dx, dw, dg, db = backward(x, w, g, b, out[1], out[2], dout[0])
         return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
 
-    return custom_operator("HeadTrain", forward_shape, 5, bprop)
+    return custom_operator(f"Head{kind}", forward_shape, 5, bprop, _images(kind, 1))

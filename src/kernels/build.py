@@ -39,6 +39,7 @@ FLAGS = (
 NATIVE, ANY = "native", ""
 OTHER_TARGETS = (ANY, "x86-64-v3") if platform.machine() == "x86_64" else (ANY,)
 TIMEOUT_SECONDS = 300
+BFLOAT16_FLAG = "avx512_bf16"  # the instructions that operators in bfloat16 are written for
 
 _log = logging.getLogger(__name__)
 
@@ -132,3 +133,9 @@ def library() -> str | None:
         )
         return None
     return path
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the operators can be had, and the processor multiplies bfloat16."""
+    path = library()
+    return path is not None and bool(ctypes.CDLL(path).spnas_multiplies_bfloat16())

@@ -49,17 +49,23 @@ def hold_operands(cell: nn.Cell, **operands: tuple[Parameter, ...]) -> None:
         object.__setattr__(cell, name, parameters)  # a cell's own would make them its parameters
 
 
+def supports_bfloat16() -> bool:
+    """Whether there are operators that train in bfloat16, and a processor that multiplies it."""
+    return available() and build.multiplies_bfloat16()
+
+
 class Float32Cell(nn.Cell):
     """A cell whose operator applies to float32, unless ``to_float`` asks for another type."""
 
     # Set by to_float. In PYNATIVE mode its cast follows later, so that x is still float32 here.
     fp16 = bf16 = False
+    # Whether the cell trains by an operator between whose like images are bfloat16.
+    bfloat16 = False
 
     def applies(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the operator computes ``x`` with ``weight``."""
-        return (
-            x.dtype == ms.float32 and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
-        )
+        known = x.dtype == ms.float32 or (self.bfloat16 and x.dtype == ms.bfloat16)
+        return known and weight.dtype == ms.float32 and not self.fp16 and not self.bf16
 
 
 class DepthwiseConv2d(nn.Conv2d, Float32Cell):

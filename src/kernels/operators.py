@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import mindspore as ms
 from mindspore import ops
 from mindspore.ops.operations import nn_ops
 
@@ -40,6 +41,7 @@ def custom_operator(
     out_shape: Callable[..., Any],
     outputs: int,
     bprop: Callable[..., Any] | None = None,
+    bfloat16: Sequence[int] | None = None,
 ) -> ops.Custom:
     """An operator of the library.
 
@@ -47,14 +49,19 @@ def custom_operator(
         name: of the C function. MindSpore takes two operators of one name for the same, so names
             tell apart whatever results in different shapes.
         out_shape: from the shapes of the inputs to that of the output, or to a tuple of shapes.
-        outputs: their number; all have the type of the first input.
+        outputs: their number.
         bprop: from inputs, outputs and the outputs' gradients to the inputs' gradients; the graph
             compiler parses it.
+        bfloat16: the outputs of this type, all others being float32; all have the type of the
+            first input where omitted.
     """
 
     # ops.Custom wants a single output bare, several in a tuple.
     def out_dtype(*types):
-        return types[0] if outputs == 1 else (types[0],) * outputs
+        if bfloat16 is None:
+            return types[0] if outputs == 1 else (types[0],) * outputs
+        own = tuple(ms.bfloat16 if i in bfloat16 else ms.float32 for i in range(outputs))
+        return own[0] if outputs == 1 else own
 
     library = build.library()
     if library is None:

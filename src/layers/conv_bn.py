@@ -18,7 +18,7 @@ from src.kernels import (
 )
 
 
-class NetworkOptions(TypedDict, total=False):
+class SharedOptions(TypedDict, total=False):
     """Options of a network that all its ``ConvBN`` layers share; see there."""
 
     affine: bool
@@ -27,8 +27,14 @@ class NetworkOptions(TypedDict, total=False):
     folded: bool
 
 
-class LayerOptions(NetworkOptions, total=False):
-    """The same with what an architecture adds."""
+class NetworkOptions(SharedOptions, total=False):
+    """Options of a network; see ``src.spnasnet.BlockNetwork``."""
+
+    bfloat16: bool
+
+
+class LayerOptions(SharedOptions, total=False):
+    """Options of layers: what they share, with what an architecture adds."""
 
     epsilon: float
 
@@ -37,9 +43,12 @@ class CellOptions(LayerOptions, total=False):
     """Options of stem, blocks and head.
 
     ``fused``: each of them is one operator, and between them images lie with channels last.
+    ``bfloat16``: in training these images are bfloat16, as are the factors of products; only with
+    ``fused``.
     """
 
     fused: bool
+    bfloat16: bool
 
 
 class Conv2d(nn.Conv2d):

@@ -19,6 +19,7 @@ from src.kernels import (
     operator_options,
     operator_pair,
     stem_operator,
+    supports_bfloat16,
 )
 from src.layers.conv_bn import CellOptions, ConvBN, LayerOptions
 
@@ -43,6 +44,15 @@ def supports_fusion(arch: Architecture) -> bool:
     )
 
 
+def trains_in_bfloat16(arch: Architecture) -> bool:
+    """Whether these operators train a network in bfloat16: on this processor, all of its blocks."""
+    return (
+        supports_bfloat16()
+        and supports_fusion(arch)
+        and not any(isinstance(block, Block) and block.se_channels for block in arch.blocks)
+    )
+
+
 class End(ConvBN, Float32Cell):
     """A ``ConvBN`` that may be one operator with all that belongs to it.
 
@@ -58,6 +68,7 @@ class End(ConvBN, Float32Cell):
         operator: Callable[[str], ops.Custom],
         *,
         fused: bool = False,
+        bfloat16: bool = False,
         **options: Unpack[LayerOptions],
     ) -> None:
         if fused:
@@ -74,8 +85,11 @@ class End(ConvBN, Float32Cell):
         self.fused = fused
         self.folded = options.get("folded", False)
         self.options = operator_options(options.get("epsilon", 1e-5), options.get("momentum", 0.9))
+        self.bfloat16 = bfloat16
         if fused:
-            self.train_operator, self.infer_operator = operator_pair(operator, folded=self.folded)
+            self.train_operator, self.infer_operator = operator_pair(
+                operator, folded=self.folded, bfloat16=bfloat16
+            )
 
     def operate(self, x: Tensor) -> Tensor:
         """By the operator."""

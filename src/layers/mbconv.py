@@ -53,11 +53,17 @@ class MBConv(Float32Cell):
     Args:
         block: its sizes.
         fused: as one operator wherever tensors are float32; then images have channels last.
+        bfloat16: see ``CellOptions``.
         options: of its ``ConvBN`` layers.
     """
 
     def __init__(
-        self, block: Block, *, fused: bool = False, **options: Unpack[LayerOptions]
+        self,
+        block: Block,
+        *,
+        fused: bool = False,
+        bfloat16: bool = False,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         mid, k = block.mid_channels, block.kernel_size
@@ -76,13 +82,14 @@ class MBConv(Float32Cell):
             last=self.project.operands(),
         )
         self.residual = block.residual
-        self.fused = fused
+        self.fused, self.bfloat16 = fused, bfloat16
         self.folded = options.get("folded", False)
         if fused:
             expands = self.expand is not None
             self.train_operator, self.infer_operator = operator_pair(
                 lambda kind: block_operator(kind, block.stride, expands=expands),
                 folded=self.folded,
+                bfloat16=bfloat16,
             )
             self.options = operator_options(
                 options.get("epsilon", 1e-5),
@@ -193,12 +200,13 @@ def create_block(block: AnyBlock, **options: Unpack[CellOptions]) -> nn.Cell:
 
     Args:
         block: its kind and sizes.
-        options: of the network; ``fused`` for MBConv blocks only.
+        options: of the network; ``fused`` and ``bfloat16`` for MBConv blocks only.
     """
-    fused = options.get("fused", False)
-    layers = cast(LayerOptions, {key: value for key, value in options.items() if key != "fused"})
+    own = ("fused", "bfloat16")
+    fused, bfloat16 = (options.get(key, False) for key in own)
+    layers = cast(LayerOptions, {key: value for key, value in options.items() if key not in own})
     if isinstance(block, ShuffleBlock):
         return ShuffleUnit(block, **layers)
     if fused and block.se_channels:
         return GatedMBConv(block, **layers)
-    return MBConv(block, fused=fused, **layers)
+    return MBConv(block, fused=fused, bfloat16=bfloat16, **layers)

@@ -103,7 +103,7 @@ class ElasticTraining:
         config = run.config
         self._subnets = Subnets(space, config, len(run.classes))
         # Moving statistics stay as they are: those of all networks together are those of none.
-        network = self._create_supernet(momentum=1.0)
+        network = self._create_supernet(momentum=1.0, bfloat16=run.bfloat16)
         if not run.resumed:
             _start_as_identities(network)
             if config.pre_trained:
@@ -131,9 +131,15 @@ class ElasticTraining:
             )
             self.network = self._evaluator.network
 
-    def _create_supernet(self, momentum: float) -> SPNASNet:
+    def _create_supernet(self, momentum: float, bfloat16: bool = False) -> SPNASNet:
         run = self._run
-        return SPNASNet(run.arch, len(run.classes), momentum=momentum, kernels=run.kernels)
+        return SPNASNet(
+            run.arch,
+            len(run.classes),
+            momentum=momentum,
+            kernels=run.kernels,
+            bfloat16=bfloat16,
+        )
 
     def _calibration(self) -> Batches:
         """The first training images in an order of their own, not augmented."""

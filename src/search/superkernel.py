@@ -239,6 +239,7 @@ class Supernet(BlockNetwork):
         *,
         momentum: float = 0.9,
         kernels: bool = False,
+        bfloat16: bool = False,
         drawn_share: float = 1.0,
     ) -> None:
         largest = space.largest()
@@ -253,7 +254,14 @@ class Supernet(BlockNetwork):
                 ]
             )
 
-        super().__init__(largest, num_classes, create_blocks, momentum=momentum, kernels=kernels)
+        super().__init__(
+            largest,
+            num_classes,
+            create_blocks,
+            momentum=momentum,
+            kernels=kernels,
+            bfloat16=bfloat16,
+        )
         self.searched = tuple(isinstance(layer, Superkernel) for layer in space.layers)
         self.decisions = Decisions(
             space,

@@ -158,6 +158,7 @@ class SuperkernelSearch:
             len(self._run.classes),
             momentum=config.bn_momentum,
             kernels=self._run.kernels,
+            bfloat16=self._run.bfloat16,
             drawn_share=config.indicator_draw_share,
         )
 

@@ -23,7 +23,8 @@ from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
 from src.files import different_settings
-from src.kernels import use_kernels
+from src.kernels import BFLOAT16_FLAG, use_kernels
+from src.layers.ends import trains_in_bfloat16
 from src.lr_scheduler import documented_lr, learning_rates
 from src.utils import setup_device
 
@@ -60,8 +61,9 @@ class Run(Generic[Config]):
     Attributes:
         arch: the network that is trained, of a supernet its largest.
         space: the space of a supernet, None for a network.
-        amp_level: "O0" for float32.
+        amp_level: MindSpore's level of mixed precision, "O0" for none.
         kernels: whether networks are built with the CPU operators.
+        bfloat16: whether these train in bfloat16, which needs nothing of MindSpore's.
         loader: training images of this rank.
         val_loader: validation images of this rank; None without validation.
         steps_per_epoch: optimizer steps.
@@ -75,6 +77,7 @@ class Run(Generic[Config]):
     space: SearchSpace | None
     amp_level: str
     kernels: bool
+    bfloat16: bool
     loader: Loader
     val_loader: Loader | None
     steps_per_epoch: int
@@ -99,7 +102,7 @@ class Run(Generic[Config]):
 
     @property
     def mixed_precision(self) -> bool:
-        """Whether networks compute in another type than float32."""
+        """Whether MindSpore changes the type in which networks compute."""
         return self.amp_level != "O0"
 
     @property
@@ -171,6 +174,7 @@ class Run(Generic[Config]):
             "classes": len(self.classes),
             "steps": len(self.rates),
             "kernels": self.kernels,
+            "bfloat16": self.bfloat16,
         }
 
 
@@ -196,7 +200,7 @@ def prepare(
     if base_lr is None:
         base_lr = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
         config = config.model_copy(update={"lr_init": base_lr})
-    amp_level, kernels = _precision(config)
+    amp_level, kernels, bfloat16 = _precision(config, arch)
     _check_image_size(config, arch)
     loader, val_loader = _open_loaders(config, ranks)
     steps_per_epoch = _count_steps(config, loader)
@@ -213,6 +217,7 @@ def prepare(
         space=space,
         amp_level=amp_level,
         kernels=kernels,
+        bfloat16=bfloat16,
         loader=loader,
         val_loader=val_loader,
         steps_per_epoch=steps_per_epoch,
@@ -237,18 +242,29 @@ def _rates(config: RunConfig, base_lr: float, steps_per_epoch: int) -> np.ndarra
     )
 
 
-def _precision(config: RunConfig) -> tuple[str, bool]:
-    """Level of mixed precision, and whether to use the CPU operators, which are for float32."""
+def _precision(config: RunConfig, arch: Architecture) -> tuple[str, bool, bool]:
+    """MindSpore's level of mixed precision, whether to use the CPU operators, and in bfloat16."""
     level = config.amp_level or ("O2" if config.device_target == "Ascend" else "O0")
-    if level == "O0":
-        return level, use_kernels(config.cpu_kernels)
-    if use_kernels(config.cpu_kernels):
+    kernels = use_kernels(config.cpu_kernels)
+    if level == "O0" or not kernels:
+        return level, kernels, False
+    if level != "O2":
         log.warning(
-            "amp_level %s: the CPU operators compute in float32 only; MindSpore's own are used, "
-            "and a training step takes two to four times as long",
+            "amp_level %s: the CPU operators compute in float32 or bfloat16 only; MindSpore's own "
+            "are used, and a training step takes two to four times as long",
             level,
         )
-    return level, False
+        return level, False, False
+    bfloat16 = trains_in_bfloat16(arch)
+    if bfloat16:
+        log.info("amp_level O2: the CPU operators train in bfloat16 (%s)", BFLOAT16_FLAG)
+    else:
+        log.warning(
+            "amp_level O2: training in float32, since bfloat16 takes a processor with %s and MBConv "
+            "blocks without squeeze-and-excitation",
+            BFLOAT16_FLAG,
+        )
+    return "O0", True, bfloat16
 
 
 def _check_image_size(config: RunConfig, arch: Architecture) -> None:

@@ -32,8 +32,13 @@ def train_network(config: TrainConfig) -> int:
 
 def create_network(run: Run[TrainConfig]) -> nn.Cell:
     """The network of a run's architecture."""
-    momentum = run.config.bn_momentum
-    return SPNASNet(run.arch, len(run.classes), momentum=momentum, kernels=run.kernels)
+    return SPNASNet(
+        run.arch,
+        len(run.classes),
+        momentum=run.config.bn_momentum,
+        kernels=run.kernels,
+        bfloat16=run.bfloat16,
+    )
 
 
 class SingleNetwork:
