@@ -78,8 +78,9 @@ inline Status check_block_backward(const Call &call, const BlockBackwardPlaces &
 }
 
 // Up to so many channels of y it takes less time to compute g of the second normalisation again in
-// pass 3 than to store and read it.
-constexpr int64_t kNarrowChannels = 48;
+// pass 3 than to store and read it, which for bfloat16 are half as many bytes.
+template <typename T>
+constexpr int64_t kNarrowChannels = std::is_same_v<T, float> ? 48 : 16;
 
 // T is the type of x, y, z, the projection's output, and their gradients.
 template <typename T>
@@ -96,8 +97,9 @@ class BlockBackward {
         panels_(pack_panels<T>(
             arena, b.active, b.out_channels,
             [&](int64_t o, int64_t e) { return call.data(at.in.project)[o * b.mid + e]; })),
-        g_(b.out_channels <= kNarrowChannels ? nullptr
-                                             : arena.take<T>(groups_ * b.out_pixels() * kGroup)) {}
+        g_(b.out_channels <= kNarrowChannels<T>
+               ? nullptr
+               : arena.take<T>(groups_ * b.out_pixels() * kGroup)) {}
 
   Status run() {
     if (Status status = sum_last_norm()) {
@@ -460,14 +462,9 @@ class BlockBackward {
   }
 
   static void add_gradients(double *total, const T *gradient, int64_t pixels) {
-    Vec sum[kVecs] = {};
-    for (int64_t i = 0; i < pixels; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        sum[v] += load(gradient + i * kGroup + v * kLanes);
-      }
-    }
-    add_channels(total, sum);
+    const Channels<kVecs> sum =
+        add_up<kVecs, T>(pixels, [&](int64_t i) { return load_channels(gradient + i * kGroup); });
+    add_channels(total, sum.v);
   }
 
   Status write_kernel(const float *kernels, int64_t parts, int64_t taps) const {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "products.h"
 #include "tasks.h"
@@ -59,35 +60,56 @@ inline void add_channels(double *total, const Vec (&sum)[kVecs]) {
   }
 }
 
+// The sum of term(pixel), which are Channels, over some pixels. Each addition waits for the one
+// before it, so several sums are under way; those of float tensors run in the order of pixels.
+template <int kV, typename T, typename Term>
+SPNAS_INLINE Channels<kV> add_up(int64_t pixels, const Term &term) {
+  constexpr int kSums = std::is_same_v<T, float> ? 1 : 4;
+  Channels<kV> sums[kSums] = {};
+  const auto add = [](Channels<kV> &sum, const Channels<kV> &value) SPNAS_ALWAYS {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      sum.v[v] += value.v[v];
+    }
+  };
+  int64_t i = 0;
+  for (; i + kSums <= pixels; i += kSums) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSums; ++s) {
+      add(sums[s], term(i + s));
+    }
+  }
+  for (; i < pixels; ++i) {
+    add(sums[0], term(i));
+  }
+  for (int s = 1; s < kSums; ++s) {
+    add(sums[0], sums[s]);
+  }
+  return sums[0];
+}
+
 // Sums of up to kSumPixels pixels of `count` channels, which kV vectors hold, of a tensor
 // (pixels, pitch): sum, and sum of squares about the mean of these pixels, (2, 16). Where the
 // tensor is bfloat16 they are sums of what has been rounded, since that is normalised.
 template <int kV, typename T>
 inline void part_sums(float *out, const T *x, int64_t pitch, int64_t count, int64_t pixels) {
-  Vec sum[kV] = {}, squares[kV] = {};
-  for (int64_t i = 0; i < pixels; ++i) {
-    const Channels<kV> value = load_part<kV>(x + i * pitch, count);
+  const Channels<kV> sum =
+      add_up<kV, T>(pixels, [&](int64_t i) { return load_part<kV>(x + i * pitch, count); });
+  Channels<kV> mean;
+  for (int v = 0; v < kV; ++v) {
+    mean.v[v] = sum.v[v] / static_cast<float>(pixels);
+  }
+  const Channels<kV> squares = add_up<kV, T>(pixels, [&](int64_t i) {
+    Channels<kV> value = load_part<kV>(x + i * pitch, count);
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) {
-      sum[v] += value.v[v];
+      const Vec distance = value.v[v] - mean.v[v];
+      value.v[v] = distance * distance;
     }
-  }
-  Vec mean[kV];
-  for (int v = 0; v < kV; ++v) {
-    mean[v] = sum[v] / static_cast<float>(pixels);
-  }
-  for (int64_t i = 0; i < pixels; ++i) {
-    const Channels<kV> value = load_part<kV>(x + i * pitch, count);
-#pragma GCC unroll 4
-    for (int v = 0; v < kV; ++v) {
-      const Vec distance = value.v[v] - mean[v];
-      squares[v] += distance * distance;
-    }
-  }
-  for (int v = 0; v < kV; ++v) {
-    store(out + v * kLanes, sum[v]);
-    store(out + kGroup + v * kLanes, squares[v]);
-  }
+    return value;
+  });
+  store_channels(out, sum);
+  store_channels(out + kGroup, squares);
 }
 
 }  // namespace spnas
