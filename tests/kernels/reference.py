@@ -52,7 +52,7 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
         gamma: (C,).
         beta: (C,).
         dy: gradient of y.
-        relu: whether ReLU follows.
+        relu: whether ReLU follows, or where it is active.
         epsilon: added to the variance.
         statistics: mean and variance of inference; those of x where omitted.
     """
@@ -65,7 +65,8 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
     deviation = np.sqrt(channel(variance) + epsilon)
     normal = (x - channel(mean)) / deviation
     y = normal * channel(gamma) + channel(beta)
-    g = np.where(y > 0, dy, 0) if relu else dy
+    active = relu if isinstance(relu, np.ndarray) else (y > 0) | (not relu)
+    g = np.where(active, dy, 0)
     dgamma, dbeta = (g * normal).sum((0, 2, 3)), g.sum((0, 2, 3))
     dx = g
     if statistics is None:
@@ -75,7 +76,7 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
             - normal * (g * normal).mean((0, 2, 3), keepdims=True)
         )
     return (
-        (np.maximum(y, 0) if relu else y),
+        np.where(active, y, 0),
         dx * channel(gamma) / deviation,
         dgamma,
         dbeta,
@@ -108,7 +109,7 @@ def core64(x, weight, stride, norms, dy, statistics=(None, None)):
     )
 
 
-def block64(x, layers, stride, residual, dy):
+def block64(x, layers, stride, residual, dy, active=(True, True)):
     """An MBConv block in training, in float64.
 
     Args:
@@ -117,6 +118,7 @@ def block64(x, layers, stride, residual, dy):
         stride: of the depthwise convolution.
         residual: whether x is added.
         dy: gradient of y.
+        active: of both ReLUs where they are active; True for where their input is above 0.
 
     Returns:
         y, gradients of x and, in the order of ``layers``, of all parameters, and of each
@@ -132,19 +134,19 @@ def block64(x, layers, stride, residual, dy):
     if expansion:
         expand, *norm = expansion[0]
         expanded = dense64(x, expand, 1, empty(expand, x.shape[2:]))[0]
-        hidden, _, _, _, *moments = norm64(expanded, *norm, np.zeros(expanded.shape), True)
+        hidden, _, _, _, *moments = norm64(expanded, *norm, np.zeros(expanded.shape), active[0])
         statistics += moments
     z = depthwise64(hidden, depthwise, stride, empty(depthwise, size))[0]
-    h, _, _, _, *moments = norm64(z, *wide_norm, np.zeros(z.shape), True)
+    h, _, _, _, *moments = norm64(z, *wide_norm, np.zeros(z.shape), active[1])
     statistics += moments
     projected = dense64(h, project, 1, empty(project, size))[0]
     y, dprojected, *dlast_norm, mean, variance = norm64(projected, *last_norm, dy, False)
     _, dh, dproject = dense64(h, project, 1, dprojected)
-    _, dz, *dwide_norm, _, _ = norm64(z, *wide_norm, dh, True)
+    _, dz, *dwide_norm, _, _ = norm64(z, *wide_norm, dh, active[1])
     _, dx, ddepthwise = depthwise64(hidden, depthwise, stride, dz)
     gradients = []
     if expansion:
-        _, dexpanded, *dnorm, _, _ = norm64(expanded, *norm, dx, True)
+        _, dexpanded, *dnorm, _, _ = norm64(expanded, *norm, dx, active[0])
         _, dx, dexpand = dense64(x, expand, 1, dexpanded)
         gradients = [dexpand, *dnorm]
     gradients += [ddepthwise, *dwide_norm, dproject, *dlast_norm]

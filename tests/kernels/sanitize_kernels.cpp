@@ -2,11 +2,14 @@
 // size: to be built with -fsanitize=address,undefined or -fsanitize=thread, which stop it where
 // something is wrong.
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <map>
+#include <set>
 #include <thread>
 #include <vector>
 
+#include "../../src/kernels/bfloat16.cpp"
 #include "../../src/kernels/block_backward.cpp"
 #include "../../src/kernels/block_forward.cpp"
 #include "../../src/kernels/ends.cpp"
@@ -18,9 +21,10 @@ using Operator = int (*)(int, void **, int *, int64_t **, const char **, void *,
 using Dims = std::vector<int64_t>;
 using Values = std::vector<float>;
 
-// `values` of some parameters, by place.
-bool run(Operator op, const std::vector<Dims> &dims, const std::map<int, Values> &values = {}) {
-  std::vector<std::vector<float>> data;
+// `values` of some parameters, by place; `halves` are bfloat16.
+bool run(Operator op, const std::vector<Dims> &dims, const std::map<int, Values> &values = {},
+         const std::set<int> &halves = {}) {
+  std::vector<std::vector<uint16_t>> data;
   std::vector<void *> params;
   std::vector<int> ndims;
   std::vector<int64_t *> shapes;
@@ -31,13 +35,21 @@ bool run(Operator op, const std::vector<Dims> &dims, const std::map<int, Values>
     for (int64_t n : d) {
       size *= n;
     }
-    data.emplace_back(size);
-    for (int64_t i = 0; i < size; ++i) {
-      data.back()[i] = static_cast<float>(i * 7919 % 97) / 50 + 0.1f;
+    const int place = static_cast<int>(params.size());
+    const bool half = halves.count(place) > 0;
+    data.emplace_back(half ? size : 2 * size);
+    if (half) {
+      types[place] = "bfloat16";
     }
-    const auto given = values.find(static_cast<int>(params.size()));
-    if (given != values.end()) {
-      data.back() = given->second;
+    const auto given = values.find(place);
+    for (int64_t i = 0; i < size; ++i) {
+      const float value =
+          given == values.end() ? static_cast<float>(i * 7919 % 97) / 50 + 0.1f : given->second[i];
+      if (half) {
+        data.back()[i] = spnas::Bfloat16(value).bits;
+      } else {
+        std::memcpy(&data.back()[2 * i], &value, sizeof(value));
+      }
     }
     params.push_back(data.back().data());
     ndims.push_back(static_cast<int>(d.size()));
@@ -104,56 +116,69 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
                                    narrow,
                                    narrow});
         ok &= run(stride == 1 ? BlockInfer1 : BlockInfer2, infer, values) &&
-              run(stride == 1 ? BlockTrain1 : BlockTrain2, train, values);
-        ok &= run(stride == 1 ? BlockBackward1 : BlockBackward2,
-                  {in,      expand, wide,      wide,     depthwise,
-                   wide,    wide,   project,   narrow,   groups(mid, pixels),
-                   y,       {c},    {mid, c},  {4, mid}, {2, outputs},
-                   {3},     {3},    y,         in,       expand,
-                   wide,    wide,   depthwise, wide,     wide,
-                   project, narrow, narrow},
-                  {{15, options}, {16, decision}});
+              run(stride == 1 ? BlockTrain1 : BlockTrain2, train, values) &&
+              run(stride == 1 ? BlockBfloat16Train1 : BlockBfloat16Train2, train, values,
+                  {0, 18, 19, 20});
+        const std::vector<Dims> backward{in,      expand, wide,      wide,     depthwise,
+                                         wide,    wide,   project,   narrow,   groups(mid, pixels),
+                                         y,       {c},    {mid, c},  {4, mid}, {2, outputs},
+                                         {3},     {3},    y,         in,       expand,
+                                         wide,    wide,   depthwise, wide,     wide,
+                                         project, narrow, narrow};
+        ok &= run(stride == 1 ? BlockBackward1 : BlockBackward2, backward,
+                  {{15, options}, {16, decision}}) &&
+              run(stride == 1 ? BlockBfloat16Backward1 : BlockBfloat16Backward2, backward,
+                  {{15, options}, {16, decision}}, {0, 9, 10, 17, 18});
         ok &= run(stride == 1 ? BlockFolded1 : BlockFolded2,
                   {in, expand, wide, depthwise, wide, project, narrow, {3}, {3}, y},
                   {{7, options}, {8, decision}});
       }
       const Values all{static_cast<float>(k), static_cast<float>(c), 1};
       const Dims plain{c, 1, k, k}, last{outputs, c, 1, 1}, channel{c};
-      ok &= run(stride == 1 ? BlockPlainTrain1 : BlockPlainTrain2,
-                {in,      plain,  channel,      channel, channel,
-                 channel, last,   narrow,       narrow,  narrow,
-                 narrow,  {3},    {3},          y,       groups(c, pixels),
-                 y,       {2, c}, {2, outputs}, channel, channel,
-                 narrow,  narrow},
-                {{11, options}, {12, all}});
-      ok &= run(stride == 1 ? BlockPlainBackward1 : BlockPlainBackward2,
-                {in,    plain,   channel,      channel, last,   narrow, groups(c, pixels),
-                 y,     {2, c},  {2, outputs}, {3},     {3},    y,      in,
-                 plain, channel, channel,      last,    narrow, narrow},
-                {{10, options}, {11, all}});
+      const std::vector<Dims> train{in,      plain,  channel,      channel, channel,
+                                    channel, last,   narrow,       narrow,  narrow,
+                                    narrow,  {3},    {3},          y,       groups(c, pixels),
+                                    y,       {2, c}, {2, outputs}, channel, channel,
+                                    narrow,  narrow};
+      const std::map<int, Values> values{{11, options}, {12, all}};
+      ok &= run(stride == 1 ? BlockPlainTrain1 : BlockPlainTrain2, train, values) &&
+            run(stride == 1 ? BlockPlainBfloat16Train1 : BlockPlainBfloat16Train2, train, values,
+                {0, 13, 14, 15});
+      const std::vector<Dims> backward{
+          in,    plain,   channel,      channel, last,   narrow, groups(c, pixels),
+          y,     {2, c},  {2, outputs}, {3},     {3},    y,      in,
+          plain, channel, channel,      last,    narrow, narrow};
+      const std::map<int, Values> more{{10, options}, {11, all}};
+      ok &= run(stride == 1 ? BlockPlainBackward1 : BlockPlainBackward2, backward, more) &&
+            run(stride == 1 ? BlockPlainBfloat16Backward1 : BlockPlainBfloat16Backward2, backward,
+                more, {0, 6, 7, 12, 13});
       ok &= run(stride == 1 ? BlockPlainFolded1 : BlockPlainFolded2,
                 {in, plain, channel, last, narrow, {3}, {3}, y}, {{5, options}, {6, all}});
       const Dims image{n, 3, h, w}, kernel{outputs, 3, k, k}, s = groups(outputs, pixels);
-      ok &= run(
-          stride == 1 ? StemTrain1 : StemTrain2,
-          {image, kernel, narrow, narrow, narrow, narrow, {3}, y, s, {2, outputs}, narrow, narrow},
-          {{6, options}});
-      ok &= run(stride == 1 ? StemBackward1 : StemBackward2,
-                {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, kernel, narrow, narrow},
-                {{6, options}});
-      ok &= run(stride == 1 ? StemInputGradient1 : StemInputGradient2,
-                {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, narrow, narrow, image},
-                {{6, options}});
+      const std::map<int, Values> stem{{6, options}};
+      const std::vector<Dims> first{image, kernel, narrow, narrow,       narrow, narrow,
+                                    {3},   y,      s,      {2, outputs}, narrow, narrow};
+      ok &= run(stride == 1 ? StemTrain1 : StemTrain2, first, stem) &&
+            run(stride == 1 ? StemBfloat16Train1 : StemBfloat16Train2, first, stem, {7, 8});
+      std::vector<Dims> back{image, kernel, narrow, narrow, s,     {2, outputs},
+                             {3},   y,      kernel, narrow, narrow};
+      ok &= run(stride == 1 ? StemBackward1 : StemBackward2, back, stem) &&
+            run(stride == 1 ? StemBfloat16Backward1 : StemBfloat16Backward2, back, stem, {4, 7});
+      back = {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, narrow, narrow, image};
+      ok &= run(stride == 1 ? StemInputGradient1 : StemInputGradient2, back, stem) &&
+            run(stride == 1 ? StemBfloat16InputGradient1 : StemBfloat16InputGradient2, back, stem,
+                {4, 7});
       ok &= run(stride == 1 ? StemFolded1 : StemFolded2, {image, kernel, narrow, {3}, y},
                 {{3, options}});
     }
     const Dims in{n, h, w, c}, weight{outputs, c, 1, 1}, narrow{outputs}, y{n, outputs};
     const Dims q{(outputs + 15) / 16, n * h * w, 16};
-    ok &=
-        run(HeadTrain,
-            {in, weight, narrow, narrow, narrow, narrow, {3}, y, q, {2, outputs}, narrow, narrow});
-    ok &= run(HeadBackward,
-              {in, weight, narrow, narrow, q, {2, outputs}, y, in, weight, narrow, narrow});
+    const std::vector<Dims> train{in,  weight, narrow, narrow,       narrow, narrow,
+                                  {3}, y,      q,      {2, outputs}, narrow, narrow};
+    ok &= run(HeadTrain, train) && run(HeadBfloat16Train, train, {}, {0, 8});
+    const std::vector<Dims> backward{in, weight, narrow, narrow, q,     {2, outputs},
+                                     y,  in,     weight, narrow, narrow};
+    ok &= run(HeadBackward, backward) && run(HeadBfloat16Backward, backward, {}, {0, 4, 7});
     ok &= run(HeadFolded, {in, weight, narrow, {3}, y});
   }
   return ok;

@@ -20,6 +20,7 @@ from tests.kernels.reference import (
     norm64,
     normal,
     parameters,
+    rounded,
     run,
 )
 
@@ -43,6 +44,7 @@ BLOCKS = [  # (N, C, H, W, M, O, k, stride), M == C without expansion
     (1, 9, 61, 40, 9, 9, 3, 1),
 ]
 EPSILON, MOMENTUM = 1e-5, 0.9
+ROUNDING = 2.0**-8  # the most by which rounding to bfloat16 changes a value, relatively
 
 
 def last(x: np.ndarray) -> np.ndarray:
@@ -62,7 +64,7 @@ def options(residual: bool = False) -> np.ndarray:
 class BlockCase:
     """A block with parameters that keep values near 1, and the calls of its operators."""
 
-    def __init__(self, shape, seed: int = 0) -> None:
+    def __init__(self, shape, seed: int = 0, bfloat16: bool = False) -> None:
         self.shape = shape
         n, c, h, w, mid, out, k, stride = shape
         self.expands, self.residual = mid != c, stride == 1 and c == out
@@ -86,6 +88,9 @@ class BlockCase:
             for i, (w, _, _) in enumerate(self.layers)
         ]
         self.stride, self.prefix = stride, "Block" if self.expands else "BlockPlain"
+        self.bfloat16 = bfloat16
+        if bfloat16:
+            self.x, self.dy = rounded(self.x), rounded(self.dy)
 
     def inputs(self, decision) -> list:
         arrays = [last(self.x)]
@@ -99,12 +104,8 @@ class BlockCase:
         saved = [(c,), (mid, c)] if self.expands else []
         moving = [(mid,)] * (2 * len(self.layers) - 2) + [(out,)] * 2
         shapes = [y, (-(-mid // 16), pixels, 16), y, *saved, (len(moving) - 2, mid), (2, out)]
-        return run(
-            f"{self.prefix}Train{self.stride}",
-            self.inputs(decision),
-            [*shapes, *moving],
-            library=library,
-        )
+        inputs = self.inputs(decision)
+        return self.run("Train", inputs, [*shapes, *moving], library, (0, 1, 2))
 
     def backward(self, decision, results, library=None) -> list:
         saved = results[1 : 7 if self.expands else 5]
@@ -112,14 +113,42 @@ class BlockCase:
         arrays = arrays[:-1]  # beta of the last normalisation is not needed
         inputs = [*arrays, *saved, *self.inputs(decision)[-2:], last(self.dy)]
         shapes = [last(self.x).shape] + [a.shape for layer in self.layers for a in layer]
-        dx, *gradients = run(f"{self.prefix}Backward{self.stride}", inputs, shapes, library=library)
+        halves = (len(arrays), len(arrays) + 1, -len(shapes) - 1)  # z, the projection's output, dy
+        dx, *gradients = self.run("Backward", inputs, shapes, library, (0,), halves)
         return [first(dx), *gradients]
+
+    def run(self, name, inputs, shapes, library, outputs, more=()) -> list:
+        """Calls an operator, of which x, some outputs and ``more`` may be bfloat16."""
+        halves = [0, *(len(inputs) + i for i in outputs), *more] if self.bfloat16 else []
+        kind = "Bfloat16" if self.bfloat16 else ""
+        name = f"{self.prefix}{kind}{name}{self.stride}"
+        return run(name, inputs, shapes, library=library, bfloat16=halves)
+
+    def active(self, results) -> list:
+        """Where the ReLUs of a block in training were active in bfloat16."""
+        n, _, _, _, mid, _, _, _ = self.shape
+        z = results[1].transpose(1, 0, 2).reshape(*self.size[:1], *self.size[1:], -1)[..., :mid]
+        wide = results[5 if self.expands else 3]
+
+        def affine(layer, mean, inverse):
+            _, gamma, beta = layer
+            scale = gamma * inverse
+            return scale, beta - mean * scale
+
+        scale, shift = affine(self.layers[-2], *wide[:2])
+        inner = first(z * scale + shift > 0)
+        if not self.expands:
+            return [True, inner]
+        scale, shift = affine(self.layers[0], *wide[2:])
+        weight = rounded(self.layers[0][0][:, :, 0, 0] * scale[:, None])
+        e = np.einsum("nchw,mc->nmhw", self.x.astype(np.float64), weight)
+        return [e + shift[:, None, None] > 0, inner]
 
     def everything(self) -> tuple:
         return self.shape[6], self.shape[4], 1
 
 
-def assert_moved(case: BlockCase, moved, expected, channels=None) -> None:
+def assert_moved(case: BlockCase, moved, expected, tolerance: float = 1e-5) -> None:
     """New moving statistics follow from these means and variances of the batch."""
     n, _, h, w = case.x.shape
     counts = [n * h * w] * (len(case.layers) - 2) + [np.prod(case.size)] * 2
@@ -127,7 +156,7 @@ def assert_moved(case: BlockCase, moved, expected, channels=None) -> None:
         unbiased = (1, count / max(1, count - 1))
         for j in range(2):
             value = MOMENTUM * old[j] + (1 - MOMENTUM) * unbiased[j] * expected[2 * i + j]
-            assert_near(moved[2 * i + j], value, 1e-5)
+            assert_near(moved[2 * i + j], value, tolerance)
 
 
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
@@ -139,6 +168,20 @@ def test_block_equals_float64(shape):
     assert_moved(case, results[7 if case.expands else 5 :], statistics)
     for actual, expected in zip(case.backward(case.everything(), results), gradients, strict=True):
         assert_near(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def test_bfloat16_block_equals_float64(shape):
+    case = BlockCase(shape, bfloat16=True)
+    results = case.train(case.everything())
+    # Rounding may move a value to the other side of 0, where its gradient is another one.
+    y, gradients, statistics = block64(
+        case.x, case.layers, shape[-1], case.residual, case.dy, case.active(results)
+    )
+    assert_near(first(results[0]), y, 3 * ROUNDING)
+    assert_moved(case, results[7 if case.expands else 5 :], statistics, ROUNDING)
+    for actual, expected in zip(case.backward(case.everything(), results), gradients, strict=True):
+        assert_near(actual, expected, 8 * ROUNDING)
 
 
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
@@ -202,6 +245,35 @@ def test_what_is_not_active_counts_for_nothing(decision):
         assert_near(new_mean[:active], 0.9 * mean[:active] + 0.1 * statistics[2 * i], 1e-5)
 
 
+@pytest.mark.parametrize("bfloat16", (False, True), ids=("float32", "bfloat16"))
+@pytest.mark.parametrize("decision", [(3, 48, 1), (5, 24, 1), (3, 20, 1), (5, 48, 0)], ids=str)
+def test_active_part_is_the_block_that_it_derives(decision, bfloat16):
+    side, channels, presence = decision
+    case = BlockCase((2, 16, 9, 8, 48, 16, 5, 1), bfloat16=bfloat16)
+    results = case.train(decision)
+    gradients = case.backward(decision, results)
+    if not presence:
+        assert np.array_equal(first(results[0]), case.x) and np.array_equal(gradients[0], case.dy)
+        assert not any(gradient.any() for gradient in gradients[1:])
+        return
+    small = BlockCase((2, 16, 9, 8, channels, 16, side, 1), bfloat16=bfloat16)
+    trim = (5 - side) // 2
+    taps = slice(trim, 5 - trim)
+    places = [np.s_[:channels]] * 3 + [np.s_[:channels, :, taps, taps]] + [np.s_[:channels]] * 2
+    places += [np.s_[:, :channels], np.s_[:], np.s_[:]]
+    flat = [a for layer in case.layers for a in layer]
+    values = [a[place] for a, place in zip(flat, places, strict=True)]
+    small.layers = [values[:3], values[3:6], values[6:]]
+    expected = small.train(small.everything())
+    assert np.array_equal(results[0], expected[0])
+    dx, *own = small.backward(small.everything(), expected)
+    assert np.array_equal(gradients[0], dx)
+    for whole, place, value in zip(gradients[1:], places, own, strict=True):
+        assert np.array_equal(whole[place], value)
+        whole[place] = 0
+        assert not whole.any()
+
+
 class Decided(nn.Cell):
     """Weighted sum of a block's output for a decision, with its gradients."""
 
@@ -248,6 +320,15 @@ def test_active_block_equals_masked_block(mode, name):
                     assert_near(value[:count], moved[parameter][:count], 1e-5)
 
 
+STEMS = [  # (N, C, H, W, O, k, stride)
+    (2, 3, 32, 32, 32, 3, 2),
+    (2, 3, 9, 11, 8, 3, 1),
+    (3, 1, 7, 5, 21, 5, 2),
+    (1, 4, 6, 13, 16, 7, 1),
+]
+HEADS = [(2, 24, 7, 7, 96), (5, 3, 1, 1, 20), (3, 40, 17, 16, 35)]  # (N, C, H, W, O)
+
+
 def stem_case(n, c, h, w, out, k, stride):
     x, weight = normal(1, n, c, h, w), normal(2, out, c, k, k) / k
     gamma, beta = 1 + 0.3 * normal(3, out), normal(4, out)
@@ -256,16 +337,7 @@ def stem_case(n, c, h, w, out, k, stride):
     return x, weight, gamma, beta, moving, dy
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 3, 32, 32, 32, 3, 2),
-        (2, 3, 9, 11, 8, 3, 1),
-        (3, 1, 7, 5, 21, 5, 2),
-        (1, 4, 6, 13, 16, 7, 1),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", STEMS, ids=str)
 def test_stem_equals_float64(shape):
     n, c, h, w, out, k, stride = shape
     x, weight, gamma, beta, moving, dy = stem_case(*shape)
@@ -292,14 +364,72 @@ def test_stem_equals_float64(shape):
     assert_near(first(run(f"StemFolded{stride}", inputs, shapes[:1])[0]), y, 5e-6)
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 24, 7, 7, 96), (5, 3, 1, 1, 20), (3, 40, 17, 16, 35)], ids=str
-)
-def test_head_equals_float64(shape):
-    n, c, h, w, out = shape
+@pytest.mark.parametrize("shape", STEMS, ids=str)
+def test_bfloat16_stem_equals_float64(shape):
+    n, c, h, w, out, k, stride = shape
+    x, weight, gamma, beta, moving, dy = stem_case(*shape)
+    weight, dy = weight.astype(np.float32), rounded(dy)
+    size, pixels = dy.shape[2:], n * dy[0, 0].size
+    inputs = [x, weight, gamma, beta, *moving, options()]
+    shapes = [(n, *size, out), (-(-out // 16), pixels, 16), (2, out), (out,), (out,)]
+    results = run(f"StemBfloat16Train{stride}", inputs, shapes, bfloat16=(7, 8))
+    s = results[1].transpose(1, 0, 2).reshape(n, *size, -1)[..., :out]
+    scale = gamma * results[2][1]
+    active = first(s * scale + (beta - results[2][0] * scale) > 0)
+    exact = dense64(x, weight, stride, dy)[0]
+    assert_near(first(s), exact, ROUNDING)
+    y, ds, dgamma, dbeta, mean, _ = norm64(exact, gamma, beta, dy, active)
+    _, dx, dweight = dense64(x, weight, stride, ds)
+    assert_near(first(results[0]), y, 3 * ROUNDING)
+    assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, ROUNDING)
+    saved = [x, weight, gamma, beta, results[1], results[2], options(), last(dy)]
+    shapes = [weight.shape, (out,), (out,)]
+    actual = run(f"StemBfloat16Backward{stride}", saved, shapes, bfloat16=(4, 7))
+    for a, e in zip(actual, (dweight, dgamma, dbeta), strict=True):
+        assert_near(a, e, 4 * ROUNDING)
+    name = f"StemBfloat16InputGradient{stride}"
+    assert_near(run(name, [*saved, *actual[1:]], [x.shape], bfloat16=(4, 7))[0], dx, 4 * ROUNDING)
+
+
+def head_case(n, c, h, w, out):
     x, weight = normal(1, n, c, h, w), (normal(2, out, c, 1, 1) / np.sqrt(c)).astype(np.float32)
     gamma, beta = 1 + 0.3 * normal(3, out), normal(4, out)
     moving, dy = (normal(5, out), 0.5 + np.abs(normal(6, out))), normal(7, n, out)
+    return x, weight, gamma, beta, moving, dy
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_bfloat16_head_equals_float64(shape):
+    n, c, h, w, out = shape
+    x, weight, gamma, beta, moving, dy = head_case(*shape)
+    x = rounded(x)
+    inputs = [last(x), weight, gamma, beta, *moving, options()]
+    shapes = [(n, out), (-(-out // 16), n * h * w, 16), (2, out), (out,), (out,)]
+    results = run("HeadBfloat16Train", inputs, shapes, bfloat16=(0, 8))
+    q = first(results[1].transpose(1, 0, 2).reshape(n, h, w, -1)[..., :out])
+    # Products of bfloat16 are exact in float32, so that only their sum is rounded.
+    assert_near(q, dense64(x, rounded(weight), 1, np.zeros((n, out, h, w)))[0], 1.001 * ROUNDING)
+    spread = np.broadcast_to(dy[:, :, None, None] / (h * w), (n, out, h, w))
+    scale = gamma * results[2][1]
+    shift = beta - results[2][0] * scale
+    active = q * scale[:, None, None] + shift[:, None, None] > 0
+    exact = dense64(x, weight, 1, np.zeros((n, out, h, w)))[0]
+    y, dq, dgamma, dbeta, mean, _ = norm64(exact, gamma, beta, spread, active)
+    _, dx, dweight = dense64(x, weight, 1, dq)
+    assert_near(results[0], y.mean((2, 3)), 2 * ROUNDING)
+    assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, ROUNDING)
+    saved = [last(x), weight, gamma, beta, results[1], results[2], dy]
+    shapes = [last(x).shape, weight.shape, (out,), (out,)]
+    actual = run("HeadBfloat16Backward", saved, shapes, bfloat16=(0, 4, 7))
+    assert_near(first(actual[0]), dx, 4 * ROUNDING)
+    for a, e in zip(actual[1:], (dweight, dgamma, dbeta), strict=True):
+        assert_near(a, e, 4 * ROUNDING)
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_head_equals_float64(shape):
+    n, c, h, w, out = shape
+    x, weight, gamma, beta, moving, dy = head_case(*shape)
     spread = np.broadcast_to(dy[:, :, None, None] / (h * w), (n, out, h, w))
     q = dense64(x, weight, 1, np.zeros((n, out, h, w)))[0]
     y, dq, dgamma, dbeta, mean, variance = norm64(q, gamma, beta, spread, True)
@@ -372,12 +502,20 @@ def test_wrong_shapes_are_named(mode):
         ).asnumpy()
 
 
-def results_of_all_operators(library: str | None) -> list[np.ndarray]:
+def training_of_blocks(library: str | None, bfloat16: bool) -> list[np.ndarray]:
     out = []
+    for shape in ((5, 24, 9, 9, 72, 24, 5, 1), (9, 16, 36, 36, 40, 20, 3, 2), BLOCKS[6]):
+        case = BlockCase(shape, bfloat16=bfloat16)
+        results = case.train(case.everything(), library)
+        out += results + case.backward(case.everything(), results, library)
+    return out
+
+
+def results_of_all_operators(library: str | None) -> list[np.ndarray]:
+    out = training_of_blocks(library, bfloat16=False)
     for shape in ((5, 24, 9, 9, 72, 24, 5, 1), (9, 16, 36, 36, 40, 20, 3, 2), BLOCKS[6]):
         case = BlockCase(shape)
         results = case.train(case.everything(), library)
-        out += results + case.backward(case.everything(), results, library)
         shapes = [results[0].shape]
         inputs = case.inputs(case.everything())
         out += run(f"{case.prefix}Infer{case.stride}", inputs, shapes, library=library)
@@ -385,7 +523,10 @@ def results_of_all_operators(library: str | None) -> list[np.ndarray]:
 
 
 def test_results_do_not_depend_on_threads(library_of):
-    one, several = (results_of_all_operators(library_of(threads)) for threads in (1, 8))
+    one, several = (
+        results_of_all_operators(library) + training_of_blocks(library, bfloat16=True)
+        for library in (library_of(threads) for threads in (1, 8))
+    )
     assert [a.tobytes() for a in one] == [a.tobytes() for a in several]
 
 
@@ -395,3 +536,12 @@ def test_builds_for_other_processors_give_the_same():
         actual = results_of_all_operators(str(build.compile_library(target)))
         for a, e in zip(actual, expected, strict=True):
             assert_near(a, e, 1e-5)
+
+
+def test_bfloat16_of_other_processors_is_about_the_same():
+    expected = training_of_blocks(None, bfloat16=True)
+    for target in build.OTHER_TARGETS:
+        actual = training_of_blocks(str(build.compile_library(target)), bfloat16=True)
+        for a, e in zip(actual, expected, strict=True):
+            # Rounding may move a value to the other side of 0, and its gradient with it.
+            assert np.linalg.norm(a - e) <= ROUNDING * np.linalg.norm(e)
