@@ -13,7 +13,8 @@ from src.arch.blocks import decode_block
 from src.arch.cost import conv_out
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
-from src.kernels import available
+from src.kernels import available, supports_bfloat16
+from src.layers.ends import trains_in_bfloat16
 from src.spnasnet import SPNASNet
 from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep, Update
@@ -30,6 +31,9 @@ from tests.kernels.reference import (
 )
 
 pytestmark = pytest.mark.skipif(not available(), reason="no CPU operators here")
+needs_bfloat16 = pytest.mark.skipif(
+    not supports_bfloat16(), reason="the processor does not multiply bfloat16"
+)
 
 
 def small_architecture(*more: str) -> Architecture:
@@ -181,6 +185,78 @@ def test_network_is_about_as_near_to_float64_as_stock():
     assert stock.max() < 1e-4 and ours.mean() <= 1.5 * stock.mean(), (stock.mean(), ours.mean())
 
 
+def bfloat16_network(arch: Architecture) -> nn.Cell:
+    """With the weights of ``random_pair``."""
+    network = SPNASNet(arch, 4, kernels=True, bfloat16=True)
+    for p, q in zip(network.get_parameters(), random_pair(arch)[1].get_parameters(), strict=True):
+        p.set_data(q)
+    return network
+
+
+@needs_bfloat16
+def test_bfloat16_network_is_near_to_float32(mode):
+    arch = small_architecture("r1_k3_s11_e1_i12_o12")
+    ours, half = random_pair(arch)[1], bfloat16_network(arch)
+    assert half.stem.bfloat16 and half.head.bfloat16 and all(b.bfloat16 for b in half.blocks)
+    assert list(parameters(half)) == list(parameters(ours))
+    x, factor = normal(1, 8, 3, 32, 32), normal(2, 8, 4)
+    with mode_of(ms.PYNATIVE_MODE):  # which spares its compilation
+        expected = gradients(ours.set_train(), x, factor)
+    actual = gradients(half.set_train(), x, factor)
+    # Rounding moves values to the other side of 0, where ReLU has another gradient, in layer after
+    # layer. The gradient of a shift that is normalised next is 0 but for rounding.
+    errors = {
+        name: np.linalg.norm(actual[name] - value) / np.linalg.norm(value)
+        for name, value in expected.items()
+        if not name.endswith("project.bn.beta")
+    }
+    assert max(errors.values()) < 0.3 and np.median(list(errors.values())) < 0.15, errors
+    assert {a.dtype for a in actual.values()} == {np.dtype(np.float32)}
+    moved = parameters(ours)
+    for name, value in parameters(half).items():
+        assert value.dtype == np.float32
+        if "moving" in name:
+            np.testing.assert_allclose(value, moved[name], rtol=0.02, atol=0.005, err_msg=name)
+    # Inference is that of float32: it differs by the moving statistics alone.
+    y = half.set_train(False)(Tensor(x)).asnumpy()
+    assert_near(y, ours.set_train(False)(Tensor(x)).asnumpy(), 0.01)
+
+
+@needs_bfloat16
+def test_bfloat16_subnet_is_the_network_that_it_derives():
+    arch = small_architecture()
+    smaller = ("r1_k3_s22_e3_i8_o12", "r1_k3_s11_e2_i12_o12", "r1_k5_s22_e3_i12_o16")
+    derived = Architecture(
+        "derived",
+        32,
+        tuple(decode_block(b) for b in smaller),
+        stem_channels=8,
+        stem_stride=1,
+        head_channels=20,
+    )
+    decisions = [(b.kernel_size, b.mid_channels, 1) for b in derived.blocks]
+    network = bfloat16_network(arch).set_train()
+    own = SPNASNet(derived, 4, kernels=True, bfloat16=True).set_train()
+    values = parameters(network)
+    for p in own.get_parameters():
+        value = values[p.name]
+        if p.name.endswith("depthwise.conv.weight"):
+            trim = (value.shape[-1] - p.shape[-1]) // 2
+            value = value[:, :, trim : value.shape[2] - trim, trim : value.shape[3] - trim]
+        p.set_data(Tensor(np.ascontiguousarray(value[tuple(map(slice, p.shape))])))
+    x = Tensor(normal(1, 4, 3, 32, 32))
+    y = network(x, None, Tensor(np.array(decisions, np.float32))).asnumpy()
+    assert np.array_equal(y, own(x).asnumpy())
+
+
+def test_bfloat16_is_for_blocks_that_operators_know():
+    gated = small_architecture("r1_k5_s11_e3_i12_o12_se0.25")
+    assert trains_in_bfloat16(small_architecture()) == supports_bfloat16()
+    assert not trains_in_bfloat16(gated)
+    network = SPNASNet(gated, 4, kernels=True, bfloat16=True)
+    assert network.stem.fused and not network.stem.bfloat16
+
+
 @pytest.mark.slow
 def test_loss_curve_on_digits_equals_stock(few_digits):
     files = sorted((few_digits / "train").glob("*/*"))
@@ -192,9 +268,9 @@ def test_loss_curve_on_digits_equals_stock(few_digits):
     order = np.random.default_rng(0).permutation(len(files))
     config, keep = TrainConfig(), Tensor(np.ones(1, np.float32))
     curves = []
-    for kernels in (False, True):
+    for kernels, bfloat16 in ((False, False), (True, False), (True, True)):
         ms.set_seed(1)
-        network = SPNASNet(small_architecture(), 10, kernels=kernels)
+        network = SPNASNet(small_architecture(), 10, kernels=kernels, bfloat16=bfloat16)
         optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
         update = Update(network, optimizer, config, mixed_precision=False)
         step = TrainStep(network, CrossEntropySmooth(0.1), update).set_train()
@@ -202,21 +278,28 @@ def test_loss_curve_on_digits_equals_stock(few_digits):
         curves.append(
             [float(step(Tensor(images[b]), Tensor(labels[b]), keep)[0].asnumpy()) for b in batches]
         )
-    stock, ours = curves
+    stock, ours, half = curves
     assert stock[-1] < 0.95 * stock[0]
     # Differences by rounding grow from step to step.
     np.testing.assert_allclose(ours[:5], stock[:5], rtol=1e-4)
     np.testing.assert_allclose(ours, stock, rtol=0.02)
+    np.testing.assert_allclose(half, stock, rtol=0.05)
 
 
-def test_graph_and_pynative_agree():
+@pytest.mark.parametrize(
+    "bfloat16",
+    (False, pytest.param(True, marks=needs_bfloat16)),
+    ids=("float32", "bfloat16"),
+)
+def test_graph_and_pynative_agree(bfloat16):
     x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
     results = []
     before = ms.get_context("mode")
     try:
         for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE):
             ms.set_context(mode=mode)
-            network = small_pair()[1].set_train()
+            network = bfloat16_network(small_architecture()) if bfloat16 else small_pair()[1]
+            network.set_train()
             results.append({**gradients(network, x, factor), **parameters(network)})
     finally:
         ms.set_context(mode=before)
@@ -224,9 +307,10 @@ def test_graph_and_pynative_agree():
         assert_near(results[1][name], value, 1e-5)
 
 
-def test_repeated_steps_are_bit_equal():
+@pytest.mark.parametrize("bfloat16", (False, True), ids=("float32", "bfloat16"))
+def test_repeated_steps_are_bit_equal(bfloat16):
     x, factor = normal(1, 4, 3, 32, 32), normal(2, 4, 4)
-    network = small_pair()[1].set_train()
-    step = Gradients(network)
+    network = bfloat16_network(small_architecture()) if bfloat16 else small_pair()[1]
+    step = Gradients(network.set_train())
     first, second = ([a.asnumpy() for a in step(Tensor(x), Tensor(factor))[1][1]] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

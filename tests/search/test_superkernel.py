@@ -14,7 +14,7 @@ from src.arch.architecture import load_architecture
 from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.restore import load_weights
-from src.kernels import available
+from src.kernels import available, supports_bfloat16
 from src.search.indicators import indicator_costs, missing_indicators, to_decisions, to_indicators
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import SearchStep
@@ -406,6 +406,26 @@ def test_what_is_masked_keeps_the_gradient_that_can_bring_it_back(
             (values[0] - values[1]) / 4e-4, rel=0.1, abs=0.02
         ), place
     assert sum(gradient[place] != 0 for place in places) >= 7  # all but the second of nested ones
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="the processor does not multiply bfloat16")
+def test_bfloat16_leaves_the_gradients_of_decisions_about_the_same(space, table):
+    random, networks = np.random.default_rng(1), []
+    for bfloat16 in (False, True):
+        networks.append(Supernet(space, table, 4, kernels=True, bfloat16=bfloat16).set_train())
+    assert networks[1].blocks[0].bfloat16
+    randomise(networks[0], space, random)
+    load_weights(networks[1], weights_of(networks[0]), "supernet")
+    images = Tensor(random.standard_normal((32, 3, 12, 12)).astype(np.float32))
+    weights = Tensor(random.standard_normal((32, 4)).astype(np.float32))
+    draws = Tensor(random.random(networks[0].decisions.thresholds.shape).astype(np.float32))
+    with mode_of(ms.PYNATIVE_MODE):
+        exact, half = (
+            ops.grad(lambda d, n=network: (n(images, None, d)[0] * weights).sum())(draws).asnumpy()
+            for network in networks
+        )
+    # Where ReLUs switch by rounding, gradients of so few images are others.
+    assert 0 < np.linalg.norm(half - exact) < 0.25 * np.linalg.norm(exact)
 
 
 def test_only_draws_give_the_cross_entropys_gradient_and_on_average_all_of_it(space, table):

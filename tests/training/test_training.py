@@ -22,10 +22,12 @@ import pytest
 from src.arch.architecture import load_architecture
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.config import TrainConfig
 from src.data.preprocessing import Preprocessing
 from src.errors import Fault, UserError
-from src.kernels import available, build
+from src.kernels import available, build, supports_bfloat16
 from src.spnasnet import SPNASNet
+from src.training.run import _precision
 from tests.conftest import ROOT, TINY
 
 TRAIN = (
@@ -372,6 +374,8 @@ def test_mixed_precision_with_dynamic_loss_scale_trains(train, call_program, tmp
         tmp_path,
         "--amp_level",
         level,
+        "--cpu_kernels",
+        "off" if level == "O2" else "auto",
         "--epoch_size",
         1,
         "--ema_decay",
@@ -379,6 +383,40 @@ def test_mixed_precision_with_dynamic_loss_scale_trains(train, call_program, tmp
         "--lr_init",
         0.02,
     )
-    assert available() == ("the CPU operators compute in float32 only" in run.stdout)
+    warned = "the CPU operators compute in float32 or bfloat16 only" in run.stdout
+    assert warned == (available() and level == "O3")
     assert run.returncode == 0, run.stderr
     assert all(np.isfinite(loss) for *_, loss in losses(tmp_path))
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="the processor does not multiply bfloat16")
+@pytest.mark.slow
+def test_bfloat16_on_cpu_learns_and_resumes_bit_for_bit(train, reference, call_program, tmp_path):
+    flags, whole, resumed = [*train, "--amp_level", "O2"], tmp_path / "whole", tmp_path / "resumed"
+    run = call_program("train.py", *flags, "--checkpoint_path", whole)
+    assert run.returncode == 0, run.stderr
+    assert "train in bfloat16 (avx512_bf16)" in run.stdout
+    assert not any("loss_scale" in name for name in weights(whole / "ckpt_0" / "digits-2_6.ckpt"))
+    expected = losses(reference)
+    assert losses(whole) != expected
+    np.testing.assert_allclose(
+        [loss for *_, loss in losses(whole)], [loss for *_, loss in expected], rtol=0.05
+    )
+    shutil.copytree(whole, resumed)
+    for file in (*resumed.glob("ckpt_0/digits-2_*.ckpt"), resumed / "ckpt_0" / "best.ckpt"):
+        file.unlink()
+    run = call_program("train.py", *flags, "--checkpoint_path", resumed, "--resume")
+    assert run.returncode == 0, run.stderr
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.skipif(not available(), reason="no CPU operators here")
+def test_float32_takes_the_place_of_bfloat16_where_it_must(monkeypatch, caplog):
+    config = TrainConfig(amp_level="O2", arch="spnas_pixel1")
+    arch = load_architecture("spnas_pixel1")
+    assert _precision(config, arch) == ("O0", True, supports_bfloat16())
+    monkeypatch.setattr(build, "multiplies_bfloat16", lambda: False)
+    assert _precision(config, arch) == ("O0", True, False)
+    assert "training in float32" in caplog.text
+    off = config.model_copy(update={"cpu_kernels": "off"})
+    assert _precision(off, arch) == ("O2", False, False)
