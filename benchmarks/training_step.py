@@ -11,10 +11,11 @@ MindSpore. Every contender is a process of its own, with its default number of t
 (``benchmarks.contenders``). A step is forward, backward and update of SGD with momentum, on a fixed
 batch of noise, with label smoothing 0.1.
 
-MindSpore computes once with the project's CPU operators and once without (stock). PyTorch computes
-in channels-last, in float32 with threads that spin while they wait for work (OpenMP's default) and
-with passive ones; ratios to PyTorch are those to the setting with the lesser median. With bfloat16
-autocast it is a further contender, of another precision, where the processor multiplies bfloat16.
+MindSpore computes with the project's CPU operators in float32, in bfloat16 (``--amp_level O2``),
+and without them (stock). PyTorch computes in channels-last, in float32 with threads that spin while
+they wait for work (OpenMP's default) and with passive ones; ratios to PyTorch are those to the
+setting with the lesser median. With bfloat16 autocast it is a further contender, of another
+precision. Contenders in bfloat16 take part where the processor multiplies it.
 The floor is one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 
@@ -43,6 +44,7 @@ from src.arch.architecture import load_architecture
 
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
+    "bfloat16": "CPU operators, bfloat16",
     "stock": "MindSpore, stock",
     "torch": "PyTorch, spinning threads",
     "torch_passive": "PyTorch, passive threads",
@@ -53,6 +55,7 @@ WORKERS = {
 BASES = {
     "PyTorch": PYTORCH,
     "bfloat16": ["torch_bfloat16"],
+    "float32": ["mindspore"],
     "other": ["other"],
     "stock": ["stock"],
     "floor": ["floor"],
@@ -63,12 +66,16 @@ RATE = 0.05
 def default_workers() -> list[str]:
     """All, without bfloat16 where the processor does not multiply it: a step then takes 20 s."""
     flags = Path("/proc/cpuinfo").read_text()
-    fast = "avx512_bf16" in flags or "amx_bf16" in flags
-    return [worker for worker in WORKERS if fast or worker != "torch_bfloat16"]
+    needs = {"bfloat16": ("avx512_bf16",), "torch_bfloat16": ("avx512_bf16", "amx_bf16")}
+    return [
+        worker
+        for worker in WORKERS
+        if worker not in needs or any(flag in flags for flag in needs[worker])
+    ]
 
 
 def create_mindspore_step(
-    arch: str, batch_size: int, image_size: int, kernels: bool
+    arch: str, batch_size: int, image_size: int, kernels: bool, bfloat16: bool
 ) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import mindspore as ms
@@ -91,6 +98,7 @@ def create_mindspore_step(
         natural_classes(image_size),
         momentum=config.bn_momentum,
         kernels=use_kernels("on" if kernels else "off"),
+        bfloat16=bfloat16,
     )
     optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
     update = Update(network, optimizer, config, mixed_precision=False)
@@ -150,7 +158,9 @@ def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable
         return create_torch_step(arch, batch_size, image_size, worker == "torch_bfloat16")
     if worker == "floor":
         return create_floor(arch, batch_size, image_size)
-    return create_mindspore_step(arch, batch_size, image_size, kernels=worker != "stock")
+    return create_mindspore_step(
+        arch, batch_size, image_size, kernels=worker != "stock", bfloat16=worker == "bfloat16"
+    )
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from src.kernels.block_operators import (
     operator_pair,
     stem_operator,
 )
+from src.kernels.build import BFLOAT16_FLAG
 from src.kernels.cells import (
     BatchNormReLU,
     ConvReLU,
@@ -30,7 +31,6 @@ from src.kernels.cells import (
     move_statistics,
     supports_bfloat16,
 )
-from src.kernels.build import BFLOAT16_FLAG
 from src.kernels.operators import KERNEL_SIZES, STRIDES
 
 __all__ = [

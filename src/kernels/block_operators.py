@@ -6,9 +6,9 @@ training the new moving statistics of all normalisations, mean and variance, are
 Statistics are the batch's in training, and the moving ones in inference, which has no gradients.
 
 In bfloat16 images between stem and head are of this type, as are their gradients and the largest
-tensors that the gradient needs; all else is float32. MindSpore computes nothing in this type on CPU:
-the stem makes the first of these tensors, the head takes the last, and each is used exactly once,
-since gradients of two uses would have to be added up.
+tensors that the gradient needs; all else is float32. MindSpore computes nothing in this type on
+CPU: the stem makes the first of these tensors, the head takes the last, and each is used exactly
+once, since gradients of two uses would have to be added up.
 """
 
 from __future__ import annotations
@@ -169,9 +169,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         third = (dw3, dg3, db3, zeros_like(m3), zeros_like(v3))
         return first + second + third + (zeros_like(options), zeros_like(decision))
 
-    return custom_operator(
-        f"Block{kind}{stride}", forward_shape, 13, bprop, _images(kind, 0, 1, 2)
-    )
+    return custom_operator(f"Block{kind}{stride}", forward_shape, 13, bprop, _images(kind, 0, 1, 2))
 
 
 @functools.cache

@@ -202,8 +202,8 @@ def create_block(block: AnyBlock, **options: Unpack[CellOptions]) -> nn.Cell:
         block: its kind and sizes.
         options: of the network; ``fused`` and ``bfloat16`` for MBConv blocks only.
     """
+    fused, bfloat16 = options.get("fused", False), options.get("bfloat16", False)
     own = ("fused", "bfloat16")
-    fused, bfloat16 = (options.get(key, False) for key in own)
     layers = cast(LayerOptions, {key: value for key, value in options.items() if key not in own})
     if isinstance(block, ShuffleBlock):
         return ShuffleUnit(block, **layers)

@@ -260,8 +260,8 @@ def _precision(config: RunConfig, arch: Architecture) -> tuple[str, bool, bool]:
         log.info("amp_level O2: the CPU operators train in bfloat16 (%s)", BFLOAT16_FLAG)
     else:
         log.warning(
-            "amp_level O2: training in float32, since bfloat16 takes a processor with %s and MBConv "
-            "blocks without squeeze-and-excitation",
+            "amp_level O2: training in float32, since bfloat16 takes a processor with %s and "
+            "MBConv blocks without squeeze-and-excitation",
             BFLOAT16_FLAG,
         )
     return "O0", True, bfloat16
