@@ -86,6 +86,7 @@ def create_run(arch: Architecture, config: TrainConfig) -> Run[TrainConfig]:
         arch=arch,
         space=None,
         amp_level="O0",
+        bfloat16=False,
         kernels=use_kernels("on"),
         loader=SimpleNamespace(source=SimpleNamespace(classes=classes)),
         val_loader=None,

@@ -126,15 +126,16 @@ class BlockBackward {
     float *sums = arena_.take(parts * 2 * channels);
     const Status status = parallel(pixels, kSumPixels, [&](int64_t first, int64_t last) {
       float *gradients = sums + first / kSumPixels * 2 * channels, *products = gradients + channels;
-      std::memset(gradients, 0, 2 * channels * sizeof(float));
-      for (int64_t i = first * channels; i < last * channels; i += channels) {
-        for_vectors(channels, [&](int64_t c, int64_t lanes) {
-          const Vec dy = load_lanes(dy_ + i + c, lanes);
-          const Vec distance = load_lanes(projected_ + i + c, lanes) - load(last_.mean + c);
-          store_lanes(gradients + c, load_lanes(gradients + c, lanes) + dy, lanes);
-          store_lanes(products + c, load_lanes(products + c, lanes) + dy * distance, lanes);
+      for_vectors(channels, [&](int64_t c, int64_t lanes) {
+        const Vec mean = load(last_.mean + c);
+        const T *dy = dy_ + first * channels + c, *p = projected_ + first * channels + c;
+        const Channels<2> both = add_up<2, T>(last - first, [&](int64_t i) {
+          const Vec gradient = load_lanes(dy + i * channels, lanes);
+          return Channels<2>{gradient, gradient * (load_lanes(p + i * channels, lanes) - mean)};
         });
-      }
+        store_lanes(gradients + c, both.v[0], lanes);
+        store_lanes(products + c, both.v[1], lanes);
+      });
     });
     for (int64_t c = 0; c < channels; ++c) {
       double first = 0, second = 0;

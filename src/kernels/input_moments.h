@@ -39,15 +39,17 @@ inline void add_moments(float *sums, const Covariance &products, const T *x, int
   T *centred = scratch<T>(Slot::kTile, kSumPixels * pitch);
   for (int64_t first = 0; first < pixels; first += kSumPixels) {
     const int64_t count = std::min(kSumPixels, pixels - first);
-    for (int64_t i = 0; i < count; ++i) {
-      const T *in = x + (first + i) * channels;
-      T *out = centred + i * pitch;
-      for_vectors(channels, [&](int64_t c, int64_t lanes) {
-        const Vec value = load_lanes(in + c, lanes) - load(shift + c);
-        store(out + c, value);
-        store(sums + c, load(sums + c) + value);
-      });
-    }
+    for_vectors(channels, [&](int64_t c, int64_t lanes) {
+      const T *in = x + first * channels + c;
+      const Vec middle = load(shift + c);
+      Vec sum = load(sums + c);
+      for (int64_t i = 0; i < count; ++i) {
+        const Vec value = load_lanes(in + i * channels, lanes) - middle;
+        store(centred + i * pitch + c, value);
+        sum += value;
+      }
+      store(sums + c, sum);
+    });
     const T *left = pair_pixels(centred, pitch, count);
     for_panels(channels, [&](int64_t j, int64_t columns, auto vectors) {
       // Down to the diagonal.
