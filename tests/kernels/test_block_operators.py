@@ -466,6 +466,20 @@ def test_nan_passes():
     assert np.isnan(y[1, 4, 4]).all() and not np.isnan(y[0]).any()
 
 
+def test_nan_passes_in_bfloat16_and_other_types_are_refused():
+    case = BlockCase((2, 8, 9, 9, 24, 8, 3, 1), bfloat16=True)
+    case.x[1, 3, 4, 4] = np.nan
+    results = case.train(case.everything())
+    assert np.isnan(results[0]).all()
+    assert np.isnan(case.backward(case.everything(), results)[0]).all()
+    inputs, shapes = case.inputs(case.everything()), [a.shape for a in results]
+    places = [0, *(len(inputs) + i for i in range(3))]
+    run("BlockBfloat16Train1", inputs, shapes, bfloat16=places)
+    for wrong in (places[1:], places[:-1], [*places, 1], [len(inputs)]):
+        with pytest.raises(ValueError, match="returned"):
+            run("BlockBfloat16Train1", inputs, shapes, bfloat16=wrong)
+
+
 def test_wrong_shapes_types_and_decisions_are_refused():
     case = BlockCase((2, 8, 9, 9, 24, 8, 5, 1))
     good, y = case.inputs(case.everything()), [(2, 9, 9, 8)]
