@@ -144,7 +144,7 @@ def environment_of(worker: str) -> dict[str, str]:
 
     PyTorch keeps its allocator: with the one of this project's programs its step takes longer.
     """
-    if worker == "torch_passive":
+    if worker.endswith("_passive"):
         return {WAITING: "passive"}
     library = None if worker.startswith("torch") else jemalloc()
     return {"LD_PRELOAD": str(library)} if library else {}

@@ -5,9 +5,10 @@
 
 Contenders are a step of the largest network of the space, as ``train.py --arch`` trains it; a
 sandwich, as ``train.py --space`` trains it, in which the largest, the smallest and two random
-subnets add up gradients for one update; and the network of the smallest blocks, none left out, once
-as a network of its own and once as the only subnet of its update. The smallest blocks of the
-shipped spaces are K3E3. All use the CPU operators and the same batch of noise.
+subnets add up gradients for one update, in float32 and in bfloat16; and the network of the smallest
+blocks, none left out, once as a network of its own and once as the only subnet of its update. The
+smallest blocks of the shipped spaces are K3E3. All use the CPU operators and the same batch of
+noise.
 
 A decision is an input, so that one compiled graph serves all subnets.
 """
@@ -49,10 +50,11 @@ if TYPE_CHECKING:  # only the contenders need MindSpore and configurations
 WORKERS = {
     "largest": "largest network",
     "sandwich": "largest, smallest, two random",
+    "bfloat16": "the same in bfloat16",
     "small": "K3E3 blocks, own network",
     "subnet": "K3E3 blocks, subnet",
 }
-BASES = {"largest": ["largest"], "own": ["small"]}
+BASES = {"largest": ["largest"], "sandwich": ["sandwich"], "own": ["small"]}
 RANDOM = 2  # subnets of a sandwich beside the largest and the smallest
 DRAWS = 500  # of which the mean cost of a random subnet is taken
 RATES = np.full(1000, 0.05, np.float32)  # learning rate of every step
@@ -72,7 +74,7 @@ def sandwich_cost(space: SearchSpace, image_size: int) -> float:
     return (sum(table.range()) + RANDOM * mean) / table.range()[1]
 
 
-def create_run(arch: Architecture, config: TrainConfig) -> Run[TrainConfig]:
+def create_run(arch: Architecture, config: TrainConfig, bfloat16: bool = False) -> Run[TrainConfig]:
     """What a training has that neither validates nor saves: of its images the classes count."""
     from src.checkpoint.folder import CheckpointFolder
     from src.kernels import use_kernels
@@ -86,7 +88,7 @@ def create_run(arch: Architecture, config: TrainConfig) -> Run[TrainConfig]:
         arch=arch,
         space=None,
         amp_level="O0",
-        bfloat16=False,
+        bfloat16=bfloat16,
         kernels=use_kernels("on"),
         loader=SimpleNamespace(source=SimpleNamespace(classes=classes)),
         val_loader=None,
@@ -135,9 +137,10 @@ def create_train_batch(
     from src.training.single import SingleNetwork
 
     config, largest = TrainConfig(**settings), space.largest()
-    if worker == "sandwich":
+    if worker in ("sandwich", "bfloat16"):
         config = TrainConfig(**settings, **elastic_cfg, space=space.name, random_subnets=RANDOM)
-        return ElasticTraining(create_run(largest, config), space).train_batch
+        prepared = create_run(largest, config, worker == "bfloat16")
+        return ElasticTraining(prepared, space).train_batch
     if worker == "subnet":
         return create_subnet_step(create_run(largest, config), space)
     small = space.derive(small_choices(space), f"{space.name}_small")

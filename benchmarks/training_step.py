@@ -12,10 +12,10 @@ MindSpore. Every contender is a process of its own, with its default number of t
 batch of noise, with label smoothing 0.1.
 
 MindSpore computes with the project's CPU operators in float32, in bfloat16 (``--amp_level O2``),
-and without them (stock). PyTorch computes in channels-last, in float32 with threads that spin while
-they wait for work (OpenMP's default) and with passive ones; ratios to PyTorch are those to the
-setting with the lesser median. With bfloat16 autocast it is a further contender, of another
-precision. Contenders in bfloat16 take part where the processor multiplies it.
+and without them (stock). PyTorch computes in channels-last, with threads that spin while they wait
+for work (OpenMP's default) and with passive ones, in float32 and with bfloat16 autocast. Ratios to
+PyTorch and to its bfloat16 are those to the setting with the lesser median. Contenders in bfloat16
+take part where the processor multiplies it.
 The floor is one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 
@@ -48,13 +48,14 @@ WORKERS = {
     "stock": "MindSpore, stock",
     "torch": "PyTorch, spinning threads",
     "torch_passive": "PyTorch, passive threads",
-    "torch_bfloat16": "PyTorch, bfloat16",
+    "torch_bfloat16": "PyTorch, bfloat16, spinning",
+    "torch_bfloat16_passive": "PyTorch, bfloat16, passive",
     "other": "other, CPU operators",
     "floor": "floor: matrix product",
 }
 BASES = {
     "PyTorch": PYTORCH,
-    "bfloat16": ["torch_bfloat16"],
+    "bfloat16": ["torch_bfloat16", "torch_bfloat16_passive"],
     "float32": ["mindspore"],
     "other": ["other"],
     "stock": ["stock"],
@@ -66,7 +67,12 @@ RATE = 0.05
 def default_workers() -> list[str]:
     """All, without bfloat16 where the processor does not multiply it: a step then takes 20 s."""
     flags = Path("/proc/cpuinfo").read_text()
-    needs = {"bfloat16": ("avx512_bf16",), "torch_bfloat16": ("avx512_bf16", "amx_bf16")}
+    torch = "avx512_bf16", "amx_bf16"
+    needs = {
+        "bfloat16": ("avx512_bf16",),
+        "torch_bfloat16": torch,
+        "torch_bfloat16_passive": torch,
+    }
     return [
         worker
         for worker in WORKERS
@@ -155,7 +161,7 @@ def create_floor(arch: str, batch_size: int, image_size: int) -> Callable[[], fl
 def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """What a worker does."""
     if worker.startswith("torch"):
-        return create_torch_step(arch, batch_size, image_size, worker == "torch_bfloat16")
+        return create_torch_step(arch, batch_size, image_size, "bfloat16" in worker)
     if worker == "floor":
         return create_floor(arch, batch_size, image_size)
     return create_mindspore_step(
@@ -169,8 +175,6 @@ def measure(args: argparse.Namespace) -> None:
     options = "--arch", args.arch, "--batch_size", args.batch_size, "--image_size", side
     print(f"{args.arch}, {side}x{side}, batch {args.batch_size}, {args.rounds} rounds")
     compare(commands(__file__, args.pythons, options), WORKERS, BASES, args.rounds)
-    if "torch_bfloat16" in args.pythons:
-        print(f"{WORKERS['torch_bfloat16']}: further contender, another precision")
 
 
 def main(argv: list[str] | None = None) -> int:
