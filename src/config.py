@@ -512,11 +512,22 @@ class SubnetConfig(SubnetDataConfig):
     seed: int = _key(1, "seed of the networks", ge=0)
 
 
+class PackConfig(SubnetDataConfig):
+    """Keys of ``scripts/pack_supernet.py``."""
+
+    ckpt: str | None = _supernet_key()
+    accuracies: str | None = _key(None, "its networks' accuracies, of evaluate_subnets.py")
+    networks: int = _key(40, "networks whose statistics are kept, over the whole range", ge=2)
+    out: str = _key("supernet.safetensors", "file to write; the statistics lie beside it")
+
+
 class ServeConfig(SubnetDataConfig):
     """Keys of ``search.py --from_supernet``."""
 
     from_supernet: str | None = _key(
-        None, "elastic supernet of train.py --space: its checkpoint, or the folder of its run"
+        None,
+        "elastic supernet of train.py --space: its checkpoint, the folder of its run, or a packed "
+        "one by its file or, where it is shipped, its name",
     )
     name: str = _key("served", "first part of the networks' names", min_length=1)
 

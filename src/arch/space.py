@@ -45,6 +45,7 @@ SHIPPED = Path(__file__).parent / "spaces"
 FORMAT = "spnas-space"
 VERSION = 1
 SKIP = "SKIP"
+Network: TypeAlias = tuple[str, ...]  # decisions, in the form that names a network
 
 
 class SpaceError(UserError, ValueError):

@@ -7,7 +7,7 @@ hundred measured accuracies the best is mostly the luckiest. Imports no framewor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -17,9 +17,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from src.arch.cost_table import CostTable
 from src.arch.sampling import UniformInCost
-from src.arch.space import SearchSpace
-
-Network = tuple[str, ...]  # decisions, in the form that names it
+from src.arch.space import Network, SearchSpace
 
 # The first networks of a single limit lie between this share of it and the limit itself.
 LOWEST = 0.7
@@ -109,6 +107,42 @@ class Predictor:
         return float(np.sqrt(np.average(squares, weights=self._weights)))
 
 
+def predictor_near(
+    space: SearchSpace, table: CostTable, limit: float, known: Mapping[Network, float]
+) -> Predictor:
+    """A regression for which networks near a limit count more than others."""
+    costs = np.array([table.total(network) for network in known])
+    return Predictor(space, known, np.exp(-np.abs(np.log(costs / limit)) / WIDTH))
+
+
+def decide(
+    space: SearchSpace,
+    table: CostTable,
+    limit: float,
+    known: Mapping[Network, float],
+    candidates: Iterable[Network],
+) -> Choice:
+    """The candidate within a limit of which most is expected.
+
+    Args:
+        known: accuracies of networks, those of the candidates among them.
+        candidates: at least one is within the limit.
+    """
+    predictor = predictor_near(space, table, limit, known)
+    allowed = [network for network in candidates if table.total(network) <= limit]
+    expected = predictor(allowed)
+    best = int(expected.argmax())
+    network = allowed[best]
+    return Choice(
+        limit,
+        network,
+        table.total(network),
+        known[network],
+        float(expected[best]),
+        predictor.error(),
+    )
+
+
 class Chooser:
     """Chooses a network for each limit.
 
@@ -150,7 +184,10 @@ class Chooser:
             idle = 0 if proposed else idle + 1
             for network in proposed:
                 self._take(network)
-        return [self._decide(limit) for limit in self._limits]
+        return [
+            decide(self._space, self._table, limit, self.known, self.known)
+            for limit in self._limits
+        ]
 
     def _take(self, network: Network) -> None:
         self.known[network] = self._evaluate(network)
@@ -170,14 +207,9 @@ class Chooser:
             if network not in self.known and self._table.total(network) <= highest:
                 self._take(network)
 
-    def _predictor(self, limit: float) -> Predictor:
-        costs = np.array([self._table.total(network) for network in self.known])
-        weights = np.exp(-np.abs(np.log(costs / limit)) / WIDTH)
-        return Predictor(self._space, self.known, weights)
-
     def _propose(self, limit: float, count: int) -> list[Network]:
         """The best networks within a limit that are not known, by the regression: an evolution."""
-        predictor = self._predictor(limit)
+        predictor = predictor_near(self._space, self._table, limit, self.known)
         found: dict[Network, float] = {}
 
         def add(networks: Sequence[Network]) -> None:
@@ -208,20 +240,4 @@ class Chooser:
                     first, second, crossed, drawn, self._choices, strict=True
                 )
             ]
-        )
-
-    def _decide(self, limit: float) -> Choice:
-        """The known network within a limit of which most is expected."""
-        predictor = self._predictor(limit)
-        allowed = [network for network in self.known if self._table.total(network) <= limit]
-        expected = predictor(allowed)
-        best = int(expected.argmax())
-        network = allowed[best]
-        return Choice(
-            limit,
-            network,
-            self._table.total(network),
-            self.known[network],
-            float(expected[best]),
-            predictor.error(),
         )

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from src.arch.cost import network_cost
 from src.arch.cost_table import CostTable
-from src.arch.space import SearchSpace
-from src.checkpoint.format import Checkpoint
+from src.arch.space import Network, SearchSpace
+from src.checkpoint.format import Checkpoint, Meta, Weights
+from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
 from src.config import ServeConfig, TrainConfig
 from src.drawing import draw_decisions, draw_served
 from src.errors import UserError
 from src.files import make_folder, read_json, write_json
 from src.search.budget import cost_bound, open_table, parse_targets
-from src.search.choosing import Choice, Chooser, Network
+from src.search.choosing import Choice, Chooser, decide
 from src.search.subnet_accuracies import Accuracies
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.search.superkernel import inherit
@@ -49,17 +50,18 @@ def serve(config: ServeConfig) -> int:
         UserError: the checkpoint holds no supernet of superkernels, a limit or table does not fit,
             no images were held out, or the folder holds other networks.
     """
+    packed = find_packed(config.from_supernet or "")
+    if packed and config.data_path is None:
+        return _serve_packed(config, read_packed(packed))
     checkpoint, space = read_supernet(config.from_supernet)
     if space.one_shot:
         raise UserError(
             f"{checkpoint.path}: holds a one-shot supernet; search.py --method one_shot searches it"
         )
-    meta = checkpoint.meta
-    table = open_table(config, space, meta.preprocessing, len(meta.classes))
-    limits = find_limits(config, table)
+    table, limits = _open_limits(config, checkpoint.meta)
     images = open_images(config, checkpoint, space, "held")
     folder = make_folder(Path(config.checkpoint_path))
-    _check_folder(folder, config, checkpoint)
+    _check_folder(folder, config, checkpoint.meta)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
         accuracies = Accuracies(folder / EVALUATED, config, checkpoint, space, evaluator)
@@ -71,21 +73,88 @@ def serve(config: ServeConfig) -> int:
 
             chooser = Chooser(space, table, limits, evaluate, config.seed)
             choices = chooser.choose(config.evaluations)
-        rows = []
-        for choice in choices:
-            place = _place(folder, choice.limit, limits)
-            evaluator.calibrate(choice.decisions)
-            weights = inherit(cell_weights(evaluator.network), space, choice.decisions)
-            rows.append(_write_network(config, checkpoint, space, table, choice, place, weights))
-    evaluated = [(table.total(network), top1) for network, top1 in chooser.known.items()]
-    draw_served(evaluated, rows, table.unit, folder / "front.png")
-    write_json(folder / "front.json", {"unit": table.unit, "networks": rows})
-    _tell(rows, table.unit, len(evaluated))
+
+        def own_weights(network: Network) -> Weights:
+            evaluator.calibrate(network)
+            return inherit(cell_weights(evaluator.network), space, network)
+
+        supernet = Supernet(checkpoint.path.name, checkpoint.meta, space, chooser.known)
+        _write_all(config, supernet, table, choices, own_weights)
     for limit in limits if config.finetune_epochs else ():
         code = _finetune(config, checkpoint, _place(folder, limit, limits))
         if code:
             return code
     return 0
+
+
+def _serve_packed(config: ServeConfig, packed: Packed) -> int:
+    """Choose among the networks that a packed supernet has statistics of; no image is needed."""
+    if config.finetune_epochs:
+        raise UserError("finetune_epochs needs images to train on: --data_path names their folder")
+    space = packed.meta.space
+    assert space is not None
+    table, limits = _open_limits(config, packed.meta)
+    least = min(map(table.total, packed.statistics))
+    if min(limits) < least:
+        raise UserError(
+            f"{packed.path}: of its {len(packed.statistics)} networks that need no images the "
+            f"cheapest costs {least:.4g} {table.unit}, more than {min(limits):.4g}; --data_path "
+            "lets any network be chosen"
+        )
+    _check_folder(make_folder(Path(config.checkpoint_path)), config, packed.meta)
+
+    def own_weights(network: Network) -> Weights:
+        return {**inherit(packed.weights, space, network), **packed.statistics[network]}
+
+    choices = [
+        decide(space, table, limit, packed.accuracies, packed.statistics) for limit in limits
+    ]
+    supernet = Supernet(packed.path.name, packed.meta, space, packed.accuracies)
+    _write_all(config, supernet, table, choices, own_weights)
+    return 0
+
+
+def _open_limits(config: ServeConfig, meta: Meta) -> tuple[CostTable, list[float]]:
+    """The table of costs, and the limits that the configuration asks for."""
+    assert meta.space is not None
+    table = open_table(config, meta.space, meta.preprocessing, len(meta.classes))
+    return table, find_limits(config, table)
+
+
+class Supernet(NamedTuple):
+    """What the served networks come from.
+
+    Attributes:
+        name: of its file.
+        known: accuracies of networks.
+    """
+
+    name: str
+    meta: Meta
+    space: SearchSpace
+    known: Mapping[Network, float]
+
+
+def _write_all(
+    config: ServeConfig,
+    supernet: Supernet,
+    table: CostTable,
+    choices: Sequence[Choice],
+    own_weights: Callable[[Network], Weights],
+) -> None:
+    """Write the networks and their front; tell what they are."""
+    folder, limits = Path(config.checkpoint_path), [choice.limit for choice in choices]
+    rows = [
+        _write_network(
+            *(config, supernet, table, choice, _place(folder, choice.limit, limits)),
+            own_weights(choice.decisions),
+        )
+        for choice in choices
+    ]
+    evaluated = [(table.total(network), top1) for network, top1 in supernet.known.items()]
+    draw_served(evaluated, rows, table.unit, folder / "front.png")
+    write_json(folder / "front.json", {"unit": table.unit, "networks": rows})
+    _tell(rows, table.unit, len(evaluated))
 
 
 def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
@@ -113,12 +182,12 @@ def _place(folder: Path, limit: float, limits: list[float]) -> Path:
     return folder if len(limits) == 1 else folder / f"target_{limit:.4g}"
 
 
-def _check_folder(folder: Path, config: ServeConfig, checkpoint: Checkpoint) -> None:
+def _check_folder(folder: Path, config: ServeConfig, meta: Meta) -> None:
     """Refuse to put networks of other settings beside those that are there."""
     settings = {
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
-        "epoch": checkpoint.meta.epoch,
-        "step": checkpoint.meta.step,
+        "epoch": meta.epoch,
+        "step": meta.step,
     }
     file = folder / SETTINGS
     if file.is_file() and read_json(file) != settings:
@@ -131,15 +200,15 @@ def _check_folder(folder: Path, config: ServeConfig, checkpoint: Checkpoint) -> 
 
 def _write_network(
     config: ServeConfig,
-    checkpoint: Checkpoint,
-    space: SearchSpace,
+    supernet: Supernet,
     table: CostTable,
     choice: Choice,
     place: Path,
-    weights: Mapping[str, np.ndarray],
+    weights: Weights,
 ) -> dict[str, Any]:
     """Write architecture, weights and pictures of a network; returns its row of the front."""
     make_folder(place)
+    meta, space = supernet.meta, supernet.space
     versions, unit = environment(config.device_target), table.unit
     provenance = {
         "source": "search.py --from_supernet",
@@ -147,21 +216,21 @@ def _write_network(
         "unit": unit,
         "table": table.name,
         "device": table.device,
-        "supernet": checkpoint.path.name,
-        "epochs": checkpoint.meta.epoch,
+        "supernet": supernet.name,
+        "epochs": meta.epoch,
         "seed": config.seed,
         "mindspore": versions["mindspore"],
         "commit": versions["commit"],
     }
     arch = space.derive(choice.decisions, f"{config.name}_{choice.cost:.4g}{unit[0]}", provenance)
     write_json(place / "arch.json", arch.to_dict())
-    meta = replace(checkpoint.meta, arch=arch, step=0, metrics={"top1": choice.top1})
-    write_inherited(place, weights, meta)
+    own = replace(meta, arch=arch, step=0, metrics={"top1": choice.top1})
+    write_inherited(place, weights, own)
     title = f"{arch.name}: {choice.cost:.2f} {unit}"
     for suffix in (".png", ".svg"):
         draw_decisions(space, choice.decisions, title, place / f"arch{suffix}")
-    size = checkpoint.meta.preprocessing.height, checkpoint.meta.preprocessing.width
-    cost = network_cost(arch, len(checkpoint.meta.classes), size)
+    size = meta.preprocessing.height, meta.preprocessing.width
+    cost = network_cost(arch, len(meta.classes), size)
     return {
         "target": choice.limit,
         "cost": choice.cost,

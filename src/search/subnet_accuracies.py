@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.sampling import sample_decisions
-from src.arch.space import SearchSpace
+from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.config import SubnetConfig, SubnetDataConfig
 from src.errors import UserError
@@ -89,15 +89,10 @@ class Accuracies:
         space: SearchSpace,
         evaluate: Callable[[Sequence[str]], Result],
     ) -> None:
-        meta = checkpoint.meta
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "space": space.name,
-            "supernet": meta.config.get("name"),
-            "epoch": meta.epoch,
-            "step": meta.step,
-            "seed": meta.config.get("seed"),
+            **_origin(checkpoint, space),
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
         }
@@ -123,6 +118,36 @@ class Accuracies:
             append_jsonl(self._file, [line])
             self._lines[network] = line
         return self._lines[network]
+
+
+def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> dict[Network, float]:
+    """Top-1 of each network in a file of ``Accuracies``, in percent.
+
+    Raises:
+        UserError: there is no such file, it has no networks, or it is of another supernet.
+    """
+    if not file.is_file():
+        raise UserError(f"accuracies is '{file}', should be a file of scripts/evaluate_subnets.py")
+    header, *lines = read_jsonl(file) or [{}]
+    if header.get("format") != FORMAT or not lines:
+        raise UserError(f"{file}: holds no accuracies of scripts/evaluate_subnets.py")
+    for key, (there, here) in different_settings(
+        header, {**header, **_origin(checkpoint, space)}
+    ).items():
+        raise UserError(f"{file}: {key} is {there!r} there, and {here!r} in {checkpoint.path}")
+    return {tuple(line["decisions"]): line["top1"] for line in lines}
+
+
+def _origin(checkpoint: Checkpoint, space: SearchSpace) -> dict[str, Any]:
+    """Keys of a header that say which supernet the accuracies are of."""
+    meta = checkpoint.meta
+    return {
+        "space": space.name,
+        "supernet": meta.config.get("name"),
+        "epoch": meta.epoch,
+        "step": meta.step,
+        "seed": meta.config.get("seed"),
+    }
 
 
 def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[tuple[str, ...]]:

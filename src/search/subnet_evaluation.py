@@ -18,6 +18,7 @@ from mindspore import Parameter, Tensor, nn
 from src.arch.space import SearchSpace
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Checkpoint, read_checkpoint
+from src.checkpoint.packed import find_packed, read_packed
 from src.checkpoint.restore import load_weights, open_source, overwrite
 from src.config import SubnetDataConfig
 from src.dataset import Loader
@@ -34,15 +35,19 @@ from src.utils import setup_device
 
 
 def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
-    """The supernet of a checkpoint, or of the newest of a run's folder, and its space."""
+    """The supernet of a checkpoint, a run's folder (its newest one) or a packed one; its space."""
     if path is None:
         raise UserError(
             "ckpt is not given; it names the supernet's checkpoint, or the folder of its run"
         )
-    if Path(path).is_dir():
-        checkpoint = CheckpointFolder(run_folder(Path(path))).newest()
-        if checkpoint is None:
+    packed = find_packed(path)
+    if packed:
+        checkpoint = read_packed(packed).checkpoint()
+    elif Path(path).is_dir():
+        newest = CheckpointFolder(run_folder(Path(path))).newest()
+        if newest is None:
             raise UserError(f"{path}: holds no checkpoint that can be read")
+        checkpoint = newest
     else:
         checkpoint = read_checkpoint(path)
     if checkpoint.meta.space is None:

@@ -12,9 +12,11 @@ from src.arch.architecture import load_architecture
 from src.arch.cost_table import arithmetic_table
 from src.arch.space import load_space
 from src.checkpoint.format import read_checkpoint
+from src.checkpoint.packed import read_packed, statistics_file
 from src.checkpoint.restore import build_network, cell_weights
 from src.config import ServeConfig
-from src.files import read_jsonl
+from src.errors import UserError
+from src.files import read_jsonl, write_jsonl
 from src.search.choosing import Chooser, Predictor
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, parts, read_supernet
 from src.search.superkernel import inherit
@@ -245,6 +247,99 @@ def test_a_network_is_trained_on(supernet, call_program, tmp_path):
     assert tuned.meta.config["holdout"] == 0.1 and tuned.meta.config["lr_init"] == pytest.approx(
         0.01
     )
+
+
+@pytest.fixture(scope="module")
+def packed(supernet, tmp_path_factory):
+    """The supernet packed, with all of its networks' accuracies."""
+    folder = tmp_path_factory.mktemp("packed")
+    accuracies, file = folder / "subnets.jsonl", folder / "tiny.safetensors"
+    images = ("--calibration_images", 40, "--batch_size", 20)
+    for program, *flags in (
+        ("scripts/evaluate_subnets.py", "--val_images", 40, "--out", accuracies),
+        ("scripts/pack_supernet.py", "--accuracies", accuracies, "--networks", 5, "--out", file),
+    ):
+        run = run_in_this_process(program, "--ckpt", supernet, *images, *flags, cwd=folder)
+        assert run.returncode == 0, run.stderr
+    return file
+
+
+def test_a_packed_supernet_serves_without_images(packed, supernet, call_program, tmp_path):
+    run = call_program(
+        "search.py",
+        *("--from_supernet", packed, "--cost", "macs", "--target", 0.5),
+        *("--checkpoint_path", tmp_path),
+    )
+    assert run.returncode == 0, run.stderr
+    network = read_checkpoint(tmp_path / "inherited.ckpt")
+    decisions = tuple(network.meta.arch.provenance["decisions"])
+    contents = read_packed(packed)
+    assert decisions in contents.statistics and contents.meta.space.name == "tiny"
+    assert "data_path" not in network.meta.config
+    assert network.meta.metrics["top1"] == contents.accuracies[decisions]
+
+    # The same network by the supernet itself: weights differ by the rounding to float16.
+    checkpoint, space = read_supernet(str(supernet))
+    config = ServeConfig(calibration_images=40, batch_size=20)
+    evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space))
+    evaluator.calibrate(decisions)
+    own = inherit(cell_weights(evaluator.network), space, decisions)
+    assert set(own) == set(network.weights)
+    for name, value in own.items():
+        scale = max(np.abs(value).max(), 1e-3)
+        np.testing.assert_allclose(network.weights[name], value, atol=2e-3 * scale, err_msg=name)
+
+
+def test_a_packed_supernet_is_evaluated_with_images(packed, few_digits, call_program, tmp_path):
+    run = call_program(
+        "scripts/evaluate_subnets.py",
+        *("--ckpt", packed, "--even", 2, "--out", tmp_path / "subnets.jsonl"),
+        *("--data_path", few_digits, "--calibration_images", 40, "--batch_size", 20),
+    )
+    assert run.returncode == 0, run.stderr
+    lines = read_jsonl(tmp_path / "subnets.jsonl")[1:]
+    known = read_packed(packed).accuracies
+    for line in lines:
+        assert tuple(line["decisions"]) in known
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (("--cost", "macs", "--target", 0.01), "networks of space 'tiny' cost 0.2221 to 0.6389"),
+        (("--cost", "macs", "--target", 0.5, "--finetune_epochs", 1), "needs images to train on"),
+    ],
+)
+def test_mistakes_with_a_packed_supernet(packed, call_program, tmp_path, flags, reason):
+    folder = tmp_path / "run"
+    run = call_program("search.py", "--from_supernet", packed, *flags, "--checkpoint_path", folder)
+    assert run.returncode == 2 and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
+    assert not folder.exists()
+
+
+def test_files_of_a_packed_supernet_belong_together(packed, tmp_path):
+    whole, statistics = packed.read_bytes(), statistics_file(packed).read_bytes()
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(whole)
+    with pytest.raises(UserError, match="copy.statistics.safetensors: no such file"):
+        read_packed(copy)
+    statistics_file(copy).write_bytes(statistics[:-2] + b"\0\1")
+    with pytest.raises(UserError, match="is not the file that was written with copy.safetensors"):
+        read_packed(copy)
+    copy.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read as a packed supernet"):
+        read_packed(copy)
+
+
+def test_accuracies_of_another_supernet_are_not_packed(packed, supernet, call_program, tmp_path):
+    lines = read_jsonl(packed.with_name("subnets.jsonl"))
+    lines[0]["seed"] = 7
+    write_jsonl(tmp_path / "subnets.jsonl", lines)
+    flags = ("--ckpt", supernet, "--out", tmp_path / "out.safetensors")
+    for file, reason in (("subnets.jsonl", "seed is 7 there, and 1 in"), ("none", "should be a")):
+        run = call_program("scripts/pack_supernet.py", *flags, "--accuracies", tmp_path / file)
+        assert run.returncode == 2 and reason in run.stderr, run.stderr
+        assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize(

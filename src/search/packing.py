@@ -1,0 +1,74 @@
+"""Packing a trained elastic supernet for who has neither its images nor the time to train it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from src.checkpoint.packed import Packed, statistics_file, write_packed
+from src.checkpoint.restore import cell_weights
+from src.config import PackConfig
+from src.errors import UserError
+from src.files import make_folder
+from src.search.choosing import decide
+from src.search.subnet_accuracies import multiply_adds, read_accuracies
+from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
+from src.search.superkernel import inherit
+
+log = logging.getLogger(__name__)
+
+# Keys that say where something lay on the machine that trained.
+_PLACES = ("data_path", "val_data_path", "checkpoint_path", "pre_trained", "compile_cache")
+
+
+def pack_supernet(config: PackConfig) -> int:
+    """Write a packed supernet; returns the exit code.
+
+    Statistics are those of the networks that are chosen for limits over the whole range of
+    multiply-adds, and of the smallest and the largest network.
+
+    Raises:
+        UserError: the checkpoint holds no elastic supernet, or the accuracies are of another one.
+    """
+    checkpoint, space = read_supernet(config.ckpt)
+    if space.one_shot:
+        raise UserError(f"{checkpoint.path}: holds a one-shot supernet, which cannot be packed")
+    out = Path(config.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"out is '{config.out}', should end in .safetensors")
+    table = multiply_adds(checkpoint, space)
+    known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
+    chosen = [space.canonical(space.smallest_choices), space.largest_choices]
+    chosen += [
+        decide(space, table, limit, known, known).decisions
+        for limit in np.linspace(*table.range(), config.networks)
+    ]
+    # What is packed is rounded: statistics are those of the rounded weights.
+    weights = {
+        name: value.astype(np.float16).astype(np.float32)
+        for name, value in checkpoint.network_weights().items()
+        if not name.startswith("decisions.")
+    }
+    images = open_images(config, checkpoint, space)
+    make_folder(out.parent)
+    statistics = {}
+    with images.compiling:
+        evaluator = SuperkernelEvaluator(replace(checkpoint, weights=weights), images)
+        for network in tqdm(dict.fromkeys(chosen), unit="network", leave=False, disable=None):
+            evaluator.calibrate(network)
+            own = inherit(cell_weights(evaluator.network), space, network)
+            statistics[network] = {name: value for name, value in own.items() if ".moving_" in name}
+    trained = {key: value for key, value in checkpoint.meta.config.items() if key not in _PLACES}
+    meta = replace(checkpoint.meta, config=trained)
+    parameters = {name: value for name, value in weights.items() if ".moving_" not in name}
+    write_packed(Packed(out, meta, parameters, known, statistics))
+    log.info(
+        "%s: %.2f MB with accuracies of %d networks; %s: %.2f MB, statistics of %d",
+        *(out, out.stat().st_size / 1e6, len(known)),
+        *(statistics_file(out).name, statistics_file(out).stat().st_size / 1e6, len(statistics)),
+    )
+    return 0
