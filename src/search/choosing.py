@@ -1,19 +1,22 @@
 """Choosing networks of a trained supernet within limits of their cost.
 
-Some networks are evaluated, a ridge regression on their choices predicts all others, an evolution
-finds those of which most is expected, and so on. The regression also decides at the end: of a
-hundred measured accuracies the best is mostly the luckiest. Imports no framework.
+Some networks are evaluated, a regression on their choices predicts all others, an evolution finds
+those of which most is expected, and so on. The regression also decides at the end: of a hundred
+measured accuracies the best is partly the luckiest. Imports no framework.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
-from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
+from scipy.linalg import cho_solve
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 
 from src.arch.cost_table import CostTable
 from src.arch.sampling import UniformInCost
@@ -21,7 +24,7 @@ from src.arch.space import Network, SearchSpace
 
 # The first networks of a single limit lie between this share of it and the limit itself.
 LOWEST = 0.7
-# Networks whose logarithm of the cost differs by this from a limit's count by 1/e for it.
+# Networks whose logarithm of the cost differs by this from a limit's count by 1/e for its error.
 WIDTH = 0.3
 PROPOSED = 5  # networks that are evaluated between two regressions
 GENERATIONS, CHILDREN, PARENTS = 20, 200, 50
@@ -51,27 +54,31 @@ class Choice:
 
 
 class Predictor:
-    """Ridge regression of accuracy on the choices of a network, one value per layer and choice.
+    """The accuracy to expect of networks: a Gaussian process on their choices.
+
+    It is a linear regression, one value per layer and choice, and deviations from it that are the
+    more alike the more choices two networks share; the rest is noise of the measurement
+    (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2 and 5.4.1).
+    So what it expects of a network that was evaluated follows from its accuracy and from those of
+    similar networks.
 
     Args:
         space: of the networks.
         known: accuracies of networks.
-        weights: how much each of these counts.
     """
 
-    ALPHAS = np.logspace(-2, 3, 11)
-    FOLDS = 10
+    FEWEST = 10  # networks that it takes to tell an error
 
-    def __init__(
-        self, space: SearchSpace, known: Mapping[Network, float], weights: np.ndarray
-    ) -> None:
+    def __init__(self, space: SearchSpace, known: Mapping[Network, float]) -> None:
         self._choices = [layer.names for layer in space.searched.values()]
-        self._features, self._weights = self._encode(list(known)), weights
-        self._values = np.array(list(known.values()))
-        # Of too few networks none can be left out to choose the factor.
-        enough = len(known) >= self.FOLDS
-        self._model = RidgeCV(alphas=self.ALPHAS) if enough else Ridge()
-        self._model.fit(self._features, self._values, sample_weight=weights)
+        # Accuracies are divided by their deviation. Values are those that the fit begins with.
+        linear = ConstantKernel(1.0, (1e-3, 1e3)) * DotProduct(1.0)
+        deviations = ConstantKernel(0.3, (1e-3, 1e2)) * RBF(2.0, (0.5, 20))
+        noise = WhiteKernel(0.3, (1e-3, 10))
+        self._model = GaussianProcessRegressor(linear + deviations + noise, normalize_y=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of values at their bounds
+            self._model.fit(self._encode(list(known)), np.array(list(known.values())))
 
     def _encode(self, networks: Sequence[Network]) -> np.ndarray:
         """Rows of 0 and 1, (networks, sum of choices)."""
@@ -91,32 +98,27 @@ class Predictor:
         """Expected accuracies, (networks,)."""
         return self._model.predict(self._encode(networks))
 
-    def error(self) -> float | None:
-        """Root of the mean square error by cross-validation; None of fewer networks than folds."""
-        if len(self._values) < self.FOLDS:
+    def error(self, weights: np.ndarray) -> float | None:
+        """Root of the mean square error of the known networks, each expected from the others.
+
+        By the inverse of their covariance (section 5.4.2).
+
+        Args:
+            weights: how much each of them counts.
+
+        Returns:
+            The error in the unit of the accuracies; None of fewer than ``FEWEST`` networks.
+        """
+        model = self._model
+        if len(weights) < self.FEWEST:
             return None
-        folds = KFold(self.FOLDS, shuffle=True, random_state=0)
-        expected = cross_val_predict(
-            RidgeCV(alphas=self.ALPHAS),
-            self._features,
-            self._values,
-            cv=folds,
-            params={"sample_weight": self._weights},
-        )
-        squares = (expected - self._values) ** 2
-        return float(np.sqrt(np.average(squares, weights=self._weights)))
-
-
-def predictor_near(
-    space: SearchSpace, table: CostTable, limit: float, known: Mapping[Network, float]
-) -> Predictor:
-    """A regression for which networks near a limit count more than others."""
-    costs = np.array([table.total(network) for network in known])
-    return Predictor(space, known, np.exp(-np.abs(np.log(costs / limit)) / WIDTH))
+        inverse = cho_solve((model.L_, True), np.eye(len(weights)))
+        errors = model.alpha_ / np.diag(inverse) * model._y_train_std
+        return float(np.sqrt(np.average(errors**2, weights=weights)))
 
 
 def decide(
-    space: SearchSpace,
+    predictor: Predictor,
     table: CostTable,
     limit: float,
     known: Mapping[Network, float],
@@ -125,21 +127,22 @@ def decide(
     """The candidate within a limit of which most is expected.
 
     Args:
-        known: accuracies of networks, those of the candidates among them.
+        known: accuracies that the predictor was fitted to, those of the candidates among them.
         candidates: at least one is within the limit.
     """
-    predictor = predictor_near(space, table, limit, known)
     allowed = [network for network in candidates if table.total(network) <= limit]
     expected = predictor(allowed)
     best = int(expected.argmax())
     network = allowed[best]
+    costs = np.array([table.total(network) for network in known])
+    near = np.exp(-np.abs(np.log(costs / limit)) / WIDTH)
     return Choice(
         limit,
         network,
         table.total(network),
         known[network],
         float(expected[best]),
-        predictor.error(),
+        predictor.error(near),
     )
 
 
@@ -184,9 +187,9 @@ class Chooser:
             idle = 0 if proposed else idle + 1
             for network in proposed:
                 self._take(network)
+        predictor = Predictor(self._space, self.known)
         return [
-            decide(self._space, self._table, limit, self.known, self.known)
-            for limit in self._limits
+            decide(predictor, self._table, limit, self.known, self.known) for limit in self._limits
         ]
 
     def _take(self, network: Network) -> None:
@@ -209,7 +212,7 @@ class Chooser:
 
     def _propose(self, limit: float, count: int) -> list[Network]:
         """The best networks within a limit that are not known, by the regression: an evolution."""
-        predictor = predictor_near(self._space, self._table, limit, self.known)
+        predictor = Predictor(self._space, self.known)
         found: dict[Network, float] = {}
 
         def add(networks: Sequence[Network]) -> None:

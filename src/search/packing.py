@@ -14,7 +14,7 @@ from src.checkpoint.restore import cell_weights
 from src.config import PackConfig
 from src.errors import UserError
 from src.files import make_folder
-from src.search.choosing import decide
+from src.search.choosing import Predictor, decide
 from src.search.subnet_accuracies import multiply_adds, read_accuracies
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.search.superkernel import inherit
@@ -42,9 +42,10 @@ def pack_supernet(config: PackConfig) -> int:
         raise UserError(f"out is '{config.out}', should end in .safetensors")
     table = multiply_adds(checkpoint, space)
     known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
+    predictor = Predictor(space, known)
     chosen = [space.canonical(space.smallest_choices), space.largest_choices]
     chosen += [
-        decide(space, table, limit, known, known).decisions
+        decide(predictor, table, limit, known, known).decisions
         for limit in np.linspace(*table.range(), config.networks)
     ]
     # What is packed is rounded: statistics are those of the rounded weights.

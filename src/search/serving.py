@@ -22,7 +22,7 @@ from src.drawing import draw_decisions, draw_served
 from src.errors import UserError
 from src.files import make_folder, read_json, write_json
 from src.search.budget import cost_bound, open_table, parse_targets
-from src.search.choosing import Choice, Chooser, decide
+from src.search.choosing import Choice, Chooser, Predictor, decide
 from src.search.subnet_accuracies import Accuracies
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.search.superkernel import inherit
@@ -106,8 +106,9 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     def own_weights(network: Network) -> Weights:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
 
+    predictor = Predictor(space, packed.accuracies)
     choices = [
-        decide(space, table, limit, packed.accuracies, packed.statistics) for limit in limits
+        decide(predictor, table, limit, packed.accuracies, packed.statistics) for limit in limits
     ]
     supernet = Supernet(packed.path.name, packed.meta, space, packed.accuracies)
     _write_all(config, supernet, table, choices, own_weights)

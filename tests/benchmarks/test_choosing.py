@@ -46,7 +46,6 @@ def test_the_table_and_what_is_missing(accuracies, tmp_path, capsys):
     rows = {line[:22].strip(): line.split() for line in capsys.readouterr().out.splitlines()[1:]}
     assert float(rows["60"][2]) < 0.1 and float(rows["random network"][-2]) > 0.5
 
-    least = min(accuracies)
-    write(file, {name: top1 for name, top1 in accuracies.items() if name != least})
+    write(file, dict(list(accuracies.items())[:40]))
     assert main(flags) == 2
-    assert f"lacks 1 of the {len(accuracies)} networks" in capsys.readouterr().err
+    assert f"has 40 of the {len(accuracies)} networks" in capsys.readouterr().err
