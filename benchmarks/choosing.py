@@ -1,6 +1,6 @@
 """How many evaluations the choice of a served network needs, against an exhaustive search.
 
-    python benchmarks/choosing.py docs/results/train_once/exhaustive.jsonl --limit 60 --table FILE
+    python benchmarks/choosing.py docs/results/train_once/random.jsonl --limit 60 --table FILE
 
 ACCURACIES holds the accuracies of most networks of ``nas_bench_macro`` within the limit, as
 ``search.py --from_supernet --evaluations 500`` leaves them in ``subnets.jsonl``. The choice is made
