@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from src.errors import EXIT_FAULT, Fault, UserError
-from src.utils import jemalloc
+from src.utils import allocator_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 # How threads of OpenMP wait, such as PyTorch's: spinning, unless a contender is to have it
@@ -146,8 +146,7 @@ def environment_of(worker: str) -> dict[str, str]:
     """
     if worker.endswith("_passive"):
         return {WAITING: "passive"}
-    library = None if worker.startswith("torch") else jemalloc()
-    return {"LD_PRELOAD": str(library)} if library else {}
+    return {} if worker.startswith("torch") else allocator_environment()
 
 
 def median_ratio(mine: Sequence[float], others: Sequence[float]) -> float:

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 Main: TypeAlias = Callable[[Sequence[str] | None], int]  # takes the words of a command line
 
 M_ARENA_MAX = -8  # parameter of mallopt, from glibc's malloc.h
+# jemalloc keeps what was freed for 10 s by default, and a training step begins right after the
+# compiler has freed 0.1 GB.
+MALLOC_CONF = "dirty_decay_ms:1000"
 GC_THRESHOLD = 100_000  # new objects between two searches for cycles; Python's default is 700
 LAUNCHED = "MS_ROLE"  # set by msrun in the processes of a job
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -45,6 +48,17 @@ def jemalloc() -> Path | None:
     return library if library.is_file() else None
 
 
+def allocator_environment() -> dict[str, str]:
+    """What an environment needs for a process to start with jemalloc, nothing where there is none.
+
+    Whoever sets MALLOC_CONF keeps their own settings.
+    """
+    library = jemalloc()
+    if library is None:
+        return {}
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": os.environ.get("MALLOC_CONF", MALLOC_CONF)}
+
+
 def _prepare_memory() -> None:
     """Choose the allocator, which may run the program again, and look for cycles less often.
 
@@ -57,12 +71,12 @@ def _prepare_memory() -> None:
     of the data pipeline are new in every epoch and leave such heaps half-filled, so that a process
     grows by some percent in its first epochs.
     """
-    library = jemalloc()
+    allocator = allocator_environment()
     chosen = os.environ.get("LD_PRELOAD")
-    if library and chosen is None:
-        environ = {**os.environ, "LD_PRELOAD": str(library)}
+    if allocator and chosen is None:
+        environ = {**os.environ, **allocator}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
-    if library and chosen == str(library):
+    if allocator and chosen == allocator["LD_PRELOAD"]:
         del os.environ["LD_PRELOAD"]
     else:
         with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -71,7 +85,10 @@ def _prepare_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give memory that is no longer used back to the system, in reference cycles too."""
+    """Give memory that is no longer used back to the system, in reference cycles too.
+
+    jemalloc does so by itself, a second after it was freed; glibc has to be told.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -13,16 +13,23 @@ from tests.conftest import ROOT
 
 # Says which allocator it has, what a program that it starts inherits, and what runs at its end.
 PROGRAM = """
-import atexit, os, subprocess, sys, threading, time
-from pathlib import Path
+import atexit, ctypes, subprocess, sys, threading, time
 from src.utils import run_main
+
+def allocator():
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallctl"):
+        return "malloc"
+    value, size = ctypes.c_ssize_t(), ctypes.c_size_t(8)
+    library.mallctl(b"opt.dirty_decay_ms", ctypes.byref(value), ctypes.byref(size), None, 0)
+    return f"jemalloc, {value.value} ms"
 
 def finish():
     time.sleep(0.2)
     print("thread")
 
 def main(argv):
-    print("jemalloc" if "jemalloc" in Path("/proc/self/maps").read_text() else "malloc")
+    print(allocator())
     print(subprocess.run("echo child:$LD_PRELOAD", shell=True, stdout=-1, text=True).stdout, end="")
     print(" ".join(sys.argv[1:]))
     atexit.register(print, "atexit")
@@ -36,7 +43,8 @@ run_main(main)
 def run(tmp_path, **environment: str) -> subprocess.CompletedProcess:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    own = "LD_PRELOAD", "MALLOC_CONF"
+    inherited = {name: value for name, value in os.environ.items() if name not in own}
     return subprocess.run(
         [sys.executable, "-u", str(script), "two words", "--flag"],
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
@@ -49,7 +57,7 @@ def run(tmp_path, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(jemalloc() is None, reason="MindSpore's package has none here")
 def test_a_program_has_jemalloc_and_what_it_starts_has_not(tmp_path):
     finished = run(tmp_path)
-    lines = ["jemalloc", "child:", "two words --flag", "thread", "atexit"]
+    lines = ["jemalloc, 1000 ms", "child:", "two words --flag", "thread", "atexit"]
     assert finished.stdout.splitlines() == lines and finished.stderr == ""
     assert finished.returncode == 3
 
@@ -58,6 +66,12 @@ def test_whoever_sets_ld_preload_decides(tmp_path):
     finished = run(tmp_path, LD_PRELOAD="")
     lines = ["malloc", "child:", "two words --flag", "thread", "atexit"]
     assert finished.stdout.splitlines() == lines and finished.returncode == 3
+
+
+@pytest.mark.skipif(jemalloc() is None, reason="MindSpore's package has none here")
+def test_whoever_sets_malloc_conf_decides(tmp_path):
+    finished = run(tmp_path, MALLOC_CONF="dirty_decay_ms:50")
+    assert finished.stdout.splitlines()[0] == "jemalloc, 50 ms" and finished.returncode == 3
 
 
 def test_a_rank_ends_as_python_does(tmp_path):
