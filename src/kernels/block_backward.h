@@ -330,17 +330,15 @@ class BlockBackward {
     }
     T *gradient = scratch<T>(Slot::kTile, together * pixels * kGroup);
     for (int64_t g = 0; g < groups_; ++g) {
-      T *tile = gradient + g % together * pixels * kGroup;
+      // Without expansion g is dx.
+      const int64_t pitch = panels == nullptr ? channels : kGroup;
+      T *tile = panels == nullptr ? dx + g * kGroup : gradient + g % together * pixels * kGroup;
       for (int64_t s = 0; s < samples; ++s) {
         convolve_plane(hidden, band, n + s, g,
                        dp == nullptr ? nullptr : dp + s * b_.out_h * b_.out_w * b_.out_channels,
-                       flipped, tile + s * plane * kGroup, sums);
+                       flipped, tile + s * plane * pitch, pitch, sums);
       }
       if (panels == nullptr) {
-        for (int64_t i = 0; i < pixels; ++i) {
-          store_part(dx + i * channels + g * kGroup, load_channels(tile + i * kGroup),
-                     group_size(b_.active, g));
-        }
         continue;
       }
       for (int64_t i = 0; i < pixels; i += kSumPixels) {
@@ -377,10 +375,11 @@ class BlockBackward {
   static float *sums_of(float *dx, int64_t) { return dx; }
   static float *sums_of(Bfloat16 *, int64_t size) { return scratch(Slot::kSums, size); }
 
-  // g of the first normalisation, (pixels, 16), of one sample and group; adds the kernel's
+  // g of the first normalisation, (pixels, pitch), of one sample and group; adds the kernel's
   // gradient.
   void convolve_plane(const Hidden<T> &hidden, const Band &band, int64_t sample, int64_t g,
-                      const T *dp, const float *flipped, T *gradient, const Sums &sums) const {
+                      const T *dp, const float *flipped, T *gradient, int64_t pitch,
+                      const Sums &sums) const {
     const Planes &planes = band.planes;
     const int64_t taps = planes.taps * kGroup;
     float *plane = scratch(Slot::kPlanes, planes.size);
@@ -389,10 +388,13 @@ class BlockBackward {
     find_dz(dz, band, sample, g, dp);
     planes.kernel_gradient(sums.kernels + g * taps, dz, plane);
     planes.input_gradient(dz, flipped + g * taps, [&](int64_t y, int64_t x, int v, Vec sum) {
-      const Vec e = load(plane + planes.at(y, x) + v * kLanes);
-      // Without expansion there is no ReLU in front of the convolution.
-      store(gradient + (y * planes.width + x) * kGroup + v * kLanes,
-            b_.expands ? (e > 0 ? sum : Vec{}) : sum);
+      T *to = gradient + (y * planes.width + x) * pitch + v * kLanes;
+      if (b_.expands) {
+        const Vec e = load(plane + planes.at(y, x) + v * kLanes);
+        store(to, e > 0 ? sum : Vec{});
+      } else {  // no ReLU in front of the convolution
+        store_lanes(to, sum, std::clamp<int64_t>(group_size(b_.active, g) - v * kLanes, 0, kLanes));
+      }
     });
   }
 

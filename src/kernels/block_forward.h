@@ -96,10 +96,11 @@ class Hidden {
       return;
     }
     const Channels<kVecs> shift = load_channels(norm_.shift + g * kGroup);
+    const int *places = places_.data();
     product<kVecs, T>(
         pixels, {x, b_.channels, b_.channels}, panels_ + g * panel_size<T>(b_.channels),
         [&](int64_t) { return shift; },
-        [&](int64_t i, const Channels<kVecs> &e) { store_channels(out + places_[i], relu(e)); });
+        [&](int64_t i, const Channels<kVecs> &e) { store_channels(out + places[i], relu(e)); });
   }
 
  private:

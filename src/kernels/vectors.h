@@ -69,6 +69,9 @@ template <typename V>
 inline V relu(V v) {
   return v < 0 ? V{} : v;
 }
+#if defined(__AVX512F__)  // in one instruction, which gives its second operand for NaN and for -0
+inline Vec relu(Vec v) { return _mm512_max_ps(Vec{}, v); }
+#endif
 
 // Two overlapping copies of a fixed size, which the compiler turns into vector moves.
 template <int64_t kSize>
