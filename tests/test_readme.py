@@ -15,7 +15,7 @@ import sys
 import pytest
 
 import predict
-from scripts import latency_tables, loss, run_spnas
+from scripts import latency_tables, loss, run_spnas, to_timm
 from search import find_method
 from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import network_cost
@@ -39,6 +39,7 @@ PARSERS = {
     "scripts/run_spnas.py": run_spnas.parse_arguments,
     "scripts/loss.py": loss.parse_arguments,
     "scripts/latency_tables.py": latency_tables.parse_arguments,
+    "scripts/to_timm.py": to_timm.parse_arguments,
 }
 
 
@@ -132,8 +133,8 @@ def cpp_can_be_built() -> bool:
 def test_commands_from_training_to_inference_run(tiny_arch, tmp_path):
     """As written, in an empty folder; training is cut short by two more flags."""
     chosen = [command for command in commands(ENGLISH) if "runs/digits" in command]
-    assert len(chosen) == 6
-    chosen = chosen if cpp_can_be_built() else chosen[:4]
+    assert len(chosen) == 7
+    chosen = chosen if cpp_can_be_built() else chosen[:5]
     # Without .venv the shell scripts take the python of PATH, as they do for those who brought
     # their own.
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"

@@ -28,6 +28,13 @@ _STEMS = {
 }
 _ZOO_BLOCK = re.compile(r"features\.(0\.conv2|[1-4]\.\d+|5\.conv1)(?=\.)")
 _TIMM_BLOCK = re.compile(r"blocks\.\d+\.\d+(?=\.)")
+_TIMM_ENDS = {
+    "conv_stem": "stem.conv",
+    "bn1": "stem.bn",
+    "conv_head": "head.conv",
+    "bn2": "head.bn",
+    "classifier": "classifier",
+}
 _TIMM_BN = {
     "weight": "gamma",
     "bias": "beta",
@@ -161,21 +168,40 @@ def _zoo_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
 
 def _timm_layers(names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a layer's name in timm and here."""
-    yield from {
-        "conv_stem": "stem.conv",
-        "bn1": "stem.bn",
-        "conv_head": "head.conv",
-        "bn2": "head.bn",
-        "classifier": "classifier",
-    }.items()
+    yield from _TIMM_ENDS.items()
     for theirs, ours in _numbered(_TIMM_BLOCK, names):
-        if f"{theirs}.conv_pwl.weight" in names:
-            layers = zip(("conv_pw", "conv_dw", "conv_pwl"), _PARTS, strict=True)
-        else:  # without expansion: depthwise-separable
-            layers = zip(("conv_dw", "conv_pw"), _PARTS[1:], strict=True)
-        for index, (conv, part) in enumerate(layers, start=1):
-            yield f"{theirs}.{conv}", f"{ours}.{part}.conv"
-            yield f"{theirs}.bn{index}", f"{ours}.{part}.bn"
+        yield from _timm_block(theirs, ours, expands=f"{theirs}.conv_pwl.weight" in names)
+
+
+def _timm_block(theirs: str, ours: str, *, expands: bool) -> Iterator[tuple[str, str]]:
+    """The same of a block; without expansion it is depthwise-separable in timm."""
+    convolutions = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+    parts = _PARTS[-len(convolutions) :]
+    for index, (conv, part) in enumerate(zip(convolutions, parts, strict=True), start=1):
+        yield f"{theirs}.{conv}", f"{ours}.{part}.conv"
+        yield f"{theirs}.bn{index}", f"{ours}.{part}.bn"
+    for part in ("reduce", "expand"):
+        yield f"{theirs}.se.conv_{part}", f"{ours}.se.{part}"
+
+
+def to_timm_names(names: Collection[str], blocks: Sequence[str]) -> dict[str, str]:
+    """Name in timm of each parameter of a network of MBConv blocks; undoes ``to_project_names``.
+
+    Args:
+        names: of all parameters of the network.
+        blocks: what timm calls its blocks, in order, for example "blocks.1.0".
+    """
+    layers = {ours: theirs for theirs, ours in _TIMM_ENDS.items()}
+    for index, theirs in enumerate(blocks):
+        ours = f"blocks.{index}"
+        pairs = _timm_block(theirs, ours, expands=f"{ours}.expand.conv.weight" in names)
+        layers.update((own, other) for other, own in pairs)
+    leaves = {ours: theirs for theirs, ours in _TIMM_BN.items()}
+    renamed = {}
+    for name in names:
+        layer, _, leaf = name.rpartition(".")
+        renamed[name] = f"{layers[layer]}.{leaves.get(leaf, leaf)}"
+    return renamed
 
 
 def _numbered(block: re.Pattern[str], names: Collection[str]) -> list[tuple[str, str]]:

@@ -22,7 +22,12 @@ from mindspore import Tensor
 from safetensors.numpy import save_file
 
 from src.arch.architecture import load_architecture
-from src.checkpoint.pretrained import load_pretrained, read_weights, to_project_names
+from src.checkpoint.pretrained import (
+    load_pretrained,
+    read_weights,
+    to_project_names,
+    to_timm_names,
+)
 from src.data.safe_pickle import load_arrays
 from src.errors import UserError
 from src.spnasnet import SPNASNet
@@ -291,6 +296,11 @@ class TestSources:
             "blocks.2.depthwise.conv.weight",
             "head.bn.beta",
         ]
+
+    def test_names_for_timm(self, source):
+        stages = (1, 3, 4, 4, 4, 4, 1)
+        blocks = [f"blocks.{s}.{j}" for s, n in enumerate(stages) for j in range(n)]
+        assert to_timm_names(source, blocks) == {name: timm_name(name) for name in source}
 
 
 class TestLoading:
