@@ -207,6 +207,12 @@ def run_program(tmp_path) -> Program:
     return functools.partial(run_in_own_process, cwd=tmp_path)
 
 
+def assert_nothing_deprecated(run: subprocess.CompletedProcess) -> None:
+    """Of a program that ran with GLOG_v=2, with which MindSpore warns of what it will drop."""
+    lines = (run.stdout + run.stderr).splitlines()
+    assert [line for line in lines if "deprecated" in line.lower()] == []
+
+
 @contextlib.contextmanager
 def _restored_process() -> Iterator[None]:
     """Give back what a program changes in its process: log, signal handlers, MindSpore's mode."""

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parents[1]  # src, with all its rooms
 _FILLING = ".filling-"
+# MindSpore looks at both when it compiles a graph. The folder is that of the first graph of a
+# process, whatever is set later.
+_SWITCH, _FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 
 
 def _cache_root() -> Path:
@@ -69,14 +72,12 @@ class CompileCache:
     def __enter__(self) -> CompileCache:
         if self._final is None:
             return self
-        import mindspore as ms
-
         try:
             path = self._open(self._final)
         except OSError as error:
             log.warning("graphs are not cached: %s", error)
             return self
-        ms.set_context(enable_compile_cache=True, compile_cache_path=str(path))
+        os.environ.update({_SWITCH: "1", _FOLDER: str(path)})
         return self
 
     def _open(self, final: Path) -> Path:
@@ -96,7 +97,11 @@ class CompileCache:
         traceback: TracebackType | None,
     ) -> None:
         """Publish a cache that was filled; one that an error left half-filled is dropped."""
-        if self._final is None or self._scratch is None:
+        if self._final is None:
+            return
+        for name in (_SWITCH, _FOLDER):
+            os.environ.pop(name, None)
+        if self._scratch is None:
             return
         if kind is None and any(self._scratch.iterdir()):
             # Another run may have published the same meanwhile.

@@ -28,7 +28,7 @@ from src.search.subnet_evaluation import open_batches, read_supernet
 from src.search.superkernel import inherit
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_nothing_deprecated
 
 SPACE = {
     "format": "spnas-space",
@@ -221,8 +221,9 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    resumed = run_program("search.py", *own, "--resume")
+    resumed = run_program("search.py", *own, "--resume", GLOG_v="2")
     assert resumed.returncode == 0, resumed.stderr
+    assert_nothing_deprecated(resumed)
     assert history(tmp_path) == history(reference)
     ours, theirs = (
         read_checkpoint(folder / "inherited.ckpt").weights for folder in (tmp_path, reference)

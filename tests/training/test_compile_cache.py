@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from src.training.compile_cache import CompileCache
 from tests.conftest import ROOT
 from tests.test_imports import LEVEL_OF
 
@@ -51,3 +54,19 @@ def test_the_key_follows_operators_and_values(copied):
         file.write_bytes(file.read_bytes() + b"\n")
         keys.add(key())
     assert len(keys) == 5
+
+
+def test_graphs_are_cached_within_the_context_alone(tmp_path, monkeypatch):
+    """A run that follows in the same process may have other graphs of the same number."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders = []
+    for _ in range(2):
+        with CompileCache(VALUES):
+            assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "1"
+            folders.append(Path(os.environ["MS_COMPILER_CACHE_PATH"]))
+            (folders[-1] / "graph").touch()
+        assert not {"MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"} & os.environ.keys()
+    filled, published = folders
+    assert not filled.exists() and (published / "graph").is_file()
+    with CompileCache(VALUES, enabled=False):
+        assert "MS_COMPILER_CACHE_ENABLE" not in os.environ

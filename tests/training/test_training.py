@@ -28,7 +28,7 @@ from src.errors import Fault, UserError
 from src.kernels import available, build, supports_bfloat16
 from src.spnasnet import SPNASNet
 from src.training.run import _precision
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, assert_nothing_deprecated
 
 TRAIN = (
     "--dataset_name",
@@ -151,7 +151,9 @@ def test_sigterm_saves_and_resume_continues(reference, train, run_program, tmp_p
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in output
-    assert run_program("train.py", *flags, "--resume").returncode == 0
+    resumed = run_program("train.py", *flags, "--resume", GLOG_v="2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_nothing_deprecated(resumed)
     assert_same_run(tmp_path, reference)
 
 
