@@ -6,6 +6,7 @@ Imports no framework.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -156,6 +157,9 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
 
+_STEPS = re.compile(r"(\d+)-(\d+)")  # of profile_steps
+
+
 def _supernet_key() -> Any:
     return _key(None, "the supernet: its checkpoint, or the folder of its run")
 
@@ -191,6 +195,11 @@ class ComputeConfig(DeviceConfig):
         "they are not), off never",
     )
     compile_cache: bool = _key(True, "keep compiled graphs between runs of the same configuration")
+    jit_level: Literal["O0", "O1", "O2"] | None = _key(
+        None,
+        "how MindSpore compiles graphs: O0 operator by operator, O1 fuses operators, O2 whole "
+        "graphs, on Ascend only; its own choice where omitted",
+    )
 
     @field_validator("cpu_kernels", mode="before")
     @classmethod
@@ -258,6 +267,9 @@ class RunConfig(ComputeConfig):
     val_interval_epochs: int = _key(1, "epochs between validations", ge=1)
     log_steps: int = _key(10, "steps between lines of metrics.jsonl and train.log", ge=1)
     print_steps: int = _key(0, "steps between such lines on the terminal; 0 for none", ge=0)
+    profile_steps: str | None = _key(
+        None, "steps, counted from 1, of which a trace is written, for example 20-30"
+    )
     resume: bool = _key(False, "continue the run in checkpoint_path")
 
     # Optimisation: length and batches.
@@ -309,6 +321,21 @@ class RunConfig(ComputeConfig):
             return value if value == "dynamic" else float(value)
         except (TypeError, ValueError):
             raise PydanticCustomError("loss_scale", "should be dynamic or a number") from None
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _first_and_last(cls, value: str | None) -> str | None:
+        """Two numbers from 1 on, of which the second is not smaller."""
+        match = _STEPS.fullmatch(value or "1-1")
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise PydanticCustomError("steps", "should be the first and the last step, as 20-30")
+        return value
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps of ``profile_steps``, counted from 1; empty where there are none."""
+        match = _STEPS.fullmatch(self.profile_steps or "")
+        return range(int(match[1]), int(match[2]) + 1) if match else range(0)
 
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Preset:

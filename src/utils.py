@@ -149,15 +149,22 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def setup_device(device_target: str, device_id: int) -> Ranks:
+def setup_device(device_target: str, device_id: int, jit_level: str | None = None) -> Ranks:
     """Select the device, in GRAPH mode, and join the other processes of the job if there are any.
 
     Of several processes on a server each gets the device of its place among them, whatever
     ``device_id`` is.
 
+    Args:
+        jit_level: at which graphs are compiled; None for MindSpore's own choice.
+
     Raises:
-        UserError: the installed MindSpore has no such device.
+        UserError: the installed MindSpore has no such device, or the device no such level.
     """
+    if jit_level == "O2" and device_target == "CPU":
+        raise UserError(
+            "jit_level is O2, which Ascend's graph engine compiles; should be O0 or O1 on CPU"
+        )
     import mindspore as ms
     from mindspore import communication
     from mindspore.communication import GlobalComm
@@ -182,6 +189,9 @@ def setup_device(device_target: str, device_id: int) -> Ranks:
             "operators are not used",
             ms.__version__,
         )
+    if jit_level:
+        # Of all graphs. What MindSpore recommends in its place, mindspore.jit, is for one function.
+        ms.set_context(jit_config={"jit_level": jit_level})
     if not launched:
         return Ranks()
     # The scheduler, the one process without a device, does not return from this call: it stays in

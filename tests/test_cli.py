@@ -81,6 +81,8 @@ def test_values_follow_the_grammar_of_yaml():
     assert (config.mean, config.crop_scale, config.weight_decay) == ((1, 2, 3), None, 3e-4)
     assert train("--data_path", "2012").data_path == "2012"  # text stays text
     assert train("--cpu_kernels", "on").cpu_kernels == "on"  # a boolean of YAML
+    assert train("--profile_steps", "20-30").profiled_steps == range(20, 31)
+    assert not train().profiled_steps
     assert [train("--loss_scale", text).loss_scale for text in ("dynamic", "128", "1e4")] == [
         "dynamic",
         128.0,

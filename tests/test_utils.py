@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 
+import mindspore as ms
 import pytest
 
-from src.utils import jemalloc
+from src.training.run import FREE_KEYS
+from src.utils import jemalloc, setup_device
 from tests.conftest import ROOT
 
 # Says which allocator it has, what a program that it starts inherits, and what runs at its end.
@@ -78,3 +80,15 @@ def test_a_rank_ends_as_python_does(tmp_path):
     finished = run(tmp_path, MS_ROLE="MS_WORKER")
     assert finished.stdout.splitlines()[2:] == ["two words --flag", "thread", "atexit"]
     assert finished.returncode == 3
+
+
+def test_the_level_of_compilation_is_that_of_all_graphs(monkeypatch):
+    """It is part of the key of cached graphs, which leaves out only the keys of FREE_KEYS."""
+    given = []
+    monkeypatch.setattr(ms, "set_context", lambda **values: given.append(values))
+    setup_device("CPU", 0, "O1")
+    setup_device("CPU", 0)
+    assert [values["jit_config"] for values in given if "jit_config" in values] == [
+        {"jit_level": "O1"}
+    ]
+    assert "jit_level" not in FREE_KEYS

@@ -37,6 +37,8 @@ FINETUNE_RATE = 0.1  # of the supernet's base learning rate
 _FREE_KEYS = frozenset(
     ("from_supernet", "data_path", "val_data_path", "checkpoint_path", "compile_cache", "device_id")
 )
+# Keys by which a served network is trained on as it was evaluated.
+_DEVICE_KEYS = ("device_target", "device_id", "cpu_kernels", "jit_level")
 
 
 def serve(config: ServeConfig) -> int:
@@ -284,6 +286,6 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
             for key, value in config.model_dump().items()
             if key in ("dataset_name", "data_path", "val_data_path") and value is not None
         },
-        **{key: getattr(config, key) for key in ("device_target", "device_id", "cpu_kernels")},
+        **{key: getattr(config, key) for key in _DEVICE_KEYS},
     }
     return train_network(TrainConfig.model_validate(own))

@@ -131,7 +131,7 @@ def open_images(
     Args:
         split: of which the accuracy is.
     """
-    setup_device(config.device_target, config.device_id)
+    setup_device(config.device_target, config.device_id, config.jit_level)
     meta, kernels = checkpoint.meta, use_kernels(config.cpu_kernels)
     calibration = open_batches(config, checkpoint, "train", config.calibration_images)
     validation = open_batches(config, checkpoint, split, config.val_images)
@@ -139,6 +139,7 @@ def open_images(
         "search": space.to_dict(),
         "classes": len(meta.classes),
         "kernels": kernels,
+        "jit_level": config.jit_level,
         "size": asdict(meta.preprocessing),
         "batches": [calibration.batch_size, validation.batch_size],
     }

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def evaluate_checkpoints(config: EvalConfig) -> int:
     """Evaluate what the configuration selects and write a table; returns the exit code."""
     files = find_checkpoints(config.checkpoint_path, config.which)
-    ranks = setup_device(config.device_target, config.device_id)
+    ranks = setup_device(config.device_target, config.device_id, config.jit_level)
     rows, bad = [], {}
     for file in files:
         row, bad_here = _evaluate_file(file, config, ranks)
@@ -84,6 +84,7 @@ def _evaluate_file(
         "preprocessing": meta.preprocessing.to_dict(),
         "device": config.device_target,
         "kernels": kernels,
+        "jit_level": config.jit_level,
     }
     with (
         CompileCache(graph_values, config.compile_cache and ranks.size == 1),

@@ -27,6 +27,7 @@ from src.training.compile_cache import CompileCache
 from src.training.run import Run
 from src.training.run_log import RunLog
 from src.training.step import is_averaged
+from src.training.step_trace import StepTrace
 from src.training.stop_signal import StopSignal
 from src.training.task import Task
 from src.utils import environment
@@ -145,6 +146,8 @@ class _Loop:
 
     def __init__(self, run: Run, task: Task, run_log: RunLog, stop: StopSignal) -> None:
         self.run, self.task, self.run_log, self.stop = run, task, run_log, stop
+        config, folder = run.config, run.folder / "trace"
+        self.trace = StepTrace(config.profiled_steps, folder, config.device_target, run.ranks)
 
     def train_epoch(self, epoch: int, first: int) -> bool:
         """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
@@ -157,7 +160,8 @@ class _Loop:
             stop.listen()
 
             # Forward, backward and update in one compiled graph.
-            pending.append(task.train_batch(Tensor(images), Tensor(labels), epoch, batch))
+            with self.trace.step(epoch * run.batches_per_epoch + batch):
+                pending.append(task.train_batch(Tensor(images), Tensor(labels), epoch, batch))
 
             # Its outputs are read seldom, since reading waits for the device. A single process
             # looks for signals at every step, several agree on them when they meet.

@@ -42,6 +42,7 @@ FREE_KEYS = frozenset(
         "pre_trained",
         "log_steps",
         "print_steps",
+        "profile_steps",
         "keep_checkpoint_max",
         "ckpt_save_policy",
         "val_while_train",
@@ -195,7 +196,7 @@ def prepare(
         UserError: a value of the configuration does not fit the data, the architecture or the
             checkpoint that is to be continued.
     """
-    ranks = setup_device(config.device_target, config.device_id)
+    ranks = setup_device(config.device_target, config.device_id, config.jit_level)
     base_lr = config.lr_init
     if base_lr is None:
         base_lr = documented_lr(ranks.size) if default_lr is None else default_lr(ranks)
@@ -210,7 +211,7 @@ def prepare(
         config.keep_checkpoint_max,
         config.ckpt_save_policy,
     )
-    return Run(
+    run = Run(
         config=config,
         ranks=ranks,
         arch=arch,
@@ -225,6 +226,22 @@ def prepare(
         resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
         rates=_rates(config, base_lr, steps_per_epoch),
     )
+    _check_profiled_steps(run)
+    return run
+
+
+def _check_profiled_steps(run: Run) -> None:
+    """Raise UserError for steps behind the end of the run, warn of those that were taken before."""
+    steps, (epoch, batch) = run.config.profiled_steps, run.start
+    last = run.config.epoch_size * run.batches_per_epoch
+    if steps and steps[-1] > last:
+        raise UserError(
+            f"profile_steps is {run.config.profile_steps}, should lie within the run, which has "
+            f"{last} steps"
+        )
+    done = epoch * run.batches_per_epoch + batch
+    if steps and steps[0] <= done:
+        log.warning("profile_steps: no trace is written, as the run continues behind step %d", done)
 
 
 def _rates(config: RunConfig, base_lr: float, steps_per_epoch: int) -> np.ndarray:

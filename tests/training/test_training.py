@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import mindspore as ms
@@ -87,6 +88,8 @@ def reference(train, tmp_path_factory):
             *train,
             "--checkpoint_path",
             str(folder),
+            "--profile_steps",
+            "8-9",
         ],
         check=True,
         capture_output=True,
@@ -112,6 +115,18 @@ def test_a_run_explains_itself(reference):
     kinds = [(kind, epoch) for kind, epoch, _, _ in losses(reference)]
     assert kinds.count(("val", 1)) == kinds.count(("val", 2)) == 1
     assert len([kind for kind, _ in kinds if kind == "train"]) == 12
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for(reference):
+    folder = reference / "ckpt_0"
+    (trace,) = (folder / "trace").rglob("trace_view.json")
+    events = [event for event in json.loads(trace.read_text()) if event["ph"] == "X"]
+    updates = Counter(event["name"] for event in events if "ApplyMomentum" in event["name"])
+    # Each parameter that is trained is changed once in each step.
+    trained = [each for each in SPNASNet(TINY, 10).get_parameters() if each.requires_grad]
+    assert len(updates) == len(trained) and set(updates.values()) == {2}
+    log = (folder / "train.log").read_text()
+    assert f"trace of steps 8 to 9: {trace}; https://ui.perfetto.dev" in log
 
 
 @pytest.mark.parametrize("wait_for", ["digits-1_2.ckpt", "digits-2_4.ckpt"])
@@ -286,6 +301,10 @@ MISTAKES = [
     (("--image_height", 2, "--image_width", 2, "--resize", 2), "below the total stride 4"),
     (("--pre_trained", "missing.ckpt"), "missing.ckpt"),
     (("--cpu_kernels", "perhaps"), "cpu_kernels is 'perhaps'"),
+    (("--jit_level", "O3"), "jit_level is 'O3'"),
+    (("--jit_level", "O2"), "jit_level is O2"),
+    (("--profile_steps", "9-8"), "profile_steps is '9-8': should be the first and the last step"),
+    (("--profile_steps", "8-13"), "should lie within the run, which has 12 steps"),
 ]
 
 
