@@ -124,21 +124,26 @@ class Runs:
         name: str,
         *more: object,
         num: int = 2,
+        table: Path | None = None,
+        server: str = "",
         environment: Mapping[str, str] = MappingProxyType({}),
         **changed: object,
     ) -> subprocess.Popen[str]:
-        """Several processes."""
+        """Several processes: ``num`` of this machine, or those of a server of a rank table.
+
+        Args:
+            server: the network namespace that is the server; empty for this machine.
+        """
         flags = self.flags(name, *more, **changed)
-        words = [flags[1], *flags[2:]]
         command = [
+            *(["ip", "netns", "exec", server] if server else []),
             "bash",
             str(ROOT / "scripts/run_train.sh"),
-            "--device_num",
-            str(num),
-            *words,
+            *([str(table)] if table else ["--device_num", str(num)]),
+            *flags[1:],
             "--foreground",
             "--log_dir",
-            str(self.folder / f"logs_{name}"),
+            str(self.folder / f"logs_{name}{server}"),
         ]
         return subprocess.Popen(
             command,

@@ -34,8 +34,8 @@ GC_THRESHOLD = 100_000  # new objects between two searches for cycles; Python's 
 LAUNCHED = "MS_ROLE"  # set by msrun in the processes of a job
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
-# On CPU these releases run the stem and, without the project's operators, all depthwise
-# convolutions in oneDNN's reference kernels: a step takes about six times as long.
+# On CPU these releases run convolutions other than the project's operators in oneDNN's reference
+# kernels (docs/mindspore_versions.md): a step takes about six times as long.
 SLOW_CPU_VERSIONS = ("2.9.", "2.10.")
 
 
@@ -186,7 +186,7 @@ def setup_device(device_target: str, device_id: int, jit_level: str | None = Non
     if device_target == "CPU" and ms.__version__.startswith(SLOW_CPU_VERSIONS):
         log.warning(
             "MindSpore %s is about six times slower on CPU than 2.8.0 where the project's CPU "
-            "operators are not used",
+            "operators are not used; ONEDNN_MAX_CPU_ISA=AVX2 in the environment avoids the worst",
             ms.__version__,
         )
     if jit_level:

@@ -26,7 +26,9 @@ from tests.conftest import ROOT, assert_nothing_deprecated
 ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md")
 )
-GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+GUIDE, ASCEND = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guide.md", "ascend.md")
+)
 
 CONFIGS = {
     "train.py": TrainConfig,
@@ -105,7 +107,7 @@ def test_figures_come_from_the_result_files():
         ), name
 
 
-@pytest.mark.parametrize("text", [ENGLISH, GUIDE], ids=["readme", "guide"])
+@pytest.mark.parametrize("text", [ENGLISH, GUIDE, ASCEND], ids=["readme", "guide", "ascend"])
 def test_flags_of_all_commands_are_known(text):
     for command in commands(text):
         words = shlex.split(command)
