@@ -41,6 +41,7 @@ class BlockNetwork(nn.Cell):
             blocks, head, classifier.
         affine: whether scale and shift of batch normalisation are trained, or stay 1 and 0.
         momentum: weight of the old value in the moving statistics of batch normalisation.
+        fusible: whether the operators know stem, blocks and head as one operator each.
         kernels: use the project's CPU operators where they can be used; parameters are the same.
         folded: for inference, with the parameters that ``fold_batch_norm`` makes.
         bfloat16: train in bfloat16 by these operators where they do (``trains_in_bfloat16``);
@@ -53,6 +54,7 @@ class BlockNetwork(nn.Cell):
         num_classes: int,
         create_blocks: Callable[[CellOptions], nn.Cell],
         *,
+        fusible: bool,
         momentum: float = 0.9,
         affine: bool = True,
         kernels: bool = False,
@@ -60,7 +62,7 @@ class BlockNetwork(nn.Cell):
         bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        fused = kernels and available() and supports_fusion(arch)
+        self.fused = fused = kernels and available() and fusible
         options: CellOptions = {
             "epsilon": arch.bn_epsilon,
             "momentum": momentum,
@@ -118,7 +120,8 @@ class SPNASNet(BlockNetwork):
         def create_blocks(cell_options: CellOptions) -> nn.Cell:
             return nn.SequentialCell([create_block(block, **cell_options) for block in arch.blocks])
 
-        super().__init__(arch, num_classes, create_blocks, **options)
+        fusible = supports_fusion(arch)
+        super().__init__(arch, num_classes, create_blocks, fusible=fusible, **options)
 
     def construct(
         self, x: Tensor, dropout: Tensor | None = None, decisions: Tensor | None = None

@@ -31,6 +31,7 @@ from src.kernels.cells import (
     move_statistics,
     supports_bfloat16,
 )
+from src.kernels.choice_operators import ChosenBlock, chosen_momentum
 from src.kernels.operators import KERNEL_SIZES, STRIDES
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "KERNEL_SIZES",
     "STRIDES",
     "BatchNormReLU",
+    "ChosenBlock",
     "ConvReLU",
     "DepthwiseConv2d",
     "Float32Cell",
@@ -45,6 +47,7 @@ __all__ = [
     "PointwiseConv2d",
     "available",
     "block_operator",
+    "chosen_momentum",
     "head_operator",
     "hold_operands",
     "move_statistics",

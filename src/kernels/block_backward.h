@@ -192,20 +192,6 @@ class BlockBackward {
     });
   }
 
-  // The sum of parts that lie `distance` apart, in scratch of the thread.
-  static const float *add_parts(const float *part, int64_t parts, int64_t distance, int64_t size) {
-    float *total = scratch(Slot::kGroup, size);
-    std::memcpy(total, part, size * sizeof(float));
-    for (int64_t i = 1; i < parts; ++i) {
-      part += distance;
-#pragma omp simd
-      for (int64_t j = 0; j < size; ++j) {
-        total[j] += part[j];
-      }
-    }
-    return total;
-  }
-
   // dp (pixels, out_channels).
   void find_dp(T *dp, int64_t first, int64_t pixels) const {
     const int64_t out = b_.out_channels;

@@ -14,6 +14,7 @@ once, since gradients of two uses would have to be added up.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,15 +30,18 @@ GROUP = 16  # kGroup of vectors.h: channels that lie together within a block
 Shape = Sequence[int]
 
 
-def operator_options(epsilon: float, momentum: float, *, residual: bool = False) -> Tensor:
-    """The input ``options`` of all operators, (3,).
+def operator_options(
+    epsilon: float, momentum: float, *, residual: bool = False, ceiling: float = math.inf
+) -> Tensor:
+    """The input ``options`` of all operators, (4,).
 
     Args:
         epsilon: added to variances.
         momentum: weight of the old moving statistics.
         residual: whether a block adds its input.
+        ceiling: the most that the ReLU of a stem or head gives, 6 for ReLU6.
     """
-    return Tensor(np.array([epsilon, momentum, residual], np.float32))
+    return Tensor(np.array([epsilon, momentum, residual, ceiling], np.float32))
 
 
 def operator_pair(
@@ -72,14 +76,16 @@ def _norm_inputs(kind: str) -> int:
     return 1 if kind == FOLDED else 4
 
 
-def _require(fits: bool, what: str, shapes: Sequence[Shape]) -> None:
+def require(fits: bool, what: str, shapes: Sequence[Shape]) -> None:
+    """Raise ValueError unless shapes fit ``what``."""
     if not fits:
         raise ValueError(
             f"{what} does not take the shapes {', '.join(map(str, map(tuple, shapes)))}"
         )
 
 
-def _groups(channels: int) -> int:
+def groups(channels: int) -> int:
+    """Groups of channels that hold so many."""
     return -(-channels // GROUP)
 
 
@@ -103,7 +109,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
 
     def check(shapes):
         x, wide, last = shapes[0], list(shapes[depthwise]), list(shapes[project])
-        _require(
+        require(
             len(x) == 4
             and wide in [[wide[0], 1, k, k] for k in KERNEL_SIZES]
             and last == [last[0], wide[0], 1, 1]
@@ -121,7 +127,7 @@ def block_operator(kind: str, stride: int, *, expands: bool) -> ops.Custom:
         pixels = y[0] * y[1] * y[2]
         saved = ((inputs,), (mid, inputs)) if expands else ()
         return (
-            (y, (_groups(mid), pixels, GROUP), y)
+            (y, (groups(mid), pixels, GROUP), y)
             + saved
             + ((4 if expands else 2, mid), (2, y[3]))
             + ((mid,),) * (4 if expands else 2)
@@ -183,7 +189,7 @@ def stem_operator(kind: str, stride: int) -> ops.Custom:
 
     def check(shapes):
         x, weight = shapes[0], list(shapes[1])
-        _require(
+        require(
             len(x) == 4 and weight in [[weight[0], x[1], k, k] for k in KERNEL_SIZES],
             "a stem",
             shapes,
@@ -195,7 +201,7 @@ def stem_operator(kind: str, stride: int) -> ops.Custom:
 
     def forward_shape(*shapes):
         y, channels = check(shapes), shapes[2]
-        s = (_groups(y[3]), y[0] * y[1] * y[2], GROUP)
+        s = (groups(y[3]), y[0] * y[1] * y[2], GROUP)
         return (y, s, (2, y[3]), channels, channels)
 
     backward = custom_operator(f"Stem{_backward(kind)}{stride}", lambda *s: (s[1], s[2], s[3]), 3)
@@ -222,7 +228,7 @@ def head_operator(kind: str) -> ops.Custom:
 
     def check(shapes):
         x, weight = shapes[0], list(shapes[1])
-        _require(len(x) == 4 and weight == [weight[0], x[3], 1, 1], "a head", shapes)
+        require(len(x) == 4 and weight == [weight[0], x[3], 1, 1], "a head", shapes)
         return (x[0], weight[0])
 
     if not _trains(kind):
@@ -230,7 +236,7 @@ def head_operator(kind: str) -> ops.Custom:
 
     def forward_shape(*shapes):
         y, x, channels = check(shapes), shapes[0], shapes[2]
-        q = (_groups(y[1]), x[0] * x[1] * x[2], GROUP)
+        q = (groups(y[1]), x[0] * x[1] * x[2], GROUP)
         return (y, q, (2, y[1]), channels, channels)
 
     backward = custom_operator(
@@ -241,7 +247,7 @@ def head_operator(kind: str) -> ops.Custom:
     )
 
     def bprop(x, w, g, b, m, v, options, out, dout):
-        dx, dw, dg, db = backward(x, w, g, b, out[1], out[2], dout[0])
+        dx, dw, dg, db = backward(x, w, g, b, out[1], out[2], options, dout[0])
         return dx, dw, dg, db, zeros_like(m), zeros_like(v), zeros_like(options)
 
     return custom_operator(f"Head{kind}", forward_shape, 5, bprop, _images(kind, 1))

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "products.h"
+#include "scratch.h"
 #include "tasks.h"
 #include "vectors.h"
 
@@ -34,6 +36,20 @@ inline int64_t range_count(int64_t pixels) {
 
 // The first of `count` things that part `i` of `parts` has; the last is the first of part i + 1.
 inline int64_t range_begin(int64_t count, int64_t i, int64_t parts) { return count * i / parts; }
+
+// The sum of parts that lie `distance` apart, in scratch of the thread.
+inline const float *add_parts(const float *part, int64_t parts, int64_t distance, int64_t size) {
+  float *total = scratch(Slot::kGroup, size);
+  std::memcpy(total, part, size * sizeof(float));
+  for (int64_t i = 1; i < parts; ++i) {
+    part += distance;
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) {
+      total[j] += part[j];
+    }
+  }
+  return total;
+}
 
 // Mean and variance of a channel from parts, whose sums of squares are about their own means.
 struct Spread {

@@ -61,7 +61,7 @@ struct Head {
     });
   }
 
-  Status pool(float *y, const T *q, const Affine &affine) const {
+  Status pool(float *y, const T *q, const Affine &affine, float ceiling) const {
     return parallel(n, 1, [&](int64_t sample, int64_t) {
       for (int64_t g = 0; g < groups(); ++g) {
         const Channels<kVecs> scale = load_channels(affine.scale + g * kGroup);
@@ -72,7 +72,7 @@ struct Head {
 #pragma GCC unroll 4
           for (int v = 0; v < kVecs; ++v) {
             const Vec value = load(in + i * kGroup + v * kLanes) * scale.v[v] + shift.v[v];
-            sum.v[v] += relu(value);
+            sum.v[v] += relu(value, ceiling);
           }
         }
         for (int v = 0; v < kVecs; ++v) {
@@ -115,7 +115,7 @@ Status head_train(const Call &call) {
   if (Status status = norm.use_parts(head.outputs, parts, sums, pixels, affine)) {
     return status;
   }
-  return head.pool(call.data(At::kY), q, affine);
+  return head.pool(call.data(At::kY), q, affine, call.data(At::kOptions)[Options::kCeiling]);
 }
 
 // x, weight, normalisation, options -> y; folded: a bias in place of the normalisation.
@@ -138,12 +138,12 @@ inline Status head_infer(const Call &call, bool folded) {
   if (Status status = head.convolve(arena, q, /*sums=*/nullptr)) {
     return status;
   }
-  return head.pool(call.data(at.y), q, affine);
+  return head.pool(call.data(at.y), q, affine, call.data(at.options)[Options::kCeiling]);
 }
 
 // g of one group and the pixels from `first` on: dy / plane where ReLU was active.
 template <typename T, typename Out>
-inline void head_gradient(const Head<T> &head, const NormGradient &norm, const T *q,
+inline void head_gradient(const Head<T> &head, const NormGradient &norm, float ceiling, const T *q,
                           const float *dy, int64_t first, int64_t pixels, int64_t g,
                           const Out &out) {
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
@@ -157,15 +157,17 @@ inline void head_gradient(const Head<T> &head, const NormGradient &norm, const T
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       const Vec value = load(in + v * kLanes);
-      out(i, v, value, value * scale.v[v] + shift.v[v] > 0 ? gradient.v[v] * part : Vec{});
+      out(i, v, value,
+          relu_gradient(value * scale.v[v] + shift.v[v], ceiling, gradient.v[v] * part));
     }
   }
 }
 
-// x, weight, gamma, beta, q, statistics, dy -> dx, dweight, dgamma, dbeta
+// x, weight, gamma, beta, q, statistics, options, dy -> dx, dweight, dgamma, dbeta
 template <typename T>
 Status head_backward(const Call &call) {
-  enum { kX, kWeight, kGamma, kBeta, kQ, kStatistics, kDy, kDx, kDWeight, kDGamma, kDBeta, kCount };
+  enum { kX, kWeight, kGamma, kBeta, kQ, kStatistics, kOptions, kDy };
+  enum { kDx = kDy + 1, kDWeight, kDGamma, kDBeta, kCount };
   if (Status status = call.check<T>(kCount, {kX, kQ, kDx})) {
     return status;
   }
@@ -176,6 +178,7 @@ Status head_backward(const Call &call) {
   if (!same_shape(call, kX, kDx) || !same_shape(call, kWeight, kDWeight) ||
       !call.is_shape(kQ, {head.groups(), head.pixels(), kGroup}) ||
       !call.is_shape(kStatistics, {StatisticsRows::kCount, head.outputs}) ||
+      !call.is_shape(kOptions, {Options::kCount}) ||
       !call.is_shape(kDy, {head.n, head.outputs}) ||
       !call.are_channels({{kGamma, kQ}, {kDGamma, kCount}}, head.outputs)) {
     return kBadShape;
@@ -185,6 +188,7 @@ Status head_backward(const Call &call) {
                           call.data(kStatistics));
   const T *q = call.data<T>(kQ);
   const float *dy = call.data(kDy);
+  const float ceiling = call.data(kOptions)[Options::kCeiling];
   T *dx = call.data<T>(kDx);
   float *dweight = call.data(kDWeight);
   const int64_t channels = head.channels, pixels = head.pixels();
@@ -193,10 +197,11 @@ Status head_backward(const Call &call) {
     const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
     const Channels<kVecs> factor = load_channels(norm.in_factor + g * kGroup);
     const Channels<kVecs> constant = load_channels(norm.constant + g * kGroup);
-    head_gradient(head, norm, q, dy, first, now, g, [&](int64_t i, int v, Vec value, Vec gradient) {
-      store(dq + i * kGroup + v * kLanes,
-            scale.v[v] * gradient + (factor.v[v] * value + constant.v[v]));
-    });
+    head_gradient(head, norm, ceiling, q, dy, first, now, g,
+                  [&](int64_t i, int v, Vec value, Vec gradient) {
+                    store(dq + i * kGroup + v * kLanes,
+                          scale.v[v] * gradient + (factor.v[v] * value + constant.v[v]));
+                  });
   };
   const T *pairs = pair_pixels(head.x, channels, pixels);
   Status status = parallel(head.groups(), 1, [&](int64_t g, int64_t) {
@@ -204,7 +209,7 @@ Status head_backward(const Call &call) {
     double sums[2][kGroup] = {};
     for (int64_t i = 0; i < pixels; i += kSumPixels) {
       Vec first[kVecs] = {}, second[kVecs] = {};
-      head_gradient(head, norm, q, dy, i, std::min(kSumPixels, pixels - i), g,
+      head_gradient(head, norm, ceiling, q, dy, i, std::min(kSumPixels, pixels - i), g,
                     [&](int64_t, int v, Vec value, Vec gradient) {
                       first[v] += gradient;
                       second[v] += gradient * (value - mean.v[v]);

@@ -25,9 +25,10 @@ struct StatisticsRows {
 };
 
 // What operators with a normalisation need to know, the parameter "options". Momentum is the weight
-// of the old moving statistics; residual is 1 for a block that adds its input.
+// of the old moving statistics; residual is 1 for a block that adds its input; ceiling is the most
+// that the ReLU of a stem or head gives, 6 for ReLU6, infinite for others.
 struct Options {
-  enum { kEpsilon, kMomentum, kResidual, kCount };
+  enum { kEpsilon, kMomentum, kResidual, kCeiling, kCount };
 };
 
 // A factor and a shift per channel, as long as all groups and zero where channels are not active:
@@ -73,11 +74,15 @@ struct TrainNorm {
   // `statistics` are the two rows, of so many channels.
   TrainNorm(const Call &call, int input, int options, float *statistics, int64_t channels,
             int output)
-      : gamma(call.data(input + NormInputs::kGamma)), beta(call.data(input + NormInputs::kBeta)),
-        moving_mean(call.data(input + NormInputs::kMovingMean)),
-        moving_variance(call.data(input + NormInputs::kMovingVariance)),
-        new_mean(call.data(output)), new_variance(call.data(output + 1)),
-        mean(statistics + StatisticsRows::kMean * channels),
+      : TrainNorm(call.data(input + NormInputs::kGamma), call.data(input + NormInputs::kBeta), call,
+                  input + NormInputs::kMovingMean, options, statistics, channels, output) {}
+
+  // The moving statistics are inputs from `moving` on.
+  TrainNorm(const float *gamma, const float *beta, const Call &call, int moving, int options,
+            float *statistics, int64_t channels, int output)
+      : gamma(gamma), beta(beta), moving_mean(call.data(moving)),
+        moving_variance(call.data(moving + 1)), new_mean(call.data(output)),
+        new_variance(call.data(output + 1)), mean(statistics + StatisticsRows::kMean * channels),
         inverse(statistics + StatisticsRows::kInverse * channels),
         epsilon(call.data(options)[Options::kEpsilon]),
         momentum(call.data(options)[Options::kMomentum]) {}

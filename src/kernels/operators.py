@@ -42,6 +42,7 @@ def custom_operator(
     outputs: int,
     bprop: Callable[..., Any] | None = None,
     bfloat16: Sequence[int] | None = None,
+    changes_inputs: bool = False,
 ) -> ops.Custom:
     """An operator of the library.
 
@@ -54,6 +55,7 @@ def custom_operator(
             compiler parses it.
         bfloat16: the outputs of this type, all others being float32; all have the type of the
             first input where omitted.
+        changes_inputs: whether it writes into parameters that it takes.
     """
 
     # ops.Custom wants a single output bare, several in a tuple.
@@ -68,7 +70,11 @@ def custom_operator(
         raise RuntimeError(
             "the CPU operators are not compiled; ask src.kernels.available() before using them"
         )
-    return ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
+    operator = ops.Custom(f"{library}:{name}", out_shape, out_dtype, "aot", bprop=bprop)
+    if changes_inputs:
+        # As MindSpore's own Assign has it: the compiler then keeps the order of reads and writes.
+        operator.add_prim_attr("side_effect_mem", True)
+    return operator
 
 
 def output_size(size: int, stride: int) -> int:

@@ -306,6 +306,15 @@ SPNAS_INLINE Channels<kV> relu(Channels<kV> c) {
   return c;
 }
 
+template <int kV>
+SPNAS_INLINE Channels<kV> relu(Channels<kV> c, float ceiling) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kV; ++v) {
+    c.v[v] = relu(c.v[v], ceiling);
+  }
+  return c;
+}
+
 template <int kV, typename T>
 SPNAS_INLINE void store_channels(T *p, const Channels<kV> &c) {
 #pragma GCC unroll 4

@@ -228,6 +228,7 @@ Status stem_train(const Call &call, int stride) {
   if ((status = norm.use_parts(stem.outputs, stem.n * parts, sums, pixels, affine))) {
     return status;
   }
+  const float ceiling = call.data(At::kOptions)[Options::kCeiling];
   return parallel(stem.pixels(), kSumPixels, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       for (int64_t g = 0; g < stem.groups(); ++g) {
@@ -237,7 +238,8 @@ Status stem_train(const Call &call, int stride) {
         for (int v = 0; v < kVecs; ++v) {
           c.v[v] = c.v[v] * scale.v[v] + shift.v[v];
         }
-        store_part(y + i * stem.outputs + g * kGroup, relu(c), group_size(stem.outputs, g));
+        store_part(y + i * stem.outputs + g * kGroup, relu(c, ceiling),
+                   group_size(stem.outputs, g));
       }
     }
   });
@@ -261,6 +263,7 @@ inline Status stem_infer(const Call &call, int stride, bool folded) {
   const Affine affine =
       moving_affine(call, at.kNorm, at.options, folded, stem.outputs, stem.outputs, arena);
   const float *panels = stem.pack(arena, affine.scale);
+  const float ceiling = call.data(at.options)[Options::kCeiling];
   return parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const float *padded = stem.pad(n);
     float *out = call.data(at.y) + n * stem.plane() * stem.outputs;
@@ -269,7 +272,8 @@ inline Status stem_infer(const Call &call, int stride, bool folded) {
         stem.convolve_row(
             y, padded, panels + g * stem.taps() * kGroup, load_channels(affine.shift + g * kGroup),
             [&](int64_t i, const Channels<kVecs> &c) {
-              store_part(out + i * stem.outputs + g * kGroup, relu(c), group_size(stem.outputs, g));
+              store_part(out + i * stem.outputs + g * kGroup, relu(c, ceiling),
+                         group_size(stem.outputs, g));
             });
       }
     }
@@ -299,10 +303,10 @@ Status check_stem_backward(const Call &call, int count, int stride) {
   return fits ? kOk : kBadShape;
 }
 
-// dy where ReLU was active, of pixel i and one group.
+// dy where ReLU was active, and below its ceiling, of pixel i and one group.
 template <typename T>
-inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, const T *s,
-                                       const T *dy, int64_t i, int64_t g) {
+inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &norm, float ceiling,
+                                       const T *s, const T *dy, int64_t i, int64_t g) {
   Channels<kVecs> gradient =
       load_part<kVecs>(dy + i * stem.outputs + g * kGroup, group_size(stem.outputs, g));
   const Channels<kVecs> scale = load_channels(norm.scale + g * kGroup);
@@ -311,16 +315,16 @@ inline Channels<kVecs> active_gradient(const Stem &stem, const NormGradient &nor
   for (int v = 0; v < kVecs; ++v) {
     const Vec value =
         load(s + (g * stem.pixels() + i) * kGroup + v * kLanes) * scale.v[v] + shift.v[v];
-    gradient.v[v] = value > 0 ? gradient.v[v] : Vec{};
+    gradient.v[v] = relu_gradient(value, ceiling, gradient.v[v]);
   }
   return gradient;
 }
 
 // The gradient of s, of pixel i and one group.
 template <typename T>
-inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm, const T *s,
-                                     const T *dy, int64_t i, int64_t g) {
-  Channels<kVecs> gradient = active_gradient(stem, norm, s, dy, i, g);
+inline Channels<kVecs> stem_gradient(const Stem &stem, const NormGradient &norm, float ceiling,
+                                     const T *s, const T *dy, int64_t i, int64_t g) {
+  Channels<kVecs> gradient = active_gradient(stem, norm, ceiling, s, dy, i, g);
 #pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
     const int64_t at = g * kGroup + v * kLanes;
@@ -349,6 +353,7 @@ Status stem_backward(const Call &call, int stride) {
   const NormGradient norm(arena, stem.outputs, stem.outputs, call.data(At::kGamma),
                           call.data(At::kBeta), call.data(At::kStatistics));
   const T *s = call.data<T>(At::kS), *dy = call.data<T>(At::kDy);
+  const float ceiling = call.data(At::kOptions)[Options::kCeiling];
   const int64_t groups = stem.groups(), plane = stem.plane(), taps = stem.taps();
   double *sums = reinterpret_cast<double *>(arena.zeros(2 * stem.n * groups * 2 * kGroup));
   Status status = parallel(stem.n, 1, [&](int64_t n, int64_t) {
@@ -359,7 +364,7 @@ Status stem_backward(const Call &call, int stride) {
         const int64_t last = std::min(plane, part + kSumPixels);
         Vec first[kVecs] = {}, second[kVecs] = {};
         for (int64_t i = n * plane + part; i < n * plane + last; ++i) {
-          const Channels<kVecs> gradient = active_gradient(stem, norm, s, dy, i, g);
+          const Channels<kVecs> gradient = active_gradient(stem, norm, ceiling, s, dy, i, g);
 #pragma GCC unroll 4
           for (int v = 0; v < kVecs; ++v) {
             first[v] += gradient.v[v];
@@ -393,7 +398,8 @@ Status stem_backward(const Call &call, int stride) {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t i = 0; i < stem.out_w; ++i) {
           const int64_t pixel = n * plane + y * stem.out_w + i;
-          store_channels(gradient + i * kGroup, stem_gradient(stem, norm, s, dy, pixel, g));
+          store_channels(gradient + i * kGroup,
+                         stem_gradient(stem, norm, ceiling, s, dy, pixel, g));
         }
         stem.weight_gradient(products + (n * groups + g) * taps * kGroup, y, padded, gradient);
       }
@@ -433,13 +439,15 @@ Status stem_input_gradient(const Call &call, int stride) {
                 static_cast<double>(stem.pixels()));
   }
   const T *s = call.data<T>(At::kS), *dy = call.data<T>(At::kDy);
+  const float ceiling = call.data(At::kOptions)[Options::kCeiling];
   return parallel(stem.n, 1, [&](int64_t n, int64_t) {
     const int64_t rows = stem.padded_h(), columns = stem.padded_w(), pad = stem.kernel / 2;
     float *padded = zeroed(Slot::kPlanes, stem.channels * rows * columns);
     for (int64_t i = 0; i < stem.plane(); ++i) {
       for (int64_t g = 0; g < stem.groups(); ++g) {
         float gradient[kGroup];
-        store_channels(gradient, stem_gradient(stem, norm, s, dy, n * stem.plane() + i, g));
+        store_channels(gradient,
+                       stem_gradient(stem, norm, ceiling, s, dy, n * stem.plane() + i, g));
         for (int64_t j = 0; j < group_size(stem.outputs, g); ++j) {
           stem.input_gradient(padded, i, g * kGroup + j, gradient[j]);
         }

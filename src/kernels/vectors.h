@@ -73,6 +73,17 @@ inline V relu(V v) {
 inline Vec relu(Vec v) { return _mm512_max_ps(Vec{}, v); }
 #endif
 
+// The same, and `ceiling` for what is more.
+inline Vec relu(Vec v, float ceiling) {
+  v = relu(v);
+  return v > ceiling ? Vec{} + ceiling : v;
+}
+
+// The gradient of what has passed this.
+inline Vec relu_gradient(Vec v, float ceiling, Vec gradient) {
+  return (v > 0) & (v < ceiling) ? gradient : Vec{};
+}
+
 // Two overlapping copies of a fixed size, which the compiler turns into vector moves.
 template <int64_t kSize>
 inline void copy_ends(float *dst, const float *src, int64_t n) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,19 +29,14 @@ if TYPE_CHECKING:
 
 COLORS = 3  # channels of images
 STEM_KERNEL = 3
+RELU6_CEILING = 6.0
 
 
 def supports_fusion(arch: Architecture) -> bool:
-    """Whether the operators of stem, blocks and head know a network (``CellOptions``)."""
-    return (
-        arch.activation == "relu"
-        and arch.stem_stride in STRIDES
-        and all(
-            isinstance(block, Block)
-            and block.kernel_size in KERNEL_SIZES
-            and block.stride in STRIDES
-            for block in arch.blocks
-        )
+    """Whether the operators of stem, MBConv blocks and head know a network (``CellOptions``)."""
+    return arch.stem_stride in STRIDES and all(
+        isinstance(block, Block) and block.kernel_size in KERNEL_SIZES and block.stride in STRIDES
+        for block in arch.blocks
     )
 
 
@@ -84,7 +80,11 @@ class End(ConvBN, Float32Cell):
         hold_operands(self, own=self.operands())
         self.fused = fused
         self.folded = options.get("folded", False)
-        self.options = operator_options(options.get("epsilon", 1e-5), options.get("momentum", 0.9))
+        self.options = operator_options(
+            options.get("epsilon", 1e-5),
+            options.get("momentum", 0.9),
+            ceiling=RELU6_CEILING if arch.activation == "relu6" else math.inf,
+        )
         self.bfloat16 = bfloat16
         if fused:
             self.train_operator, self.infer_operator = operator_pair(

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.arch.blocks import ConvLayer, ShuffleBlock
-from src.kernels import BatchNormReLU, DepthwiseConv2d
+from src.kernels import (
+    BatchNormReLU,
+    DepthwiseConv2d,
+    ChosenBlock,
+    Float32Cell,
+    hold_operands,
+    operator_options,
+)
 from src.layers.conv_bn import ConvBN, LayerOptions
 
 if TYPE_CHECKING:
@@ -91,6 +100,10 @@ class ShuffleUnit(nn.Cell):
         self.concat = ops.Concat(1)
         self.split = ops.Split(2, 2)
 
+    def layers(self) -> list[ConvBN]:
+        """All of them, the branch's first."""
+        return [*self.branch, *(self.projection or ())]
+
     def construct(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.projection is not None:
@@ -107,3 +120,63 @@ class ShuffleUnit(nn.Cell):
         # Channel 2 i + j becomes [i, j], of which the split takes j apart.
         even, odd = self.split(x.reshape((n, c // 2, 2, h, w)))
         return even.reshape((n, c // 2, h, w)), odd.reshape((n, c // 2, h, w))
+
+
+class ShuffleLayer(nn.SequentialCell, Float32Cell):
+    """A layer that is one of several shuffle blocks, each with weights of its own.
+
+    With MindSpore's layers the compiled graph has all blocks and switches to one of them. The
+    operator takes the number of the block as an input.
+
+    Args:
+        blocks: those it chooses from, all of one stride and of equal channels.
+        fused: as one operator wherever tensors are float32; then images have channels last. Only
+            without ``affine``.
+        options: of the ``ConvBN`` layers.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[ShuffleBlock],
+        *,
+        fused: bool = False,
+        bfloat16: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        assert not bfloat16  # which operators of MBConv blocks alone know
+        if fused:
+            options["kernels"] = False  # these layers then compute only where the operator cannot
+        units = [ShuffleUnit(block, **options) for block in blocks]
+        super().__init__(units)
+        self.fused = fused
+        layers = [layer for unit in units for layer in unit.layers()]
+        hold_operands(
+            self,
+            weights=tuple(layer.conv.weight for layer in layers),
+            moving=tuple(
+                moving
+                for layer in layers
+                for moving in (layer.bn.moving_mean, layer.bn.moving_variance)
+            ),
+        )
+        if fused:
+            counts = tuple((len(block.branch), len(block.projection)) for block in blocks)
+            self.counts = Tensor(np.array(counts, np.float32))
+            self.options = operator_options(
+                options.get("epsilon", 1e-5), options.get("momentum", 0.9)
+            )
+            self.block = ChosenBlock(blocks[0].stride, counts)
+
+    def construct(self, x: Tensor, choice: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+        With ``fused`` and float32 both have channels last.
+
+        Args:
+            x: the input.
+            choice: number of the block, () of int32.
+        """
+        if not (self.fused and self.applies(x, self.weights[0])):
+            return self.cell_list[choice](x)
+        number = choice.astype(ms.float32)
+        return self.block(x, self.weights, self.moving, self.options, self.counts, number)[0]

@@ -11,14 +11,14 @@ the blocks on it are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.arch.space import SearchSpace
+from src.kernels import chosen_momentum
 from src.layers.conv_bn import CellOptions
-from src.layers.mbconv import create_block
+from src.layers.shuffle import ShuffleLayer
 from src.spnasnet import BlockNetwork
 from src.training.step import Update, count_correct
 
@@ -49,9 +49,7 @@ class OneShotSupernet(BlockNetwork):
         def create_blocks(options: CellOptions) -> nn.Cell:
             return nn.CellList(
                 [
-                    nn.CellList(
-                        [create_block(layer.block(name), **options) for name in layer.names]
-                    )
+                    ShuffleLayer([layer.block(name) for name in layer.names], **options)
                     for layer in space.block_layers
                 ]
             )
@@ -60,6 +58,7 @@ class OneShotSupernet(BlockNetwork):
             space.largest(),
             num_classes,
             create_blocks,
+            fusible=True,
             momentum=momentum,
             affine=False,
             kernels=kernels,
@@ -69,8 +68,8 @@ class OneShotSupernet(BlockNetwork):
     def construct(self, x: Tensor, path: Tensor) -> Tensor:
         """Logits of the network on a path: (N, 3, H, W) and (L,) of int32 -> (N, num_classes)."""
         x = self.stem(x)
-        for layer in range(len(self.blocks)):
-            x = self.blocks[layer][path[layer]](x)
+        for i, layer in enumerate(self.blocks):
+            x = layer(x, path[i])
         return self.classify(x)
 
 
@@ -86,7 +85,7 @@ def _move_tensor(apply, parameter, moment, gradient, factors):
 class PathMomentum(nn.Optimizer):
     """SGD with momentum and weight decay that changes nothing but what is on the path.
 
-    Momenta of other blocks do not change either.
+    Momenta of other blocks do not change either. With the operators nothing is computed for them.
 
     Args:
         rates: learning rate of each step.
@@ -98,6 +97,11 @@ class PathMomentum(nn.Optimizer):
         super().__init__(Tensor(rates), network.trainable_params())
         self.momentum, self.weight_decay_factor = momentum, weight_decay
         self.moments = self.parameters.clone(prefix="moments", init="zeros")
+        self.apply = ops.ApplyMomentum()
+        self.layers: tuple[tuple[int, int], ...] = ()
+        if network.fused:
+            self._hold_layers(network)
+            return
         counts = [len(layer.names) for layer in network.space.block_layers]
         self.choices = Tensor(np.arange(max(counts))[None], ms.int32)
         # Where each parameter's flag is among those of all blocks; the last flag is that of stem,
@@ -107,7 +111,6 @@ class PathMomentum(nn.Optimizer):
         )
         self.always = Tensor(np.ones(1, np.float32))
         self.flags = ops.Split(0, len(counts) * max(counts) + 1)
-        self.apply = ops.ApplyMomentum()
 
     @staticmethod
     def _place(parameter: Parameter, choices: int, layers: int) -> int:
@@ -116,10 +119,22 @@ class PathMomentum(nn.Optimizer):
             return layers * choices
         return int(words[1]) * choices + int(words[2])
 
+    def _hold_layers(self, network: OneShotSupernet) -> None:
+        """Where the weights of each layer are among all, which are those of a stem before them."""
+        first = [parameter.name.startswith("blocks.") for parameter in self.parameters].index(True)
+        for layer in network.blocks:
+            self.layers += ((first, first + len(layer.weights)),)
+            first += len(layer.weights)
+        self.counts = tuple(layer.counts for layer in network.blocks)
+        self.update_block = chosen_momentum()
+        self.constants = Tensor(np.array([self.momentum, self.weight_decay_factor], np.float32))
+
     def construct(self, gradients: tuple, path: Tensor) -> Tensor:
         """Update what is on the path, (L,) of int32."""
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
+        if len(self.layers) > 0:
+            return self.update_blocks(gradients, path, rate)
         chosen = (path.reshape((-1, 1)) == self.choices).astype(ms.float32).reshape((-1,))
         trained = ops.concat((chosen, self.always))
         # A rate of 0 and a momentum of 1, with a gradient of 0, change neither parameter nor moment
@@ -132,6 +147,33 @@ class PathMomentum(nn.Optimizer):
         return self.map_(
             ops.partial(_move, self.apply), self.parameters, self.moments, gradients, factors
         )
+
+    def update_blocks(self, gradients: tuple, path: Tensor, rate: Tensor) -> Tensor:
+        """The same by operators, one per layer; MindSpore's own for stem, head and classifier."""
+        first, last = self.layers[0][0], self.layers[-1][1]
+        weights, moments = self.parameters, self.moments
+        own = (rate, self.momentum, self.weight_decay_factor)
+        others = weights[:first] + weights[last:]
+        done = self.map_(
+            ops.partial(_move, self.apply),
+            others,
+            moments[:first] + moments[last:],
+            gradients[:first] + gradients[last:],
+            (own,) * len(others),
+        )
+        factors = ops.concat((rate.reshape((1,)), self.constants))
+        choices = path.astype(ms.float32)
+        for i, (begin, end) in enumerate(self.layers):
+            updated = self.update_block(
+                *weights[begin:end],
+                *moments[begin:end],
+                *gradients[begin:end],
+                factors,
+                self.counts[i],
+                choices[i],
+            )
+            done = ops.depend(done, updated)
+        return done
 
 
 class OneShotStep(nn.Cell):

@@ -1,0 +1,11 @@
+// Layers of one-shot supernets.
+#include "choice_operators.h"
+#include "entry.h"
+
+SPNAS_OPERATOR(ChoiceTrain1, choice_train(call, 1))
+SPNAS_OPERATOR(ChoiceTrain2, choice_train(call, 2))
+SPNAS_OPERATOR(ChoiceInfer1, choice_infer(call, 1))
+SPNAS_OPERATOR(ChoiceInfer2, choice_infer(call, 2))
+SPNAS_OPERATOR(ChoiceBackward1, choice_backward(call, 1))
+SPNAS_OPERATOR(ChoiceBackward2, choice_backward(call, 2))
+SPNAS_OPERATOR(ChoiceMomentum, choice_momentum(call))
