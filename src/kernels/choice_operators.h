@@ -135,9 +135,9 @@ inline Status read_choice(const Call &call, const ChoicePlaces &at, int stride, 
   }
   b.first = own.first;
   const int branch = at.kWeight + own.first, projection = branch + own.branch;
-  const bool fits =
-      b.halves ? b.channels % 2 == 0 && own.projection == 0
-               : read_chain(call, b, projection, own.projection, stride, b.projection);
+  const bool fits = b.halves
+                        ? b.channels % 2 == 0 && own.projection == 0
+                        : read_chain(call, b, projection, own.projection, stride, b.projection);
   if (!fits || !read_chain(call, b, branch, own.branch, stride, b.branch)) {
     return kBadShape;
   }
@@ -440,8 +440,8 @@ class ChoiceBackward {
         for (int64_t g = 0; g < layer.out_groups(); ++g) {
           const float *in = dy + first * b_.out_channels + g * kGroup;
           for (int64_t i = 0; i < now; ++i) {
-            store_channels(gradient + i * kGroup, load_part<kVecs>(in + i * b_.out_channels,
-                                                                   group_size(layer.out, g)));
+            store_channels(gradient + i * kGroup,
+                           load_part<kVecs>(in + i * b_.out_channels, group_size(layer.out, g)));
           }
           result.write_gradient(gradient, first, now, g, sums + part * layer.out_groups() + g);
         }

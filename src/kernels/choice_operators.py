@@ -101,7 +101,7 @@ def chosen_momentum() -> ops.Custom:
 def _forward_operator(kind: str, stride: int, counts: Counts) -> ops.Custom:
     number = sum(map(sum, counts))
 
-    def check(shapes: Sequence[Shape]) -> tuple[tuple[int, int, int, int], int]:
+    def check(shapes: Sequence[Shape]) -> tuple[tuple[int, ...], int]:
         """The shape of y, and the floats that the largest block leaves for its gradient."""
         x, weights, most = shapes[0], list(shapes[1 : 1 + number]), 0
         require(len(x) == 4 and all(len(w) == 4 for w in weights), "a layer of blocks", shapes)

@@ -178,8 +178,7 @@ Status head_backward(const Call &call) {
   if (!same_shape(call, kX, kDx) || !same_shape(call, kWeight, kDWeight) ||
       !call.is_shape(kQ, {head.groups(), head.pixels(), kGroup}) ||
       !call.is_shape(kStatistics, {StatisticsRows::kCount, head.outputs}) ||
-      !call.is_shape(kOptions, {Options::kCount}) ||
-      !call.is_shape(kDy, {head.n, head.outputs}) ||
+      !call.is_shape(kOptions, {Options::kCount}) || !call.is_shape(kDy, {head.n, head.outputs}) ||
       !call.are_channels({{kGamma, kQ}, {kDGamma, kCount}}, head.outputs)) {
     return kBadShape;
   }

@@ -269,12 +269,12 @@ inline Status stem_infer(const Call &call, int stride, bool folded) {
     float *out = call.data(at.y) + n * stem.plane() * stem.outputs;
     for (int64_t y = 0; y < stem.out_h; ++y) {
       for (int64_t g = 0; g < stem.groups(); ++g) {
-        stem.convolve_row(
-            y, padded, panels + g * stem.taps() * kGroup, load_channels(affine.shift + g * kGroup),
-            [&](int64_t i, const Channels<kVecs> &c) {
-              store_part(out + i * stem.outputs + g * kGroup, relu(c, ceiling),
-                         group_size(stem.outputs, g));
-            });
+        stem.convolve_row(y, padded, panels + g * stem.taps() * kGroup,
+                          load_channels(affine.shift + g * kGroup),
+                          [&](int64_t i, const Channels<kVecs> &c) {
+                            store_part(out + i * stem.outputs + g * kGroup, relu(c, ceiling),
+                                       group_size(stem.outputs, g));
+                          });
       }
     }
   });

@@ -12,8 +12,8 @@ from mindspore import Tensor, nn, ops
 from src.arch.blocks import ConvLayer, ShuffleBlock
 from src.kernels import (
     BatchNormReLU,
-    DepthwiseConv2d,
     ChosenBlock,
+    DepthwiseConv2d,
     Float32Cell,
     hold_operands,
     operator_options,

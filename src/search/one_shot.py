@@ -11,6 +11,7 @@ the blocks on it are computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from mindspore import Tensor, nn
@@ -78,7 +79,11 @@ class OneShotTraining:
         )
         loss_fn = CrossEntropySmooth(config.label_smooth_factor)
         self.step = OneShotStep(run.mixed(network), loss_fn, update).set_train()
-        self.network = self._create_supernet().set_train(False) if run.val_loader else None
+
+    @cached_property
+    def network(self) -> OneShotSupernet | None:
+        """Made for the first validation: creating all blocks takes as long as a few steps."""
+        return self._create_supernet().set_train(False) if self._run.val_loader else None
 
     def _create_supernet(self) -> OneShotSupernet:
         return OneShotSupernet(

@@ -30,6 +30,7 @@ from src.arch.blocks import Block
 from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace, Superkernel
 from src.layers.conv_bn import CellOptions
+from src.layers.ends import supports_fusion
 from src.layers.mbconv import MBConv, create_block
 from src.search.indicators import missing_indicators, padded_shape, part_masks, ring_masks
 from src.spnasnet import BlockNetwork
@@ -258,6 +259,7 @@ class Supernet(BlockNetwork):
             largest,
             num_classes,
             create_blocks,
+            fusible=supports_fusion(largest),
             momentum=momentum,
             kernels=kernels,
             bfloat16=bfloat16,

@@ -18,12 +18,17 @@ class Task(Protocol):
 
     Attributes:
         step: the compiled training step, whose parameters are the whole state of the training.
-        network: for validation, None without. A cell of its own: one that changes its mode would
-            be compiled in turn for both, and this one can hold the weight average.
     """
 
     step: nn.Cell
-    network: nn.Cell | None
+
+    @property
+    def network(self) -> nn.Cell | None:
+        """For validation, None without.
+
+        A cell of its own: one that changes its mode would be compiled in turn for both, and this
+        one can hold the weight average.
+        """
 
     def train_batch(
         self, images: Tensor, labels: Tensor, epoch: int, batch: int

@@ -12,6 +12,7 @@
 #include "../../src/kernels/bfloat16.cpp"
 #include "../../src/kernels/block_backward.cpp"
 #include "../../src/kernels/block_forward.cpp"
+#include "../../src/kernels/choice.cpp"
 #include "../../src/kernels/ends.cpp"
 #include "../../src/kernels/layers.cpp"
 
@@ -85,7 +86,7 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
     for (int64_t stride : {1, 2}) {
       const int64_t h2 = (h - 1) / stride + 1, w2 = (w - 1) / stride + 1, pixels = n * h2 * w2;
       const bool residual = stride == 1 && c == outputs;
-      const Values options{1e-5f, 0.9f, residual ? 1.0f : 0.0f};
+      const Values options{1e-5f, 0.9f, residual ? 1.0f : 0.0f, 6};
       const auto groups = [&](int64_t channels, int64_t count) {
         return Dims{(channels + 15) / 16, count, 16};
       };
@@ -98,7 +99,7 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
         }
         std::vector<Dims> infer{in,        expand, wide,   wide,   wide, wide,
                                 depthwise, wide,   wide,   wide,   wide, project,
-                                narrow,    narrow, narrow, narrow, {3},  {3}};
+                                narrow,    narrow, narrow, narrow, {4},  {3}};
         const std::map<int, Values> values{{16, options}, {17, decision}};
         std::vector<Dims> train = infer;
         infer.push_back(y);
@@ -122,7 +123,7 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
         const std::vector<Dims> backward{in,      expand, wide,      wide,     depthwise,
                                          wide,    wide,   project,   narrow,   groups(mid, pixels),
                                          y,       {c},    {mid, c},  {4, mid}, {2, outputs},
-                                         {3},     {3},    y,         in,       expand,
+                                         {4},     {3},    y,         in,       expand,
                                          wide,    wide,   depthwise, wide,     wide,
                                          project, narrow, narrow};
         ok &= run(stride == 1 ? BlockBackward1 : BlockBackward2, backward,
@@ -130,14 +131,14 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
               run(stride == 1 ? BlockBfloat16Backward1 : BlockBfloat16Backward2, backward,
                   {{15, options}, {16, decision}}, {0, 9, 10, 17, 18});
         ok &= run(stride == 1 ? BlockFolded1 : BlockFolded2,
-                  {in, expand, wide, depthwise, wide, project, narrow, {3}, {3}, y},
+                  {in, expand, wide, depthwise, wide, project, narrow, {4}, {3}, y},
                   {{7, options}, {8, decision}});
       }
       const Values all{static_cast<float>(k), static_cast<float>(c), 1};
       const Dims plain{c, 1, k, k}, last{outputs, c, 1, 1}, channel{c};
       const std::vector<Dims> train{in,      plain,  channel,      channel, channel,
                                     channel, last,   narrow,       narrow,  narrow,
-                                    narrow,  {3},    {3},          y,       groups(c, pixels),
+                                    narrow,  {4},    {3},          y,       groups(c, pixels),
                                     y,       {2, c}, {2, outputs}, channel, channel,
                                     narrow,  narrow};
       const std::map<int, Values> values{{11, options}, {12, all}};
@@ -146,46 +147,103 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
                 {0, 13, 14, 15});
       const std::vector<Dims> backward{
           in,    plain,   channel,      channel, last,   narrow, groups(c, pixels),
-          y,     {2, c},  {2, outputs}, {3},     {3},    y,      in,
+          y,     {2, c},  {2, outputs}, {4},     {3},    y,      in,
           plain, channel, channel,      last,    narrow, narrow};
       const std::map<int, Values> more{{10, options}, {11, all}};
       ok &= run(stride == 1 ? BlockPlainBackward1 : BlockPlainBackward2, backward, more) &&
             run(stride == 1 ? BlockPlainBfloat16Backward1 : BlockPlainBfloat16Backward2, backward,
                 more, {0, 6, 7, 12, 13});
       ok &= run(stride == 1 ? BlockPlainFolded1 : BlockPlainFolded2,
-                {in, plain, channel, last, narrow, {3}, {3}, y}, {{5, options}, {6, all}});
+                {in, plain, channel, last, narrow, {4}, {3}, y}, {{5, options}, {6, all}});
       const Dims image{n, 3, h, w}, kernel{outputs, 3, k, k}, s = groups(outputs, pixels);
       const std::map<int, Values> stem{{6, options}};
       const std::vector<Dims> first{image, kernel, narrow, narrow,       narrow, narrow,
-                                    {3},   y,      s,      {2, outputs}, narrow, narrow};
+                                    {4},   y,      s,      {2, outputs}, narrow, narrow};
       ok &= run(stride == 1 ? StemTrain1 : StemTrain2, first, stem) &&
             run(stride == 1 ? StemBfloat16Train1 : StemBfloat16Train2, first, stem, {7, 8});
       std::vector<Dims> back{image, kernel, narrow, narrow, s,     {2, outputs},
-                             {3},   y,      kernel, narrow, narrow};
+                             {4},   y,      kernel, narrow, narrow};
       ok &= run(stride == 1 ? StemBackward1 : StemBackward2, back, stem) &&
             run(stride == 1 ? StemBfloat16Backward1 : StemBfloat16Backward2, back, stem, {4, 7});
-      back = {image, kernel, narrow, narrow, s, {2, outputs}, {3}, y, narrow, narrow, image};
+      back = {image, kernel, narrow, narrow, s, {2, outputs}, {4}, y, narrow, narrow, image};
       ok &= run(stride == 1 ? StemInputGradient1 : StemInputGradient2, back, stem) &&
             run(stride == 1 ? StemBfloat16InputGradient1 : StemBfloat16InputGradient2, back, stem,
                 {4, 7});
-      ok &= run(stride == 1 ? StemFolded1 : StemFolded2, {image, kernel, narrow, {3}, y},
+      ok &= run(stride == 1 ? StemFolded1 : StemFolded2, {image, kernel, narrow, {4}, y},
                 {{3, options}});
     }
     const Dims in{n, h, w, c}, weight{outputs, c, 1, 1}, narrow{outputs}, y{n, outputs};
     const Dims q{(outputs + 15) / 16, n * h * w, 16};
     const std::vector<Dims> train{in,  weight, narrow, narrow,       narrow, narrow,
-                                  {3}, y,      q,      {2, outputs}, narrow, narrow};
+                                  {4}, y,      q,      {2, outputs}, narrow, narrow};
     ok &= run(HeadTrain, train) && run(HeadBfloat16Train, train, {}, {0, 8});
-    const std::vector<Dims> backward{in, weight, narrow, narrow, q,     {2, outputs},
-                                     y,  in,     weight, narrow, narrow};
-    ok &= run(HeadBackward, backward) && run(HeadBfloat16Backward, backward, {}, {0, 4, 7});
-    ok &= run(HeadFolded, {in, weight, narrow, {3}, y});
+    const std::vector<Dims> backward{in,  weight, narrow, narrow, q,      {2, outputs},
+                                     {4}, y,      in,     weight, narrow, narrow};
+    ok &= run(HeadBackward, backward) && run(HeadBfloat16Backward, backward, {}, {0, 4, 8});
+    ok &= run(HeadFolded, {in, weight, narrow, {4}, y});
+  }
+  return ok;
+}
+
+// A layer that chooses between a block of three convolutions and one of two.
+bool run_choices(const Dims &x, int64_t branch, int64_t mid, int64_t k) {
+  bool ok = true;
+  for (int64_t stride : {1, 2}) {
+    const int64_t n = x[0], h = x[2], w = x[3], c = 2 * x[1];
+    const int64_t h2 = (h - 1) / stride + 1, w2 = (w - 1) / stride + 1;
+    const int64_t in = stride == 1 ? x[1] : c;
+    std::vector<Dims> weights{{mid, in, 1, 1}, {mid, 1, k, k}, {branch, mid, 1, 1}};
+    const std::vector<Dims> projection{{in, 1, 3, 3}, {in, in, 1, 1}};
+    if (stride == 2) {
+      weights.insert(weights.end(), projection.begin(), projection.end());
+    }
+    weights.insert(weights.end(), {{in, 1, k, k}, {branch, in, 1, 1}});
+    if (stride == 2) {
+      weights.insert(weights.end(), projection.begin(), projection.end());
+    }
+    const float more = stride == 2 ? 2 : 0;
+    const Values counts{3, more, 2, more}, options{1e-5f, 0.9f, 0, 6};
+    const Dims images{n, h, w, c}, y{n, h2, w2, in + branch};
+    const auto number = static_cast<int>(weights.size());
+    for (float choice : {0, 1}) {
+      // What the block needs of the parameter that is left to backward, to the last float.
+      int64_t saved = 0;
+      const int first = choice == 0 ? 0 : 3 + static_cast<int>(more);
+      for (int i = first; i < first + (choice == 0 ? 3 : 2) + static_cast<int>(more); ++i) {
+        const bool full = choice == 0 && i == 0;  // in front of the stride
+        const int64_t pixels = n * (full ? h * w : h2 * w2);
+        saved += (weights[i][0] + 15) / 16 * pixels * 16 + 2 * weights[i][0];
+      }
+      std::vector<Dims> forward{images};
+      forward.insert(forward.end(), weights.begin(), weights.end());
+      std::vector<Dims> backward = forward, momentum;
+      for (const Dims &weight : weights) {
+        forward.insert(forward.end(), 2, Dims{weight[0]});
+      }
+      forward.insert(forward.end(), {{4}, {2, 2}, {}, y});
+      std::map<int, Values> values{
+          {1 + 3 * number, options}, {2 + 3 * number, counts}, {3 + 3 * number, {choice}}};
+      ok &= run(stride == 1 ? ChoiceInfer1 : ChoiceInfer2, forward, values);
+      forward.push_back({saved});
+      ok &= run(stride == 1 ? ChoiceTrain1 : ChoiceTrain2, forward, values);
+      backward.insert(backward.end(), {{2, 2}, {}, {saved}, y, images});
+      backward.insert(backward.end(), weights.begin(), weights.end());
+      values = {{1 + number, counts}, {2 + number, {choice}}};
+      ok &= run(stride == 1 ? ChoiceBackward1 : ChoiceBackward2, backward, values);
+      for (int i = 0; i < 3; ++i) {
+        momentum.insert(momentum.end(), weights.begin(), weights.end());
+      }
+      momentum.insert(momentum.end(), {{3}, {2, 2}, {}, {1}});
+      ok &= run(ChoiceMomentum, momentum, {{3 * number + 1, counts}, {3 * number + 2, {choice}}});
+    }
   }
   return ok;
 }
 
 bool run_all() {
   bool ok = true;
+  ok &= run_choices({1, 1, 1, 1}, 1, 1, 3) && run_choices({2, 9, 7, 9}, 17, 33, 5);
+  ok &= run_choices({3, 16, 17, 19}, 16, 16, 7);
   ok &= run_network({1, 1, 1, 1}, 1, 3) && run_network({2, 19, 7, 9}, 19, 5);
   ok &= run_network({1, 19, 4, 35}, 21, 7) && run_network({3, 16, 2, 4}, 8, 3);
   ok &= run_network({2, 5, 6, 5}, 50, 5);  // so many outputs that a gradient is kept

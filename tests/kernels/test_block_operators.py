@@ -57,8 +57,8 @@ def first(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 3, 1, 2)
 
 
-def options(residual: bool = False) -> np.ndarray:
-    return np.array([EPSILON, MOMENTUM, residual], np.float32)
+def options(residual: bool = False, ceiling: float = np.inf) -> np.ndarray:
+    return np.array([EPSILON, MOMENTUM, residual, ceiling], np.float32)
 
 
 class BlockCase:
@@ -418,9 +418,9 @@ def test_bfloat16_head_equals_float64(shape):
     _, dx, dweight = dense64(x, weight, 1, dq)
     assert_near(results[0], y.mean((2, 3)), 2 * ROUNDING)
     assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, ROUNDING)
-    saved = [last(x), weight, gamma, beta, results[1], results[2], dy]
+    saved = [last(x), weight, gamma, beta, results[1], results[2], options(), dy]
     shapes = [last(x).shape, weight.shape, (out,), (out,)]
-    actual = run("HeadBfloat16Backward", saved, shapes, bfloat16=(0, 4, 7))
+    actual = run("HeadBfloat16Backward", saved, shapes, bfloat16=(0, 4, 8))
     assert_near(first(actual[0]), dx, 4 * ROUNDING)
     for a, e in zip(actual[1:], (dweight, dgamma, dbeta), strict=True):
         assert_near(a, e, 4 * ROUNDING)
@@ -441,12 +441,57 @@ def test_head_equals_float64(shape):
     assert_near(results[3], 0.9 * moving[0] + 0.1 * mean, 1e-5)
     count = n * h * w
     assert_near(results[4], 0.9 * moving[1] + 0.1 * variance * count / (count - 1), 1e-5)
-    saved = [last(x), weight, gamma, beta, results[1], results[2], dy]
+    saved = [last(x), weight, gamma, beta, results[1], results[2], options(), dy]
     actual = run("HeadBackward", saved, [last(x).shape, weight.shape, (out,), (out,)])
     assert_near(first(actual[0]), dx, 1e-5)
     for a, e in zip(actual[1:], (dweight, dgamma, dbeta), strict=True):
         assert_near(a, e, 1e-5)
     y = norm64(q, gamma, beta, q, True, statistics=moving)[0].mean((2, 3))
+    assert_near(run("HeadInfer", inputs, shapes[:1])[0], y, 5e-6)
+
+
+CEILING = 0.7
+
+
+def test_ceiling_of_stem_and_head():
+    """ReLU6 for values that are smaller: nothing above the ceiling, and no gradient there."""
+    x, weight, gamma, beta, moving, dy = stem_case(*STEMS[0])
+    s = dense64(x, weight, 2, dy)[0]
+    y = norm64(s, gamma, beta, dy, False)[0]
+    active = (y > 0) & (y < CEILING)
+    assert active.mean() > 0.1 and (y > CEILING).mean() > 0.1
+    _, ds, dgamma, dbeta, *_ = norm64(s, gamma, beta, dy, active)
+    inputs = [x, weight, gamma, beta, *moving, options(ceiling=CEILING)]
+    pixels, out = dy[0, 0].size * len(dy), len(weight)
+    shapes = [last(dy).shape, (-(-out // 16), pixels, 16), (2, out), (out,), (out,)]
+    results = run("StemTrain2", inputs, shapes)
+    assert_near(first(results[0]), y.clip(0, CEILING), 5e-6)
+    saved = [*inputs[:4], *results[1:3], inputs[-1], last(dy)]
+    actual = run("StemBackward2", saved, [weight.shape, (out,), (out,)])
+    dx, dweight = dense64(x, weight, 2, ds)[1:]
+    for a, e in zip(actual, (dweight, dgamma, dbeta), strict=True):
+        assert_near(a, e, 1e-5)
+    assert_near(run("StemInputGradient2", [*saved, *actual[1:]], [x.shape])[0], dx, 1e-5)
+    y = norm64(s, gamma, beta, dy, False, statistics=moving)[0].clip(0, CEILING)
+    assert_near(first(run("StemInfer2", inputs, shapes[:1])[0]), y, 5e-6)
+
+    x, weight, gamma, beta, moving, dy = head_case(*HEADS[0])
+    n, _, h, w = x.shape
+    out = len(weight)
+    q = dense64(x, weight, 1, np.zeros((n, out, h, w)))[0]
+    spread = np.broadcast_to(dy[:, :, None, None] / (h * w), q.shape)
+    y = norm64(q, gamma, beta, spread, False)[0]
+    _, dq, dgamma, dbeta, *_ = norm64(q, gamma, beta, spread, (y > 0) & (y < CEILING))
+    inputs = [last(x), weight, gamma, beta, *moving, options(ceiling=CEILING)]
+    shapes = [(n, out), (-(-out // 16), n * h * w, 16), (2, out), (out,), (out,)]
+    results = run("HeadTrain", inputs, shapes)
+    assert_near(results[0], y.clip(0, CEILING).mean((2, 3)), 5e-6)
+    saved = [*inputs[:4], *results[1:3], inputs[-1], dy]
+    actual = run("HeadBackward", saved, [last(x).shape, weight.shape, (out,), (out,)])
+    expected = [*dense64(x, weight, 1, dq)[1:], dgamma, dbeta]
+    for a, e in zip([first(actual[0]), *actual[1:]], expected, strict=True):
+        assert_near(a, e, 1e-5)
+    y = norm64(q, gamma, beta, q, False, statistics=moving)[0].clip(0, CEILING).mean((2, 3))
     assert_near(run("HeadInfer", inputs, shapes[:1])[0], y, 5e-6)
 
 
