@@ -29,7 +29,7 @@ from src.errors import UserError
 from src.utils import run_main
 
 if TYPE_CHECKING:  # importing MindSpore takes seconds, and mistakes are told before
-    from src.search.subnet_evaluation import SuperkernelEvaluator
+    from src.search.subnet_evaluation import PathEvaluator, SuperkernelEvaluator
     from src.training.evaluation import Result
 
 CLASSES = 10
@@ -56,16 +56,17 @@ class NoiseBatches:
 
 
 def create_evaluator(
-    space: SearchSpace, calibration_images: int, val_images: int
-) -> SuperkernelEvaluator:
-    """The evaluator of an untrained supernet."""
+    space: SearchSpace, calibration_images: int, val_images: int, cpu_kernels: str = "auto"
+) -> SuperkernelEvaluator | PathEvaluator:
+    """The evaluator of an untrained supernet; of paths for a one-shot space."""
     import mindspore as ms
 
     from src.checkpoint.format import Checkpoint, Meta
     from src.checkpoint.restore import cell_weights
     from src.config import SubnetConfig, TrainConfig
     from src.kernels import use_kernels
-    from src.search.subnet_evaluation import Images, SuperkernelEvaluator
+    from src.search.one_shot import OneShotSupernet
+    from src.search.subnet_evaluation import Images, PathEvaluator, SuperkernelEvaluator
     from src.spnasnet import SPNASNet
     from src.training.compile_cache import CompileCache
     from src.utils import setup_device
@@ -79,14 +80,16 @@ def create_evaluator(
         tuple(map(str, range(CLASSES))),
         space=space,
     )
-    checkpoint = Checkpoint(Path("untrained"), meta, cell_weights(SPNASNet(arch, CLASSES)))
+    network = OneShotSupernet(space, CLASSES) if space.one_shot else SPNASNet(arch, CLASSES)
+    checkpoint = Checkpoint(Path("untrained"), meta, cell_weights(network))
     images = Images(
         NoiseBatches(calibration_images, config.batch_size, side),
         NoiseBatches(val_images, config.batch_size, side),
-        use_kernels(config.cpu_kernels),
+        use_kernels(cpu_kernels),
         CompileCache({}, enabled=False),  # graphs are compiled
     )
-    return SuperkernelEvaluator(checkpoint, images)
+    evaluator = PathEvaluator if space.one_shot else SuperkernelEvaluator
+    return evaluator(checkpoint, images)
 
 
 def evaluations(

@@ -1,7 +1,8 @@
 """CPU operators for what MindSpore runs slowly.
 
 These are the stem, the MBConv blocks and the head of a network, each as one operator with its
-normalisations (``src.kernels.block_operators``), and for other blocks single layers: depthwise
+normalisations (``src.kernels.block_operators``); layers of one-shot supernets, which compute one of
+several blocks (``src.kernels.choice_operators``); and for other blocks single layers: depthwise
 convolution, batch normalisation with ReLU, small 1x1 convolutions, the convolution of images.
 
 They are optional: ``available()`` says whether they can be used here, and everything works without
