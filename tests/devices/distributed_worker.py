@@ -237,7 +237,8 @@ class Work:
         run = prepare(config, space.largest(), space)
         return self.train(run, lambda run: frozen(ElasticTraining(run, space)))
 
-    def one_shot(self) -> dict[str, Any]:
+    def one_shot(self, name: str, cpu_kernels: str) -> dict[str, Any]:
+        """With the operators each rank has its own statistics: they have no other gradients."""
         values = {
             **IMAGE_KEYS,
             **COMMON,
@@ -248,12 +249,14 @@ class Work:
             "lr_init": 0.025,
             "batch_size": self.batch,
             "train_images": 20 * PROCESSES * BATCH,
-            "checkpoint_path": str(self.folder / "one_shot"),
+            "checkpoint_path": str(self.folder / name),
+            "cpu_kernels": cpu_kernels,
         }
-        config = build_config(OneShotConfig, values, "one_shot")
+        config = build_config(OneShotConfig, values, name)
         space = one_shot_space(config.space, config.layers, config.num_choices)
         run = prepare(config, space.largest(), space)
-        return self.train(run, lambda run: frozen(OneShotTraining(run, space)))
+        freeze = (lambda task: task) if run.kernels else frozen
+        return self.train(run, lambda run: freeze(OneShotTraining(run, space)))
 
     def evaluation(self) -> dict[str, Any]:
         """Of an untrained network on images of which one is broken."""
@@ -325,7 +328,7 @@ class Work:
             "rest": self.train(rest, without_bn),
             "search": self.search(),
             "elastic": self.elastic(),
-            "one_shot": self.one_shot(),
+            "one_shot": self.one_shot("one_shot", "off"),
             "evaluation": self.evaluation(),
             "own_statistics": self.of_all_ranks(
                 "own_statistics", train_images=4 * PROCESSES * BATCH
@@ -343,6 +346,7 @@ class Work:
             ),
         }
         if self.processes > 1:
+            found["one_shot_operators"] = self.one_shot("one_shot_operators", "auto")
             found["overflow"] = self.overflow()
             found["nan"] = self.not_a_number()
             found["signal"] = self.signal()

@@ -147,6 +147,11 @@ def test_losses_of_an_elastic_supernet_are_those_of_all_ranks(found):
     np.testing.assert_allclose(several, one, rtol=0, atol=1e-5)
 
 
+def test_one_shot_operators_change_all_ranks_alike(found):
+    digests = found["several"][1]["one_shot_operators"]["digests"]
+    assert len(digests) == PROCESSES and len(set(digests)) == 1
+
+
 def test_rank_0_alone_writes(found):
     folder, _ = found["several"]
     assert [file.name for file in folder.rglob("ckpt_*")] == ["ckpt_0"] * len(
