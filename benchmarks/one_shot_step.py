@@ -51,6 +51,7 @@ from benchmarks.contenders import (
 from benchmarks.serve import NoiseBatches, create_evaluator
 from src.arch.space import SearchSpace, load_space
 from src.errors import Fault
+from src.kernels.build import cache_folder
 
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
@@ -220,17 +221,17 @@ def measure_starts(args: argparse.Namespace) -> None:
         place = Path(name)
 
         def run_once(folder: str, cache: str) -> tuple[float, float, float]:
+            kernels = place / cache / "spnas/kernels"  # those of the user, built once
+            if not kernels.is_symlink():
+                kernels.parent.mkdir(parents=True)
+                kernels.symlink_to(cache_folder(), target_is_directory=True)
             (place / folder).mkdir()
             return start(place / folder, args.data_path, args.batch_size, place / cache)
 
+        cache_folder().mkdir(parents=True, exist_ok=True)
         run_once("first", "cache")  # builds the operators and fills the cache
-        kernels = place / "cache/spnas/kernels"
         for number in range(args.rounds):
-            fresh = f"cache_{number}"
-            (place / fresh / "spnas").mkdir(parents=True)
-            if kernels.is_dir():
-                (place / fresh / "spnas/kernels").symlink_to(kernels)
-            results[STARTS[0]].append(run_once(f"compiled_{number}", fresh))
+            results[STARTS[0]].append(run_once(f"compiled_{number}", f"cache_{number}"))
             results[STARTS[1]].append(run_once(f"cached_{number}", "cache"))
     print(f"scripts/run_spnas.py, batch {args.batch_size}, {args.rounds} rounds")
     print(f"{'':<24}{'first step, median':>20}{'least':>8}{'most s':>8}{'all s':>8}{'peak GB':>9}")
