@@ -51,7 +51,6 @@ from benchmarks.contenders import (
 from benchmarks.serve import NoiseBatches, create_evaluator
 from src.arch.space import SearchSpace, load_space
 from src.errors import Fault
-from src.kernels.build import cache_folder
 
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
@@ -216,6 +215,8 @@ def start(folder: Path, data_path: str, batch_size: int, cache: Path) -> tuple[f
 
 def measure_starts(args: argparse.Namespace) -> None:
     """Run the program in turns with its graph compiled and from the cache; print the table."""
+    from src.kernels.build import cache_folder  # which PyTorch's interpreter cannot import
+
     results: dict[str, list[tuple[float, float, float]]] = {case: [] for case in STARTS}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
