@@ -626,6 +626,7 @@ class EvalConfig(CheckpointDataConfig):
     checkpoint_path: str = _key("./ckpt_0", "checkpoint, or folder of checkpoints")
     which: Literal["best", "last", "all"] = _key("best", "which checkpoints of a folder")
     batch_size: int = _key(64, "images per step", ge=1)
+    per_class: bool = _key(False, "also the accuracy of each class, and the confusion matrix")
     output: str | None = _key(
         None, "JSON file of the results; eval.json beside the checkpoints where omitted"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from src.checkpoint.folder import CheckpointFolder
@@ -23,6 +25,8 @@ from src.utils import setup_device
 
 log = logging.getLogger(__name__)
 
+SHOWN = 5  # classes on the terminal; the file holds all
+
 
 def evaluate_checkpoints(config: EvalConfig) -> int:
     """Evaluate what the configuration selects and write a table; returns the exit code."""
@@ -34,6 +38,8 @@ def evaluate_checkpoints(config: EvalConfig) -> int:
         rows.append(row)
         bad.update(bad_here)
     _print_table(rows)
+    for row in rows:
+        _print_classes(row)
     output = Path(config.output) if config.output else files[0].parent / "eval.json"
     if ranks.rank == 0:
         write_json(output, {"results": rows, "bad_images": bad})
@@ -90,13 +96,40 @@ def _evaluate_file(
         CompileCache(graph_values, config.compile_cache and ranks.size == 1),
         tqdm(total=len(source), unit="image", leave=False, disable=None) as bar,
     ):
-        result = evaluate(network, loader, bar.update, ranks)
+        num_classes = len(source.classes) if config.per_class else None
+        result = evaluate(network, loader, bar.update, ranks, num_classes)
     own = {source.name(index): reason for index, reason in loader.bad_images.items()}
     bad: dict[str, str] = {}
     for of_rank in ranks.gather(own):
         bad.update(of_rank)
-    row = {key: value for key, value in vars(result).items() if key != "networks"}
+    row = {
+        key: value for key, value in vars(result).items() if key not in ("networks", "confusion")
+    }
+    if result.confusion is not None:
+        row["per_class"] = class_rows(source.classes, result.confusion)
     return {"file": str(file), "epoch": meta.epoch, **row}, bad
+
+
+def class_rows(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
+    """What a file holds of each class: its images, top-1 in percent, and what they were taken for.
+
+    The last is a row of the confusion matrix without its zeros. Of a class without images there is
+    no top-1.
+    """
+    rows = []
+    for number, (name, counts) in enumerate(zip(classes, confusion.tolist(), strict=True)):
+        images = sum(counts)
+        rows.append(
+            {
+                "class": name,
+                "images": images,
+                "top1": 100 * counts[number] / images if images else None,
+                "predicted": {
+                    classes[other]: count for other, count in enumerate(counts) if count
+                },
+            }
+        )
+    return rows
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -112,4 +145,22 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             row["loss"],
             row["images"],
             row["images_per_second"],
+        )
+
+
+def _print_classes(row: Mapping[str, Any]) -> None:
+    """The classes of a checkpoint that are recognised least, where they were counted."""
+    seen = [of_class for of_class in row.get("per_class", ()) if of_class["images"]]
+    for of_class in sorted(seen, key=lambda of_class: of_class["top1"])[:SHOWN]:
+        wrong = {
+            name: count
+            for name, count in of_class["predicted"].items()
+            if name != of_class["class"]
+        }
+        log.info(
+            "class %s: top-1 %.2f of %d images%s",
+            of_class["class"],
+            of_class["top1"],
+            of_class["images"],
+            f", taken most often for {max(wrong, key=lambda name: wrong[name])}" if wrong else "",
         )

@@ -6,6 +6,7 @@ The result depends neither on the batch size nor on the number of processes.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class Result:
 
     Attributes:
         networks: of several networks together the top-1 of each, by name.
+        confusion: images by class and by the class that they were taken for, (C, C); None where
+            they were not counted.
     """
 
     top1: float
@@ -56,6 +59,7 @@ class Result:
     images: int
     images_per_second: float
     networks: Mapping[str, float] = field(default_factory=dict)
+    confusion: np.ndarray | None = field(default=None, compare=False)
 
     def metrics(self) -> dict[str, float]:
         """What a checkpoint says of it."""
@@ -79,11 +83,21 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(own[:, 0]), logits.shape[1], ((logits > own) | tied_before).sum(1))
 
 
+def predicted_classes(
+    logits: np.ndarray, labels: np.ndarray, label_places: np.ndarray
+) -> np.ndarray:
+    """The class that each image is taken for, (N,); where ``label_ranks`` is 0, its own."""
+    others = np.nan_to_num(logits, nan=-np.inf)
+    others[np.arange(len(labels)), labels] = -np.inf
+    return np.where(label_places == 0, labels, others.argmax(1))
+
+
 def evaluate(
     network: Callable[[Tensor], Tensor],
     loader: Batches,
     progress: Callable[[int], Any] | None = None,
     ranks: Ranks | None = None,
+    num_classes: int | None = None,
 ) -> Result:
     """Evaluate a network in evaluation mode on every image of a loader.
 
@@ -93,6 +107,7 @@ def evaluate(
         progress: called with the number of images of each batch.
         ranks: the processes that share the images, each with its own loader; their sums are added
             up.
+        num_classes: of the confusion matrix; it is not counted where omitted.
 
     Raises:
         Fault: none of the images could be read.
@@ -100,6 +115,7 @@ def evaluate(
     ranks = ranks or Ranks()
     hits1 = hits5 = images = 0
     loss = 0.0
+    pairs: Counter[tuple[int, int]] = Counter()  # of classes; most pairs do not occur
     start = time.perf_counter()
     for batch, labels in loader.epoch():
         count = len(labels)
@@ -114,6 +130,9 @@ def evaluate(
         hits5 += int((places < 5).sum())
         loss += float(cross_entropy(logits, labels).sum())
         images += count
+        if num_classes:
+            predicted = predicted_classes(logits, labels, places)
+            pairs.update(zip(labels.tolist(), predicted.tolist(), strict=True))
         if progress:
             progress(count)
     hits1, hits5, images, loss = (
@@ -122,6 +141,17 @@ def evaluate(
     if not images:
         raise Fault(f"{loader.source.path}: no image could be evaluated")
     seconds = time.perf_counter() - start
+    confusion = None
+    if num_classes:
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        for own in ranks.gather([[*pair, count] for pair, count in pairs.items()]):
+            for label, taken, count in own:
+                confusion[label, taken] += count
     return Result(
-        100 * hits1 / images, 100 * hits5 / images, loss / images, images, images / seconds
+        100 * hits1 / images,
+        100 * hits5 / images,
+        loss / images,
+        images,
+        images / seconds,
+        confusion=confusion,
     )

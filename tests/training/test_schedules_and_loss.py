@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.lr_scheduler import documented_lr, learning_rates
-from src.training.evaluation import cross_entropy, label_ranks
+from src.training.evaluation import cross_entropy, label_ranks, predicted_classes
 from src.training.optimizer import create_optimizer
 from src.training.step import LossScale, TrainStep, Update
 
@@ -71,7 +71,11 @@ def test_loss_and_gradient_equal_numpy(smooth):
 
 def test_ranks_break_ties_like_argmax_and_count_nan_as_wrong():
     logits = np.array([[1, 1, 0], [1, 1, 0], [0, 2, 5], [np.nan] * 3], np.float32)
-    assert label_ranks(logits, np.array([0, 1, 0, 1])).tolist() == [0, 1, 2, 3]
+    labels = np.array([0, 1, 0, 1])
+    places = label_ranks(logits, labels)
+    assert places.tolist() == [0, 1, 2, 3]
+    # Only what counts as recognised is taken for its own class.
+    assert predicted_classes(logits, labels, places).tolist() == [0, 0, 2, 0]
 
 
 class _Linear(nn.Cell):

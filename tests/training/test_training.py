@@ -215,10 +215,12 @@ def test_evaluation_counts_every_image_whatever_the_batch(reference, call_progra
             "all",
             "--batch_size",
             batch_size,
+            "--per_class",
             "--output",
             output,
         )
         assert run.returncode == 0, run.stderr
+        assert run.stdout.count("top-1 ") >= 5 * len(json.loads(output.read_text())["results"])
         rows.append(json.loads(output.read_text())["results"])
     assert [row["images"] for row in rows[0]] == [50] * 6
     for small, large in zip(*rows, strict=True):
@@ -228,6 +230,13 @@ def test_evaluation_counts_every_image_whatever_the_batch(reference, call_progra
             large["top5"],
         )
         assert small["loss"] == pytest.approx(large["loss"], rel=1e-5)
+        assert small["per_class"] == large["per_class"]
+        classes = small["per_class"]
+        assert [row["class"] for row in classes] == list("0123456789")
+        assert all(row["images"] == 5 == sum(row["predicted"].values()) for row in classes)
+        hits = [row["predicted"].get(row["class"], 0) for row in classes]
+        assert small["top1"] == pytest.approx(100 * sum(hits) / 50)
+        assert [row["top1"] for row in classes] == [100 * count / 5 for count in hits]
     # What training reported for its weight average is what evaluation finds in the checkpoint.
     trained = [loss for kind, _, _, loss in losses(reference) if kind == "val"]
     assert rows[1][-1]["loss"] == pytest.approx(trained[-1], rel=1e-5)
