@@ -98,7 +98,7 @@ def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: s
     given = vars(_create_parser(kind, description).parse_args(_underscored(argv)))
     path = given.pop("config")
     flags = {key: _value(kind, key, text) for key, text in given.items()}
-    from_file = _read_yaml(path) if path else {}
+    from_file = read_yaml(path) if path else {}
     # First by itself, so that an error names the file. What a flag replaces is not checked: the
     # method of the file may be another one than that of the flag.
     rest = {key: value for key, value in from_file.items() if key not in flags}
@@ -150,7 +150,7 @@ def find_value(key: str, argv: Sequence[str] | None) -> tuple[str | None, str]:
     given = vars(parser.parse_known_args(_underscored(argv))[0])
     if given[key] is not None:
         return given[key], ""
-    from_file = _read_yaml(given["config"]) if given["config"] else {}
+    from_file = read_yaml(given["config"]) if given["config"] else {}
     value = from_file.get(key)
     return (None, "") if value is None else (str(value), f"{given['config']}: ")
 
@@ -196,7 +196,7 @@ def _value(kind: type[ProgramConfig], key: str, text: str) -> Any:
         return text  # which pydantic refuses, with the key in the message
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
     """Keys and values of a YAML file."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,306 @@
+"""What runs have left in their folders, read and checked. Imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from src.arch.architecture import Architecture, load_architecture
+from src.arch.cost_table import FORMAT as TABLE_FORMAT
+from src.arch.cost_table import VERSION as TABLE_VERSION
+from src.arch.cost_table import CostTable, CostTableError
+from src.arch.space import SearchSpace
+from src.cli import read_yaml
+from src.errors import UserError
+from src.files import check_header, parse_record, read_json, read_jsonl
+from src.training.run_log import RunLog, run_folder
+
+T = TypeVar("T")
+
+HISTORY, PATHS, ACCURACIES = "history.jsonl", "paths.jsonl", "subnets.jsonl"
+FRONT, SERVE, SEARCH, ARCH = "front.json", "serve.json", "search.json", "arch.json"
+DEPTH = 3  # folders within a folder: quick start, served, target_2, finetuned
+# What programs write beside runs, and what may hold very many files.
+NO_RUNS = ("ckpt_0", "result_Files", "time_Result", "train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A line of metrics.jsonl; accuracies in percent.
+
+    Attributes:
+        kind: "train" or "val".
+        progress: epochs so far.
+        top1_smallest: of the smallest network of an elastic supernet.
+        top1_largest: of its largest network.
+    """
+
+    kind: str
+    progress: float
+    loss: float
+    top1: float
+    top1_smallest: float | None = None
+    top1_largest: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the history of a superkernel search."""
+
+    cross_entropy: float
+    cost: float
+    decisions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EvaluatedPath:
+    """A line of the history of a one-shot search."""
+
+    path: tuple[int, ...]
+    cost: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A network in a file of accuracies; multiply-adds in millions."""
+
+    decisions: tuple[str, ...]
+    macs: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """A network of front.json; accuracies in percent, multiply-adds and parameters in millions."""
+
+    target: float
+    cost: float
+    top1: float
+    predicted: float
+    error: float | None
+    macs: float
+    params: float
+    arch: str
+
+
+@dataclass(frozen=True)
+class Front:
+    """What front.json holds."""
+
+    unit: str
+    networks: tuple[Served, ...]
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """A class in eval.json: its images, and how many of them were taken for which class."""
+
+    name: str
+    images: int
+    top1: float | None
+    predicted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a run has left: of each file its contents, empty where it is not there.
+
+    Attributes:
+        label: names the run on the page.
+        group: runs of a sweep have one.
+        arch: what a search found, or what was trained.
+        settings: of a search in a trained supernet.
+        costs: what the choices of a search cost.
+        header: first line of the accuracies, which says whose they are.
+        top1: percent, by eval.py.
+        classes: the same by class.
+    """
+
+    path: Path
+    label: str
+    group: str
+    points: Sequence[Point] = ()
+    steps: Sequence[Step] = ()
+    paths: Sequence[EvaluatedPath] = ()
+    evaluated: Sequence[Evaluated] = ()
+    header: Mapping[str, Any] = field(default_factory=dict)
+    front: Front | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    arch: Architecture | None = None
+    space: SearchSpace | None = None
+    costs: CostTable | None = None
+    top1: float | None = None
+    classes: Sequence[OfClass] = ()
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.points or self.steps or self.paths or self.evaluated or self.front)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here, though it may not have come to its first result."""
+        return self.shows_something or bool(self.config or self.settings)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Runs and latency tables; tables by label."""
+
+    folders: Sequence[Folder]
+    tables: Mapping[str, CostTable]
+
+
+def find(names: Sequence[str]) -> Found:
+    """Everything that a page is asked for.
+
+    Args:
+        names: folders of runs, or of folders of runs, latency tables, and accuracies of networks.
+
+    Raises:
+        UserError: a name is given twice, or holds nothing that can be shown.
+    """
+    folders: list[Folder] = []
+    tables: dict[str, CostTable] = {}
+    seen: set[Path] = set()
+    for name in names:
+        path = Path(name)
+        place = path.resolve()
+        if place in seen:
+            raise UserError(f"{path}: is given twice")
+        seen.add(place)
+        label = place.name
+        if label in tables or any(folder.label == label for folder in folders):
+            label = str(path)
+        if path.is_file():
+            found = _read_file(path, label)
+        elif path.is_dir():
+            found = _search(path, label, label, DEPTH)
+            _check_found(path, found)
+        else:
+            raise UserError(f"{path}: no such folder or file")
+        folders += found.folders
+        tables.update(found.tables)
+    return Found([folder for folder in folders if folder.shows_something], tables)
+
+
+def _check_found(path: Path, found: Found) -> None:
+    if found.tables or any(folder.shows_something for folder in found.folders):
+        return
+    if found.folders:
+        raise UserError(
+            f"{found.folders[0].path}: a run that has no result yet; try again after its first "
+            "epoch or its first network"
+        )
+    raise UserError(
+        f"{path}: holds no run, none of {RunLog.METRICS}, {HISTORY}, {FRONT}, {ACCURACIES}, "
+        f"{PATHS}, and no latency table"
+    )
+
+
+def _read_file(path: Path, label: str) -> Found:
+    if path.suffix == ".json":
+        return Found([], {label: read_table(path)})
+    header, lines = _accuracies(path)
+    if not header:
+        raise UserError(
+            f"{path}: should be the folder of a run, a latency table (.json) or accuracies of "
+            f"networks ({ACCURACIES})"
+        )
+    return Found([Folder(path, label, label, evaluated=lines, header=header)], {})
+
+
+def _search(path: Path, label: str, group: str, depth: int) -> Found:
+    """Runs and tables of a folder and of those in it."""
+    folder = read_folder(path, label, group)
+    folders = [folder] if folder.is_run else []
+    tables = {f"{label}/{file.name}": table for file, table in _tables(path)}
+    if depth:
+        for inner in sorted(path.iterdir()):
+            if inner.is_dir() and inner.name not in NO_RUNS and inner.name[0] != ".":
+                name = f"{label}/{inner.name}"
+                found = _search(inner, name, label, depth - 1)
+                folders += found.folders
+                tables.update(found.tables)
+    return Found(folders, tables)
+
+
+def _tables(path: Path) -> Iterator[tuple[Path, CostTable]]:
+    """Latency tables that lie in a folder."""
+    for file in sorted(path.glob("*.json")):
+        if file.name not in (FRONT, SERVE, SEARCH, ARCH):
+            data = read_json(file)
+            if isinstance(data, dict) and data.get("format") == TABLE_FORMAT:
+                yield file, read_table(file)
+
+
+def read_table(file: Path) -> CostTable:
+    """A cost table, in ``ckpt_0`` of a search also one of multiply-adds or parameters."""
+    record = check_header(
+        read_json(file), TABLE_FORMAT, TABLE_VERSION, str(file), CostTableError
+    )
+    return parse_record(CostTable, record, str(file), CostTableError)
+
+
+def _lines(kind: type[T], file: Path, lines: Sequence[Mapping[str, Any]] | None = None) -> list[T]:
+    found = read_jsonl(file) if lines is None else lines
+    return parse_record(list[kind], found, str(file)) if found else []  # type: ignore[valid-type]
+
+
+def _accuracies(file: Path) -> tuple[Mapping[str, Any], list[Evaluated]]:
+    """Header and lines of a file of accuracies."""
+    header, *lines = read_jsonl(file) or [{}]
+    if header.get("format") != "spnas-subnets":
+        return {}, []
+    return header, _lines(Evaluated, file, lines)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def read_folder(path: Path, label: str, group: str) -> Folder:
+    """What a run has left in a folder and in the ``ckpt_0`` of it."""
+    own = run_folder(path)
+    header, evaluated = _accuracies(path / ACCURACIES)
+    space, costs = own / "space.json", own / "latency_table.json"
+    archs = [place / ARCH for place in (path, own) if (place / ARCH).is_file()]
+    config = own / "config.yaml"
+    folder = Folder(
+        path,
+        label,
+        group,
+        points=_lines(Point, own / RunLog.METRICS),
+        steps=_lines(Step, path / HISTORY),
+        paths=_lines(EvaluatedPath, path / PATHS),
+        evaluated=evaluated,
+        header=header,
+        settings=_json(path / SERVE) or _json(path / SEARCH),
+        config=read_yaml(str(config)) if config.is_file() else {},
+        environment=_json(own / "environment.json"),
+        arch=load_architecture(archs[0]) if archs else None,
+        space=SearchSpace.from_dict(_json(space), str(space)) if space.is_file() else None,
+        costs=read_table(costs) if costs.is_file() else None,
+    )
+    if (path / FRONT).is_file():
+        front = parse_record(Front, _json(path / FRONT), str(path / FRONT))
+        folder = replace(folder, front=front)
+    top1, classes = read_evaluation(own)
+    return replace(folder, top1=top1, classes=classes)
+
+
+def read_evaluation(path: Path) -> tuple[float | None, list[OfClass]]:
+    """Top-1 in percent, and classes, of the last checkpoint in eval.json of a folder."""
+    results = _json(path / "eval.json").get("results")
+    if not results:
+        return None, []
+    rows = [
+        {"name": row.get("class"), **{key: row.get(key) for key in ("images", "top1", "predicted")}}
+        for row in results[-1].get("per_class", ())
+    ]
+    return results[-1]["top1"], _lines(OfClass, path / "eval.json", rows)

@@ -1,0 +1,263 @@
+"""The page of runs: one HTML file that needs neither network nor any other file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from src.arch.cost_table import CostTable
+from src.errors import UserError
+from src.files import make_folder, write_text
+from src.report import charts
+from src.report.folders import find
+from src.report.runs import Layers, Network, Run, build_runs
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+LARGEST = 2_000_000  # bytes of a page
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: cells as text, the first of a row names it."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_report(names: Sequence[str], out: Path) -> int:
+    """Write the page of runs and latency tables; returns the exit code.
+
+    Raises:
+        UserError: there is nothing to show, runs do not belong together, or the page is too large.
+    """
+    found = find(names)
+    runs = build_runs(found)
+    for run in runs:
+        if run.state:
+            log.warning("%s: %s; the page shows what is there", run.folder.path, run.state)
+    text = create_page(runs, found.tables)
+    size = len(text.encode())
+    if size > LARGEST:
+        raise UserError(
+            f"{out}: {len(runs)} runs and {len(found.tables)} tables make a page of "
+            f"{size / 1e6:.1f} MB, at most {LARGEST / 1e6:g} MB are written; give fewer"
+        )
+    make_folder(out.parent)
+    write_text(out, text)
+    shown = ", ".join([run.label for run in runs] + list(found.tables))
+    log.info("%s: %s; %.1f MB, open it in a browser", out, shown, size / 1e6)
+    return 0
+
+
+def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
+    """The text of the page."""
+    specs: dict[str, charts.Spec] = {}
+    networks = [(run, network) for run in runs for network in run.networks]
+    rows = [charts.network_row(index, *pair) for index, pair in enumerate(networks)]
+    units = list(dict.fromkeys(run.unit for run, _ in networks))
+    for number, unit in enumerate(units):
+        own = [row for row, (run, _) in zip(rows, networks, strict=True) if run.unit == unit]
+        specs[f"networks-{number}"] = charts.networks(own, unit)
+    layers: dict[int, Layers] = {}  # by identity: networks of a run have the same
+    for _, network in networks:
+        if network.layers:
+            layers[id(network.layers)] = network.layers
+    places = {key: place for place, key in enumerate(layers)}
+    for row, (_, network) in zip(rows, networks, strict=True):
+        if network.layers:
+            row["layers"] = places[id(network.layers)]
+            row["choices"] = " ".join(network.choices)
+    if layers:
+        for unit in dict.fromkeys(own.unit for own in layers.values()):
+            specs[f"layers-{unit}"] = charts.layers(unit)
+    curves = [row for run in runs for row in charts.curve_rows(run.label, run.folder.points)]
+    if curves:
+        specs["curves"] = charts.curves(curves)
+    searches = [run for run in runs if run.folder.steps and run.space]
+    for number, run in enumerate(searches):
+        specs[f"history-{number}"] = charts.history(run)
+    for number, table in enumerate(tables.values()):
+        specs[f"table-{number}"] = charts.heat_map(table)
+    predictions = charts.prediction_rows(tables)
+    if predictions:
+        specs["predictions"] = charts.predictions(predictions)
+    judged = [run for run in runs if run.folder.classes]
+    for number, run in enumerate(judged):
+        specs[f"classes-{number}"] = charts.confusion(run.folder.classes)
+    data = {
+        "charts": specs,
+        "networks": rows,
+        "layers": [
+            {"options": own.options, "unit": own.unit, "rest": own.rest} for own in layers.values()
+        ],
+    }
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html").render(
+        title=", ".join([run.label for run in runs] + list(tables)),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        library=Markup(vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION[1:4])),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        data=_embedded(data),
+        charts=specs,
+        runs=_run_table(runs),
+        units=units,
+        networks=_network_table(networks),
+        layers=bool(layers),
+        layer_units=list(dict.fromkeys(own.unit for own in layers.values())),
+        searches=searches,
+        tables=[(label, table, _entries(table)) for label, table in tables.items()],
+        verdicts=_verdicts(tables),
+        predictions=_prediction_table(predictions),
+        judged=[(run, _class_table(run)) for run in judged],
+        settings=_side_by_side({run.label: run.folder.config for run in runs}),
+        environments=_side_by_side(
+            {run.label: {"folder": str(run.folder.path), **run.folder.environment} for run in runs}
+        ),
+        origins=_side_by_side(
+            {
+                f"{run.label}: {network.name}": network.provenance
+                for run, network in networks
+                if network.provenance
+            }
+            | {label: _circumstances(table) for label, table in tables.items()}
+        ),
+    )
+
+
+def _embedded(data: Any) -> Markup:
+    """JSON within an element of a page; a text in it cannot end the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_text, value))
+    return str(value)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _run_table(runs: Iterable[Run]) -> Table:
+    head = ("run", "what", "state", "data set", "space", "best top-1", "last top-1", "seed")
+    rows = []
+    for run in runs:
+        top1 = [point.top1 for point in run.folder.points if point.kind == "val"]
+        rows.append(
+            (
+                *(run.label, run.kind, run.state or "ended", run.data_set or "-"),
+                run.space.name if run.space else "-",
+                _number(max(top1, default=None), 2),
+                _number(top1[-1] if top1 else None, 2),
+                _text(run.folder.config.get("seed", run.folder.settings.get("seed"))),
+            )
+        )
+    return Table(head, rows)
+
+
+def _network_table(networks: Sequence[tuple[Run, Network]]) -> list[tuple[int, str, Table]]:
+    """Of each network its index, its kind, and its row in a table of its own."""
+    head = (
+        *("network", "run", "cost", "ms, predicted", "ms, measured", "top-1", "by regression"),
+        *("by eval.py", "in C++", "M multiply-adds", "M parameters"),
+    )
+    found = []
+    for index, (run, network) in enumerate(networks):
+        cells = (
+            *(network.name, run.label, f"{network.cost:.4g} {run.unit}"),
+            *(_number(network.predicted_ms, 3), _number(network.measured_ms, 3)),
+            *(_number(network.top1, 2), _number(network.predicted, 2), _number(network.tested, 2)),
+            *(_number(network.answered, 2), _number(network.macs, 2), _number(network.params, 3)),
+        )
+        found.append((index, network.kind, Table(head, [cells])))
+    return found
+
+
+def _entries(table: CostTable) -> Table:
+    names = list(dict.fromkeys(name for entries in table.layers.values() for name in entries))
+    rows = [
+        (layer, *(_number(entries.get(name), 4) for name in names))
+        for layer, entries in table.layers.items()
+    ]
+    return Table(("layer", *names), [*rows, ("every network", _number(table.constant, 4))])
+
+
+def _verdicts(tables: Mapping[str, CostTable]) -> list[str]:
+    """What the verification of each table says."""
+    found = []
+    for label, table in tables.items():
+        verdict = table.provenance.get("verification")
+        if verdict:
+            found.append(
+                f"{label}: {verdict['networks']} networks that it was not fitted to, mean error "
+                f"{verdict['mean_error']:+.1%}, RMSE {verdict['rmse']:.1%}, Kendall's tau "
+                f"{verdict['kendall_tau']:.3f}: "
+                + ("within the limits" if verdict["passed"] else "not within the limits")
+            )
+    return found
+
+
+def _prediction_table(rows: Sequence[charts.Row]) -> Table:
+    head = ("network", "table", "kind", "predicted ms", "measured ms", "error")
+    return Table(
+        head,
+        [
+            (
+                *(row["name"], row["table"], row["kind"], f"{row['predicted']:.3f}"),
+                *(f"{row['measured']:.3f}", f"{row['error']:+.1%}"),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _class_table(run: Run) -> Table:
+    rows = []
+    for row in run.folder.classes:
+        wrong = {name: count for name, count in row.predicted.items() if name != row.name}
+        worst = max(wrong, key=lambda name: wrong[name], default="-")
+        rows.append((row.name, str(row.images), _number(row.top1, 2), worst))
+    return Table(("class", "images", "top-1", "most often taken for"), rows)
+
+
+def _circumstances(table: CostTable) -> dict[str, Any]:
+    """What a latency table says of itself in single values."""
+    plain = {
+        key: value
+        for key, value in table.provenance.items()
+        if not isinstance(value, dict) or key == "versions"
+    }
+    own = {key: getattr(table, key) for key in ("space", "device", "runtime", "batch_size")}
+    return {**own, **plain}
+
+
+def _side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]:
+    """Values of several runs: the keys in which they differ, and those in which they agree.
+
+    Of a single run all values are in the first.
+    """
+    columns = {label: values for label, values in columns.items() if values}
+    keys = list(dict.fromkeys(key for values in columns.values() for key in values))
+    rows = [(key, *(_text(values.get(key)) for values in columns.values())) for key in keys]
+    different = [row for row in rows if len(set(row[1:])) > 1 or len(columns) == 1]
+    same = [row[:2] for row in rows if row not in different]
+    return Table(("", *columns), different), Table(("", "all"), same)
