@@ -19,12 +19,14 @@ chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained,
     python search.py --from_supernet runs/elastic --latency_table TABLE --target_latency_ms 3
 
 serves a network of an elastic supernet that ``train.py --space`` has trained, within minutes and
-without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several.
+without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several. Served networks and
+sweeps end with ``report.html``, a page of them (``scripts/report.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.utils import run_main
@@ -49,6 +51,16 @@ def find_method(
     return find_kind(methods, "method", argv)
 
 
+def show(config: SearchConfig | ServeConfig) -> int:
+    """Write the page of what was found; returns the exit code."""
+    from src.report.page import write_report
+    from src.utils import setup_device
+
+    if setup_device(config.device_target, config.device_id).rank:
+        return 0
+    return write_report([config.checkpoint_path], Path(config.checkpoint_path) / "report.html")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     from src.cli import parse_config
@@ -63,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, ServeConfig):
         from src.search.serving import serve
 
-        return serve(config)
+        return serve(config) or show(config)
     if config.random:
         from src.search.random_networks import draw_random
 
@@ -71,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.sweep:
         from src.search.sweep import sweep
 
-        return sweep(config)
+        return sweep(config) or show(config)
     from src.search.superkernel_search import search
 
     return search(config)

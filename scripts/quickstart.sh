@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install everything that is missing, Debian packages included; train an elastic supernet on the
 # embedded digits; measure this machine; serve networks for two latencies, export them, and classify
-# with them in C++.
+# with them in C++; make a page of all that.
 # Usage: bash scripts/quickstart.sh [--no-system-packages] [RUN_FOLDER]
 # Variables: TRAIN_FLAGS, PROFILE_FLAGS and SERVE_FLAGS, further flags of train.py,
 # scripts/profile_latency.py and search.py.
@@ -73,7 +73,8 @@ if [ "$runtime" != lite ]; then
     echo "C++ is left out, as packages are missing: $(bash scripts/system_packages.sh --missing cpp)"
 fi
 
-step "measure them"
+step "measure them, and make a page of everything: $run/report.html"
 files=$(printf ',%s' "${networks[@]/%//arch.json}")
 "${profile[@]}" --verify 1 --verify_arch "${files:1}"
 .venv/bin/python scripts/served_networks.py "$run/served" "$run/table.json"
+.venv/bin/python scripts/report.py "$run" --out "$run/report.html"

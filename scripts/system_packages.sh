@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Debian and Ubuntu packages that the project needs. This list is the only one.
 # Usage: bash scripts/system_packages.sh --missing|--install|--suggest GROUP...
-# Groups: python (what makes .venv), cpp, tests (cpp and what the tests of C++ need).
+# Groups: python (what makes .venv), cpp, tests (cpp, what the tests of C++ need, and a browser).
 #   --missing  prints the names of those that are not there
 #   --install  installs them, as root or with a sudo that asks for no password; otherwise it does
 #              the same as --suggest
@@ -57,6 +57,8 @@ find_missing() {  # GROUP...
             tests)
                 need_cpp
                 need_header libgtest-dev gtest/gtest.h
+                need_command chromium chromium  # opens the page of runs
+                need_command chromium-driver chromedriver
                 ;;
             python) need_python ;;
             *) fail "the group is '$group', should be python, cpp or tests" ;;

@@ -247,34 +247,6 @@ def draw_pareto(rows: Sequence[Line], unit: str, path: Path) -> None:
     save(figure, path)
 
 
-def draw_served(
-    evaluated: Sequence[tuple[float, float]], rows: Sequence[Line], unit: str, path: Path
-) -> None:
-    """Draw top-1 over cost: the evaluated networks of a supernet, and those that it serves.
-
-    Args:
-        evaluated: cost and top-1 of each evaluated network.
-        rows: of the served networks, with ``cost``, ``top1`` and ``predicted``.
-        unit: of the cost.
-        path: the picture to write.
-    """
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axis = figure.subplots()
-    costs, scores = zip(*evaluated, strict=True)
-    axis.scatter(costs, scores, s=10, color=LINE_COLOR, alpha=0.5, label="evaluated")
-    ordered = sorted(rows, key=lambda row: row["cost"])  # the lines join neighbours
-    for key, color, label in (
-        ("top1", KERNEL_COLORS[7], "served"),
-        ("predicted", KERNEL_COLORS[3], "served, by the regression"),
-    ):
-        values = [row[key] for row in ordered]
-        axis.plot([row["cost"] for row in ordered], values, marker="o", color=color, label=label)
-    axis.set(xlabel=unit, ylabel="top-1 of held-out images (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    save(figure, path)
-
-
 def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: Path) -> None:
     """Draw predicted over measured milliseconds; shaded is 5 % to either side of equality.
 

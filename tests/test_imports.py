@@ -27,10 +27,11 @@ LEVELS = (
     ("training", "deployment"),
     ("latency",),
     ("search",),
+    ("report",),
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PACKAGE = "__init__"  # src/__init__.py itself, which imports nothing and is in no room
-NO_FRAMEWORK = ("arch", "data", "files", "errors", "config", "cli", "lr_scheduler")
+NO_FRAMEWORK = ("arch", "data", "files", "errors", "config", "cli", "lr_scheduler", "report")
 NO_FRAMEWORK_MODULES = (
     "src.latency.statistics",
     "src.search.choosing",

@@ -15,7 +15,7 @@ import sys
 import pytest
 
 import predict
-from scripts import latency_tables, loss, run_spnas, to_timm
+from scripts import latency_tables, loss, report, run_spnas, to_timm
 from search import find_method
 from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import network_cost
@@ -26,8 +26,9 @@ from tests.conftest import ROOT, assert_nothing_deprecated
 ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md")
 )
-GUIDE, ASCEND = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guide.md", "ascend.md")
+GUIDE, ASCEND, REPORT = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("guide.md", "ascend.md", "report.md")
 )
 
 CONFIGS = {
@@ -42,6 +43,7 @@ PARSERS = {
     "scripts/loss.py": loss.parse_arguments,
     "scripts/latency_tables.py": latency_tables.parse_arguments,
     "scripts/to_timm.py": to_timm.parse_arguments,
+    "scripts/report.py": report.parse_arguments,
 }
 
 
@@ -107,7 +109,9 @@ def test_figures_come_from_the_result_files():
         ), name
 
 
-@pytest.mark.parametrize("text", [ENGLISH, GUIDE, ASCEND], ids=["readme", "guide", "ascend"])
+@pytest.mark.parametrize(
+    "text", [ENGLISH, GUIDE, ASCEND, REPORT], ids=["readme", "guide", "ascend", "report"]
+)
 def test_flags_of_all_commands_are_known(text):
     for command in commands(text):
         words = shlex.split(command)
@@ -188,7 +192,8 @@ def test_quickstart_runs(tmp_path):
     assert run.returncode == 0, run.stderr
     networks = sorted((tmp_path / "run/served").glob("target_*"))
     assert len(networks) == 2
-    head, *rows = run.stdout.splitlines()[-3:]
+    head, *rows, page = run.stdout.splitlines()[-4:]
+    assert page.startswith(f"{tmp_path}/run/report.html: run, run/served, run/table.json; ")
     assert head.split("  ")[0] == "target"
     for network, shown in zip(networks, rows, strict=True):
         (row,) = json.loads((network / "eval.json").read_text())["results"]

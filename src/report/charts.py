@@ -21,7 +21,7 @@ from src.report.runs import Network, Run, verified
 Row: TypeAlias = dict[str, Any]
 Spec: TypeAlias = dict[str, Any]
 
-WIDTH = 620  # of a chart, pixels
+WIDTH = 530  # of a chart, pixels; two stand side by side
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
 KERNELS = {1: "#999999", 3: "#56B4E9", 5: "#E69F00", 7: "#D55E00"}
 # Of one kernel size the choices differ in strength: the last is that of the largest expansion.
@@ -32,18 +32,24 @@ SHADES = {
 }
 SKIPPED, OTHER = "#bbbbbb", "#009E73"
 MATRIX_CLASSES = 40  # of a confusion matrix; of more classes those that are recognised least
-POINTS = 400  # of a curve, so that the page stays small
 
 
-def thin(length: int, most: int = POINTS) -> range:
+def thin(length: int, most: int) -> range:
     """Evenly spaced indices below ``length``, at most ``most`` of them, with the last."""
     stride = max(1, math.ceil(length / most))
     return range((length - 1) % stride, length, stride)
 
 
-def finish(chart: Any, description: str) -> Spec:
-    """The specification of a chart, with the page's style."""
-    styled = chart.properties(description=description).configure(
+def finish(chart: Any, description: str, **datasets: Sequence[Row]) -> Spec:
+    """The specification of a chart with its data, in the page's style.
+
+    Args:
+        chart: of Altair, whose data are named.
+        description: for readers who do not see it.
+        datasets: rows by the name of the data.
+    """
+    named = {name: list(rows) for name, rows in datasets.items()}
+    styled = chart.properties(description=description, datasets=named).configure(
         background="transparent",
         font="inherit",
         view=alt.ViewConfig(stroke=None),
@@ -60,6 +66,8 @@ def finish(chart: Any, description: str) -> Spec:
             labelColor="currentColor",
             titleColor="currentColor",
             titleFontWeight="normal",
+            symbolBaseFillColor="currentColor",
+            symbolBaseStrokeColor="currentColor",
             labelLimit=260,
             orient="top",
         ),
@@ -67,10 +75,6 @@ def finish(chart: Any, description: str) -> Spec:
         range=alt.RangeConfig(category=PALETTE),
     )
     return styled.to_dict()
-
-
-def _data(rows: Sequence[Row]) -> alt.Data:
-    return alt.Data(values=list(rows))
 
 
 # Networks.
@@ -94,7 +98,7 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
         alt.Tooltip("params:Q", title="M parameters", format=".3f"),
         alt.Tooltip("command:N", title="export"),
     ]
-    base = alt.Chart(_data(rows)).encode(x=x, tooltip=tooltip)
+    base = alt.Chart(alt.NamedData("networks")).encode(x=x, tooltip=tooltip)
     y = alt.Y("top1:Q", title="top-1 (%)", scale=alt.Scale(zero=False))
     selected = alt.datum.i == chosen
     evaluated = (
@@ -115,7 +119,9 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
         shape=alt.Shape("kind:N", title="", scale=alt.Scale(range=["square", "triangle-up"])),
         size=alt.condition(selected, alt.value(320), alt.value(130)),
     )
-    layers = [evaluated, line, points]
+    kinds = {row["kind"] for row in rows}  # a layer without data would be a warning
+    layers = [evaluated] if "evaluated" in kinds else []
+    layers += [line, points] if kinds - {"evaluated"} else []
     if any(row.get("predicted") for row in rows):
         expected = large.transform_filter("isValid(datum.predicted)")
         layers.append(
@@ -132,7 +138,8 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
             )
         )
     chart = alt.layer(*layers).add_params(chosen).properties(width=WIDTH, height=340)
-    return finish(chart, f"Networks: top-1 in percent over {unit}; the table below has the same.")
+    validated = [row for row in rows if "top1" in row]
+    return finish(chart, f"Networks: top-1 in percent over {unit}.", networks=validated)
 
 
 def network_row(index: int, run: Run, network: Network) -> Row:
@@ -198,19 +205,20 @@ def _layer_bars(chart: alt.Chart, unit: str, costs: bool) -> list[Any]:
 def layers(unit: str) -> Spec:
     """A network's layers and their costs; the page gives the rows when a network is chosen."""
     panels = _layer_bars(alt.Chart(alt.NamedData("layers")), unit, costs=True)
-    chart = alt.vconcat(*panels).properties(datasets={"layers": [{"layer": "0", "ratio": 0, "cost": 0}]})
-    return finish(chart, f"The layers of the chosen network, and {unit} by layer.")
+    none = [{"layer": "0", "kernel": 0, "ratio": 0, "cost": 0}]  # no warnings of an empty chart
+    description = f"The layers of the chosen network, and {unit} by layer."
+    return finish(alt.vconcat(*panels), description, layers=none)
 
 
 # Curves.
 
 
-def curve_rows(label: str, points: Sequence[Point]) -> list[Row]:
-    """Thinned rows of a run's curves."""
+def curve_rows(label: str, points: Sequence[Point], most: int) -> list[Row]:
+    """Rows of a run's curves, at most ``most`` of each."""
     rows: list[Row] = []
     for kind, name in (("train", "training"), ("val", "validation")):
         own = [point for point in points if point.kind == kind]
-        for index in thin(len(own)) if own else ():
+        for index in thin(len(own), most) if own else ():
             point = own[index]
             row = {
                 "run": label,
@@ -269,14 +277,12 @@ def curves(rows: Sequence[Row]) -> Spec:
     ):
         y = alt.Y(f"{key}:Q", title=title, axis=axis, scale=alt.Scale(zero=False))
         line = base.mark_line(strokeWidth=1.5).encode(y=y, **encoded)
-        dots = (
-            base.transform_filter(alt.datum.kind == "validation")
-            .mark_point(filled=True, size=40, opacity=1)
-            .encode(
-                y=y, **{name: encoded[name] for name in ("x", "color", "tooltip")}
-            )
-        )
-        parts = [line, dots]
+        parts = [line]
+        if any(row["kind"] == "validation" for row in rows):
+            dots = base.transform_filter(alt.datum.kind == "validation")
+            dots = dots.mark_point(filled=True, size=40, opacity=1)
+            shared = {name: encoded[name] for name in ("x", "color", "tooltip")}
+            parts.append(dots.encode(y=y, **shared))
         if key == "top1" and any("low" in row for row in rows):
             band = (
                 base.transform_filter("isValid(datum.low)")
@@ -287,8 +293,8 @@ def curves(rows: Sequence[Row]) -> Spec:
             parts.insert(0, band)
         panels.append(alt.layer(*parts).properties(width=WIDTH, height=220))
     chart = alt.vconcat(*panels).add_params(log_scale, smoothing)
-    chart = chart.properties(datasets={"curves": list(rows)})
-    return finish(chart, "Loss and top-1 in percent over epochs, of training and of validation.")
+    description = "Loss and top-1 in percent over epochs, of training and of validation."
+    return finish(chart, description, curves=rows)
 
 
 # The history of a search.
@@ -329,13 +335,18 @@ def _intervals(run: Run, space: SearchSpace, kept: range) -> list[Row]:
     return rows
 
 
-def history(run: Run) -> Spec:
-    """The history of a superkernel search, and the network of a step that a slider chooses."""
+def history(run: Run, most: int) -> Spec:
+    """The history of a superkernel search, and the network of a step that a slider chooses.
+
+    Args:
+        run: the search.
+        most: steps that are shown.
+    """
     assert run.space and run.layers
     folder, space = run.folder, run.space
     for line in folder.steps:
         space.check(line.decisions)
-    kept = thin(len(folder.steps))
+    kept = thin(len(folder.steps), most)
     steps = [
         {
             "step": index + 1,
@@ -353,7 +364,7 @@ def history(run: Run) -> Spec:
     )
     scale = alt.Scale(domain=[1, len(folder.steps) + 1], nice=False)
     x = alt.X("step:Q", title=None, scale=scale)
-    base = alt.Chart(_data(steps))
+    base = alt.Chart(alt.NamedData("steps"))
     mark = base.transform_filter(alt.datum.step == slider)
     rule = mark.mark_rule(color="currentColor", strokeWidth=1.5).encode(x=x)
     panels: list[Any] = []
@@ -362,8 +373,8 @@ def history(run: Run) -> Spec:
         parts = [base.mark_line(strokeWidth=1.2, color=PALETTE[0]).encode(x=x, y=y), rule]
         target = folder.arch.provenance.get("target") if folder.arch else None
         if key == "cost" and target is not None:
-            goal = alt.Chart(_data([{"cost": target}]))
-            parts.append(goal.mark_rule(strokeDash=[5, 3], color=PALETTE[5]).encode(y="cost:Q"))
+            goal = alt.Chart(alt.NamedData("steps")).mark_rule(strokeDash=[5, 3], color=PALETTE[5])
+            parts.append(goal.encode(y=alt.datum(target)))
         value = mark.transform_calculate(
             text=f"'step ' + datum.step + ': {title} ' + format(datum.{key}, '.4~g')"
         )
@@ -373,7 +384,7 @@ def history(run: Run) -> Spec:
             )
         )
         panels.append(alt.layer(*parts).properties(width=WIDTH, height=120))
-    intervals = _data(_intervals(run, space, kept))
+    intervals = alt.NamedData("intervals")
     names = list(dict.fromkeys(name for own in space.searched.values() for name in own.names))
     names = [*(name for name in names if name != SKIP), *([SKIP] if SKIP in names else [])]
     rows = (
@@ -402,6 +413,8 @@ def history(run: Run) -> Spec:
         chart,
         f"The search {run.label}: cross-entropy, cost and the choice of each layer over the steps, "
         "and the network of the step that the slider chooses.",
+        steps=steps,
+        intervals=_intervals(run, space, kept),
     )
 
 
@@ -410,14 +423,14 @@ def history(run: Run) -> Spec:
 
 def heat_map(table: CostTable) -> Spec:
     """The entries of a table by layer and choice."""
-    rows = [
+    rows: list[Row] = [
         {"layer": layer_index(layer), "choice": choice, "ms": cost}
         for layer, entries in table.layers.items()
         for choice, cost in entries.items()
         if choice != SKIP
     ]
     highest = max(row["ms"] for row in rows)
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(alt.NamedData("entries")).encode(
         x=alt.X("layer:O", title="searched layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("choice:N", title=None),
         tooltip=["layer:O", "choice:N", alt.Tooltip("ms:Q", format=".4f")],
@@ -433,7 +446,8 @@ def heat_map(table: CostTable) -> Spec:
         color=alt.condition(alt.datum.ms < 0.5 * highest, alt.value("white"), alt.value("black")),
     )
     chart = alt.layer(cells, numbers).properties(width=WIDTH, height=alt.Step(24))
-    return finish(chart, f"Latency table {table.name}: {table.unit} by layer and choice.")
+    description = f"Latency table {table.name}: {table.unit} by layer and choice."
+    return finish(chart, description, entries=rows)
 
 
 def prediction_rows(tables: Mapping[str, CostTable]) -> list[Row]:
@@ -463,13 +477,15 @@ def predictions(rows: Sequence[Row]) -> Spec:
     highest = 1.05 * max(max(row["predicted"], row["measured"]) for row in rows)
     ends = [{"ms": ms, "low": 0.95 * ms, "high": 1.05 * ms} for ms in (0, highest)]
     scale = alt.Scale(domain=[0, highest], nice=False)
-    equal = alt.Chart(_data(ends)).encode(x=alt.X("ms:Q", scale=scale, title="measured (ms)"))
+    equal = alt.Chart(alt.NamedData("ends")).encode(
+        x=alt.X("ms:Q", scale=scale, title="measured (ms)")
+    )
     band = equal.mark_area(opacity=0.15, color=PALETTE[6]).encode(
         y=alt.Y("low:Q", scale=scale, title="predicted by the table (ms)"), y2="high:Q"
     )
     line = equal.mark_line(color=PALETTE[6], strokeWidth=1).encode(y=alt.Y("ms:Q", scale=scale))
     points = (
-        alt.Chart(_data(rows))
+        alt.Chart(alt.NamedData("networks"))
         .mark_point(filled=True, size=70, opacity=0.9)
         .encode(
             x=alt.X("measured:Q", scale=scale),
@@ -486,7 +502,8 @@ def predictions(rows: Sequence[Row]) -> Spec:
         )
     )
     chart = alt.layer(band, line, points).properties(width=380, height=380)
-    return finish(chart, "Milliseconds of networks: predicted by the table over measured.")
+    description = "Milliseconds of networks: predicted by the table over measured."
+    return finish(chart, description, ends=ends, networks=rows)
 
 
 # Classes.
@@ -514,7 +531,7 @@ def confusion(classes: Sequence[OfClass]) -> Spec:
         for name in names
         if row.predicted.get(name) or len(names) <= 20
     ]
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(alt.NamedData("images")).encode(
         x=alt.X("predicted:N", sort=names, title="taken for", axis=alt.Axis(labelAngle=-45)),
         y=alt.Y("class:N", sort=names, title="class"),
         tooltip=[
@@ -539,4 +556,5 @@ def confusion(classes: Sequence[OfClass]) -> Spec:
         parts.append(numbers)
     side = alt.Step(max(12, min(34, 460 // len(names))))
     chart = alt.layer(*parts).properties(width=side, height=side)
-    return finish(chart, "Confusion matrix: images by class and by what they were taken for.")
+    description = "Confusion matrix: images by class and by what they were taken for."
+    return finish(chart, description, images=rows)

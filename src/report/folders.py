@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from src.arch.architecture import Architecture, load_architecture
 from src.arch.cost_table import FORMAT as TABLE_FORMAT
+from src.arch.cost_table import SHIPPED as SHIPPED_TABLES
 from src.arch.cost_table import VERSION as TABLE_VERSION
 from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace
@@ -160,7 +161,8 @@ def find(names: Sequence[str]) -> Found:
     """Everything that a page is asked for.
 
     Args:
-        names: folders of runs, or of folders of runs, latency tables, and accuracies of networks.
+        names: folders of runs, or of folders of runs, latency tables (files, or shipped ones by
+            name), and accuracies of networks.
 
     Raises:
         UserError: a name is given twice, or holds nothing that can be shown.
@@ -169,7 +171,9 @@ def find(names: Sequence[str]) -> Found:
     tables: dict[str, CostTable] = {}
     seen: set[Path] = set()
     for name in names:
-        path = Path(name)
+        path, shipped = Path(name), SHIPPED_TABLES / f"{name}.json"
+        if not path.exists() and shipped.is_file():
+            path = shipped
         place = path.resolve()
         if place in seen:
             raise UserError(f"{path}: is given twice")
@@ -241,9 +245,7 @@ def _tables(path: Path) -> Iterator[tuple[Path, CostTable]]:
 
 def read_table(file: Path) -> CostTable:
     """A cost table, in ``ckpt_0`` of a search also one of multiply-adds or parameters."""
-    record = check_header(
-        read_json(file), TABLE_FORMAT, TABLE_VERSION, str(file), CostTableError
-    )
+    record = check_header(read_json(file), TABLE_FORMAT, TABLE_VERSION, str(file), CostTableError)
     return parse_record(CostTable, record, str(file), CostTableError)
 
 

@@ -7,7 +7,8 @@ const figures = (prefix) => Object.keys(views).filter((id) => id.startsWith(pref
 // An exponential moving average of the training curves; validations stay as they are.
 function smooth(rows, weight) {
   const before = {};
-  return rows.map((row) => {
+  // Vega marks the rows that it draws; a copy without the mark is another row to it.
+  return structuredClone(rows).map((row) => {
     if (row.kind !== "training") return row;
     const last = before[row.run] ?? row;
     const mix = (key) => weight * last[key] + (1 - weight) * row[key];
@@ -61,8 +62,9 @@ async function draw(figure) {
   views[id] = view;
   if (id === "curves") {
     const rows = data.charts.curves.datasets.curves;
+    // Data cannot change while the chart is computed, which is when a listener is called.
     view.addSignalListener("smoothing", (_, weight) =>
-      view.data("curves", smooth(rows, weight)).runAsync(),
+      setTimeout(() => view.data("curves", smooth(rows, weight)).runAsync()),
     );
   }
   if (id.startsWith("networks-")) {

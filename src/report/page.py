@@ -12,7 +12,6 @@ from typing import Any
 import altair as alt
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from src.arch.cost_table import CostTable
 from src.errors import UserError
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 LARGEST = 2_000_000  # bytes of a page
+POINTS, ALL_POINTS = 400, 2400  # of a curve, and of those of all runs together
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     specs: dict[str, charts.Spec] = {}
     networks = [(run, network) for run in runs for network in run.networks]
     rows = [charts.network_row(index, *pair) for index, pair in enumerate(networks)]
-    units = list(dict.fromkeys(run.unit for run, _ in networks))
+    units = list(dict.fromkeys(run.unit for run, network in networks if network.top1 is not None))
+    most = min(POINTS, ALL_POINTS // max(len(runs), 1))
     for number, unit in enumerate(units):
         own = [row for row, (run, _) in zip(rows, networks, strict=True) if run.unit == unit]
         specs[f"networks-{number}"] = charts.networks(own, unit)
@@ -81,12 +82,12 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     if layers:
         for unit in dict.fromkeys(own.unit for own in layers.values()):
             specs[f"layers-{unit}"] = charts.layers(unit)
-    curves = [row for run in runs for row in charts.curve_rows(run.label, run.folder.points)]
+    curves = [row for run in runs for row in charts.curve_rows(run.label, run.folder.points, most)]
     if curves:
         specs["curves"] = charts.curves(curves)
     searches = [run for run in runs if run.folder.steps and run.space]
     for number, run in enumerate(searches):
-        specs[f"history-{number}"] = charts.history(run)
+        specs[f"history-{number}"] = charts.history(run, most)
     for number, table in enumerate(tables.values()):
         specs[f"table-{number}"] = charts.heat_map(table)
     predictions = charts.prediction_rows(tables)
@@ -107,9 +108,9 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     )
     return environment.get_template("page.html").render(
         title=", ".join([run.label for run in runs] + list(tables)),
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        library=Markup(vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION[1:4])),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        library=_library(),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
         data=_embedded(data),
         charts=specs,
         runs=_run_table(runs),
@@ -137,10 +138,16 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     )
 
 
-def _embedded(data: Any) -> Markup:
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed for Altair's version of Vega-Lite, as JavaScript."""
+    # Its types lack a default that it has.
+    return vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION[1:4])  # type: ignore[call-arg]
+
+
+def _embedded(data: Any) -> str:
     """JSON within an element of a page; a text in it cannot end the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c"))
+    return text.replace("<", "\\u003c")
 
 
 def _text(value: Any) -> str:

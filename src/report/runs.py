@@ -48,7 +48,7 @@ class Network:
         kind: "evaluated", "chosen" or "trained".
         choices: of its layers, in ``layers``; empty where they are not known.
         cost: in the unit of its run.
-        top1: what the run says of it.
+        top1: what the run says of it; None where it did not validate.
         predicted: the same, by the regression.
         tested: the same, by eval.py on the validation images.
         answered: the same, by the C++ application.
@@ -63,7 +63,7 @@ class Network:
     name: str
     kind: str
     cost: float
-    top1: float
+    top1: float | None
     choices: Sequence[str] = ()
     layers: Layers | None = None
     predicted: float | None = None
@@ -399,8 +399,6 @@ def _own(run: Run, classes: int) -> Iterator[Network]:
     found = bool(folder.steps or folder.paths)
     validated = [point.top1 for point in folder.points if point.kind == "val"]
     top1 = validated[-1] if validated else arch.provenance.get("top1") if found else folder.top1
-    if top1 is None:
-        return
     decisions = arch.provenance.get("decisions")
     if run.space and decisions:
         facts = _of_decisions(run, decisions, classes, arch)

@@ -18,7 +18,6 @@ from src.checkpoint.format import Checkpoint, Meta, Weights
 from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
 from src.config import ServeConfig, TrainConfig
-from src.drawing import draw_decisions, draw_served
 from src.errors import UserError
 from src.files import make_folder, read_json, write_json
 from src.search.budget import cost_bound, open_table, parse_targets
@@ -154,10 +153,8 @@ def _write_all(
         )
         for choice in choices
     ]
-    evaluated = [(table.total(network), top1) for network, top1 in supernet.known.items()]
-    draw_served(evaluated, rows, table.unit, folder / "front.png")
     write_json(folder / "front.json", {"unit": table.unit, "networks": rows})
-    _tell(rows, table.unit, len(evaluated))
+    _tell(rows, table.unit, len(supernet.known))
 
 
 def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
@@ -209,7 +206,7 @@ def _write_network(
     place: Path,
     weights: Weights,
 ) -> dict[str, Any]:
-    """Write architecture, weights and pictures of a network; returns its row of the front."""
+    """Write architecture and weights of a network; returns its row of the front."""
     make_folder(place)
     meta, space = supernet.meta, supernet.space
     versions, unit = environment(config.device_target), table.unit
@@ -229,9 +226,6 @@ def _write_network(
     write_json(place / "arch.json", arch.to_dict())
     own = replace(meta, arch=arch, step=0, metrics={"top1": choice.top1})
     write_inherited(place, weights, own)
-    title = f"{arch.name}: {choice.cost:.2f} {unit}"
-    for suffix in (".png", ".svg"):
-        draw_decisions(space, choice.decisions, title, place / f"arch{suffix}")
     size = meta.preprocessing.height, meta.preprocessing.width
     cost = network_cost(arch, len(meta.classes), size)
     return {

@@ -124,9 +124,7 @@ def class_rows(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, 
                 "class": name,
                 "images": images,
                 "top1": 100 * counts[number] / images if images else None,
-                "predicted": {
-                    classes[other]: count for other, count in enumerate(counts) if count
-                },
+                "predicted": {classes[other]: count for other, count in enumerate(counts) if count},
             }
         )
     return rows

@@ -278,6 +278,8 @@ def test_sweep_and_random_networks(flags, call_program, tmp_path, space_file):
         tmp_path / "sweep" / "pareto.png"
     ).is_file()
     assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
+    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    assert all(load_architecture(row["arch"]).name in page for row in rows)
     run = call_program(
         "search.py",
         *flags,
