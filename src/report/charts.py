@@ -83,7 +83,8 @@ def finish(chart: Any, description: str, **datasets: Sequence[Row]) -> Spec:
 def networks(rows: Sequence[Row], unit: str) -> Spec:
     """Top-1 over cost; ``rows`` have the keys of ``network_row``."""
     chosen = alt.param(name="chosen", value=-1)
-    x = alt.X("cost:Q", title=unit, scale=alt.Scale(zero=False))
+    scale = alt.Scale(zero=False, padding=12)  # marks at the edge are seen whole
+    x = alt.X("cost:Q", title=unit, scale=scale)
     color = alt.Color("group:N", title="run")
     tooltip = [
         alt.Tooltip("name:N", title="network"),
@@ -99,7 +100,7 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
         alt.Tooltip("command:N", title="export"),
     ]
     base = alt.Chart(alt.NamedData("networks")).encode(x=x, tooltip=tooltip)
-    y = alt.Y("top1:Q", title="top-1 (%)", scale=alt.Scale(zero=False))
+    y = alt.Y("top1:Q", title="top-1 (%)", scale=scale)
     selected = alt.datum.i == chosen
     evaluated = (
         base.transform_filter(alt.datum.kind == "evaluated")

@@ -42,7 +42,7 @@ function show(index) {
     ["", network.params, "M parameters"],
   ]
     .filter(([, value]) => value !== undefined)
-    .map(([name, value, what]) => `${name} ${value} ${what}`.trim())
+    .map(([name, value, what]) => `${name} ${Number(value.toPrecision(4))} ${what}`.trim())
     .join(", ");
   byId("network-command").textContent = network.command ?? "";
   byId("network-layers").textContent = `Layers: ${network.choices}`;
