@@ -25,11 +25,14 @@ sweeps end with ``report.html``, a page of them (``scripts/report.py``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.utils import run_main
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
@@ -51,14 +54,19 @@ def find_method(
     return find_kind(methods, "method", argv)
 
 
-def show(config: SearchConfig | ServeConfig) -> int:
-    """Write the page of what was found; returns the exit code."""
+def show(config: SearchConfig | ServeConfig, depth: int) -> int:
+    """Write the page of what was found, in folders down to ``depth``; returns the exit code."""
+    from src.errors import UserError
     from src.report.page import write_report
     from src.utils import setup_device
 
-    if setup_device(config.device_target, config.device_id).rank:
-        return 0
-    return write_report([config.checkpoint_path], Path(config.checkpoint_path) / "report.html")
+    folder = Path(config.checkpoint_path)
+    if setup_device(config.device_target, config.device_id).rank == 0:
+        try:
+            write_report([str(folder)], folder / "report.html", depth)
+        except UserError as error:  # what was found is written, and is good without a page
+            log.warning("no page: %s", error)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, ServeConfig):
         from src.search.serving import serve
 
-        return serve(config) or show(config)
+        return serve(config) or show(config, depth=2 if config.finetune_epochs else 0)
     if config.random:
         from src.search.random_networks import draw_random
 
@@ -83,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.sweep:
         from src.search.sweep import sweep
 
-        return sweep(config) or show(config)
+        return sweep(config) or show(config, depth=1)
     from src.search.superkernel_search import search
 
     return search(config)

@@ -157,12 +157,13 @@ class Found:
     tables: Mapping[str, CostTable]
 
 
-def find(names: Sequence[str]) -> Found:
+def find(names: Sequence[str], depth: int = DEPTH) -> Found:
     """Everything that a page is asked for.
 
     Args:
         names: folders of runs, or of folders of runs, latency tables (files, or shipped ones by
             name), and accuracies of networks.
+        depth: how deep within the folders runs are looked for.
 
     Raises:
         UserError: a name is given twice, or holds nothing that can be shown.
@@ -184,7 +185,7 @@ def find(names: Sequence[str]) -> Found:
         if path.is_file():
             found = _read_file(path, label)
         elif path.is_dir():
-            found = _search(path, label, label, DEPTH)
+            found = _search(path, label, label, depth)
             _check_found(path, found)
         else:
             raise UserError(f"{path}: no such folder or file")

@@ -17,7 +17,7 @@ from src.arch.cost_table import CostTable
 from src.errors import UserError
 from src.files import make_folder, write_text
 from src.report import charts
-from src.report.folders import find
+from src.report.folders import DEPTH, find
 from src.report.runs import Layers, Network, Run, build_runs
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,18 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def write_report(names: Sequence[str], out: Path) -> int:
+def write_report(names: Sequence[str], out: Path, depth: int = DEPTH) -> int:
     """Write the page of runs and latency tables; returns the exit code.
+
+    Args:
+        names: as ``find`` takes them.
+        out: the page.
+        depth: how deep within the folders runs are looked for.
 
     Raises:
         UserError: there is nothing to show, runs do not belong together, or the page is too large.
     """
-    found = find(names)
+    found = find(names, depth)
     runs = build_runs(found)
     for run in runs:
         if run.state:

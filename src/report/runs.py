@@ -16,6 +16,7 @@ from src.arch.cost_table import CostTable, arithmetic_table, load_table
 from src.arch.space import SKIP, AnySearchedLayer, SearchSpace, SpaceError, choice_name, load_space
 from src.errors import UserError
 from src.report.folders import ARCH, Evaluated, Folder, Found, read_evaluation
+from src.training.run_log import run_folder
 
 MILLISECONDS = "ms"
 MACS = "million multiply-adds"
@@ -407,7 +408,7 @@ def _own(run: Run, classes: int) -> Iterator[Network]:
         cost = network_cost(arch, classes)
         facts = {"choices": choices, "layers": layers}
         facts |= {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
-    place = folder.path if found else folder.path / "ckpt_0"
+    place = folder.path if found else run_folder(folder.path)
     checkpoint = place / ("inherited.ckpt" if found else "best.ckpt")
     yield Network(
         **facts,

@@ -61,8 +61,7 @@ def serve(config: ServeConfig) -> int:
         )
     table, limits = _open_limits(config, checkpoint.meta)
     images = open_images(config, checkpoint, space, "held")
-    folder = make_folder(Path(config.checkpoint_path))
-    _check_folder(folder, config, checkpoint.meta)
+    folder = _open_folder(config, checkpoint.meta)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
         accuracies = Accuracies(folder / EVALUATED, config, checkpoint, space, evaluator)
@@ -102,7 +101,7 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
             f"cheapest costs {least:.4g} {table.unit}, more than {min(limits):.4g}; --data_path "
             "lets any network be chosen"
         )
-    _check_folder(make_folder(Path(config.checkpoint_path)), config, packed.meta)
+    _open_folder(config, packed.meta)
 
     def own_weights(network: Network) -> Weights:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
@@ -182,8 +181,14 @@ def _place(folder: Path, limit: float, limits: list[float]) -> Path:
     return folder if len(limits) == 1 else folder / f"target_{limit:.4g}"
 
 
-def _check_folder(folder: Path, config: ServeConfig, meta: Meta) -> None:
-    """Refuse to put networks of other settings beside those that are there."""
+def _open_folder(config: ServeConfig, meta: Meta) -> Path:
+    """The folder of the results, with settings and space.
+
+    Raises:
+        UserError: networks of other settings are there.
+    """
+    assert meta.space is not None
+    folder = make_folder(Path(config.checkpoint_path))
     settings = {
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": meta.epoch,
@@ -196,6 +201,8 @@ def _check_folder(folder: Path, config: ServeConfig, meta: Meta) -> None:
             "starts beside them"
         )
     write_json(file, settings)
+    write_json(folder / "space.json", meta.space.to_dict())
+    return folder
 
 
 def _write_network(

@@ -7,8 +7,10 @@ import re
 
 import pytest
 
+import search
 from scripts.report import main
 from src.arch.cost_table import arithmetic_table
+from src.config import ServeConfig
 from src.errors import UserError
 from src.report import page
 from src.report.charts import thin
@@ -132,9 +134,9 @@ def test_runs_that_are_not_finished_say_so(tmp_path, caplog):
     served = write_served(tmp_path / "quick") / "served"
     (served / "front.json").unlink()
     (served / "serve.json").write_text('{"cost": "macs", "evaluations": 10}')
-    search = write_search(tmp_path / "search")
-    (search / "arch.json").unlink()
-    with open(search / "history.jsonl", "a") as file:
+    found = write_search(tmp_path / "search")
+    (found / "arch.json").unlink()
+    with open(found / "history.jsonl", "a") as file:
         file.write('{"epoch": 0, "st')
     assert main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
     for message in (
@@ -145,29 +147,40 @@ def test_runs_that_are_not_finished_say_so(tmp_path, caplog):
         assert message in caplog.text
 
 
+def test_a_search_without_its_page_has_succeeded_all_the_same(runs, tmp_path, caplog):
+    config = ServeConfig(checkpoint_path=str(tmp_path))
+    assert search.show(config, depth=0) == 0
+    assert "no page: " in caplog.text and not (tmp_path / "report.html").exists()
+    served = write_served(tmp_path / "quick") / "served"
+    write_search(served / "other", dataset_name="cifar10")  # lies there by chance
+    assert search.show(ServeConfig(checkpoint_path=str(served)), depth=0) == 0
+    names = [row["run"] for row in read_data((served / "report.html").read_text())["networks"]]
+    assert set(names) == {"served"}
+
+
 def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     started = write_training(tmp_path / "started", epochs=0)
     other = write_training(tmp_path / "other", dataset_name="cifar10")
     odd = write_search(tmp_path / "odd")
     (odd / "history.jsonl").write_text('{"epoch": 0, "step": 1, "cost": "high"}\n')
-    search, out = str(runs / "search"), str(tmp_path / "report.html")
+    mine, out = str(runs / "search"), str(tmp_path / "report.html")
     for names, message in (
         ([], "RUN"),
         ([tmp_path / "none"], "no such folder or file"),
         ([tmp_path / "empty"], "holds no run, none of metrics.jsonl"),
         ([started], "a run that has no result yet; try again"),
-        ([search, search], "search: is given twice"),
-        ([search, other], "is of digits, .*other of cifar10: accuracies of different images"),
-        ([search, "pixel1"], "pixel1.json: a latency table of space 'imagenet', the runs are of"),
+        ([mine, mine], "search: is given twice"),
+        ([mine, other], "is of digits, .*other of cifar10: accuracies of different images"),
+        ([mine, "pixel1"], "pixel1.json: a latency table of space 'imagenet', the runs are of"),
         ([odd], "odd/history.jsonl: .*cross_entropy"),
         ([ROOT / "README.md"], "should be the folder of a run, a latency table"),
     ):
         with pytest.raises(UserError, match=message):
             main([*map(str, names), "--out", out])
     with pytest.raises(UserError, match="out is 'page.pdf', should be a file that ends in .html"):
-        main([search, "--out", "page.pdf"])
+        main([mine, "--out", "page.pdf"])
     monkeypatch.setattr(page, "LARGEST", 1000)
     with pytest.raises(UserError, match="1 runs and 0 tables make a page of .* MB, at most"):
-        main([search, "--out", out])
+        main([mine, "--out", out])
     assert not (tmp_path / "report.html").exists()
