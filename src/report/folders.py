@@ -229,7 +229,9 @@ def _search(path: Path, label: str, group: str, depth: int) -> Found:
         for inner in sorted(path.iterdir()):
             if inner.is_dir() and inner.name not in NO_RUNS and inner.name[0] != ".":
                 name = f"{label}/{inner.name}"
-                found = _search(inner, name, label, depth - 1)
+                # The searches of a sweep, one per target, are one front.
+                own = label if inner.name.startswith("target_") else name
+                found = _search(inner, name, own, depth - 1)
                 folders += found.folders
                 tables.update(found.tables)
     return Found(folders, tables)

@@ -169,6 +169,10 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _short(unit: str) -> str:
+    return unit.replace("million ", "M ")
+
+
 def _run_table(runs: Iterable[Run]) -> Table:
     head = ("run", "what", "state", "data set", "space", "best top-1", "last top-1", "seed")
     rows = []
@@ -195,7 +199,7 @@ def _network_table(networks: Sequence[tuple[Run, Network]]) -> list[tuple[int, s
     found = []
     for index, (run, network) in enumerate(networks):
         cells = (
-            *(network.name, run.label, f"{network.cost:.4g} {run.unit}"),
+            *(network.name, run.label, f"{network.cost:.4g} {_short(run.unit)}"),
             *(_number(network.predicted_ms, 3), _number(network.measured_ms, 3)),
             *(_number(network.top1, 2), _number(network.predicted, 2), _number(network.tested, 2)),
             *(_number(network.answered, 2), _number(network.macs, 2), _number(network.params, 3)),

@@ -130,5 +130,6 @@ def runs(tmp_path_factory) -> Path:
     """A quick start and a search, in one folder."""
     folder = tmp_path_factory.mktemp("runs")
     write_classes(write_served(folder / "quick"))
-    write_search(folder / "search")
-    return folder
+    for target in (25, 50):
+        write_search(folder / f"sweep/target_{target}")
+    return write_search(folder / "search").parent

@@ -52,7 +52,9 @@ def test_the_page_is_one_small_file_that_loads_nothing(written):
 def test_networks_have_their_costs_measurements_and_command(written):
     data, table = read_data(written), latency_table()
     networks = {row["name"]: row for row in data["networks"]}
-    assert len(networks) == 2 + 3 + 1
+    assert len(data["networks"]) == 2 + 3 + 3
+    groups = {row["run"].split("/", 1)[1]: row["group"] for row in data["networks"]}
+    assert groups["sweep/target_25"] == groups["sweep/target_50"] != groups["quick/served"]
     served = networks["served_1.5"]
     assert served["predicted_ms"] == pytest.approx(table.total(FOUND), abs=1e-4)
     assert served["measured_ms"] == pytest.approx(1.02 * table.total(FOUND), abs=1e-3)
