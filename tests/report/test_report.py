@@ -126,7 +126,7 @@ def test_accuracies_and_shipped_tables_make_a_page(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="latency table of space 'imagenet_32', the runs are of"):
         build_runs(find(names))
     (run,) = build_runs(find(names[:1]))
-    assert len(run.networks) == 40 and all(network.layers for network in run.networks)
+    assert len(run.networks) == 100 and all(network.layers for network in run.networks)
     assert main(["pixel1", "epyc_1thread"]) == 0
     assert (tmp_path / "report.html").is_file()
 
