@@ -28,6 +28,7 @@ from src.search.indicators import (
     to_indicators,
     without_parts,
 )
+from src.search.result_files import HISTORY
 from src.training.run_log import run_folder
 from src.utils import run_main
 
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = run_folder(args.run) / "space.json"
     space = SearchSpace.from_dict(read_json(file), str(file))
     table = arithmetic_table(space, "macs")
-    steps = fallen(space, read_jsonl(args.run / "history.jsonl"))
+    steps = fallen(space, read_jsonl(args.run / HISTORY))
     worth = gains(space, table, read_jsonl(args.accuracies))
     draw(space, steps, worth, args.out)
     for place in sorted(steps, key=lambda place: steps[place]):

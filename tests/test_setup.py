@@ -18,7 +18,7 @@ import yaml
 
 from src.checkpoint import format as checkpoint_format
 from src.deployment import description
-from src.search import subnet_accuracies
+from src.search import result_files
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(
@@ -139,7 +139,7 @@ def test_changelog_has_the_versions_of_the_formats():
     formats = {
         description.FORMAT: description.VERSION,
         checkpoint_format.META: checkpoint_format.VERSION,
-        subnet_accuracies.FORMAT: subnet_accuracies.VERSION,
+        result_files.ACCURACIES_FORMAT: result_files.ACCURACIES_VERSION,
     }
     for file in ("architectures/spnas_pixel1", "spaces/imagenet", "latency_tables/pixel1"):
         data = json.loads((ROOT / f"src/arch/{file}.json").read_text(encoding="utf-8"))

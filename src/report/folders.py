@@ -16,12 +16,20 @@ from src.arch.space import SearchSpace
 from src.cli import read_yaml
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json, read_jsonl
+from src.search.result_files import (
+    ACCURACIES,
+    ACCURACIES_FORMAT,
+    FRONT,
+    HISTORY,
+    PATHS,
+    SEARCH,
+    SERVE,
+)
 from src.training.run_log import RunLog, run_folder
 
 T = TypeVar("T")
 
-HISTORY, PATHS, ACCURACIES = "history.jsonl", "paths.jsonl", "subnets.jsonl"
-FRONT, SERVE, SEARCH, ARCH = "front.json", "serve.json", "search.json", "arch.json"
+ARCH = "arch.json"
 DEPTH = 3  # folders within a folder: quick start, served, target_2, finetuned
 # What programs write beside runs, and what may hold very many files.
 NO_RUNS = ("ckpt_0", "result_Files", "time_Result", "train", "val", "test")
@@ -260,7 +268,7 @@ def _lines(kind: type[T], file: Path, lines: Sequence[Mapping[str, Any]] | None 
 def _accuracies(file: Path) -> tuple[Mapping[str, Any], list[Evaluated]]:
     """Header and lines of a file of accuracies."""
     header, *lines = read_jsonl(file) or [{}]
-    if header.get("format") != "spnas-subnets":
+    if header.get("format") != ACCURACIES_FORMAT:
         return {}, []
     return header, _lines(Evaluated, file, lines)
 

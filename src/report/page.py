@@ -120,7 +120,8 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
         charts=specs,
         runs=_run_table(runs),
         units=units,
-        networks=_network_table(networks),
+        network_head=NETWORK_HEAD,
+        networks=_network_rows(networks),
         layers=bool(layers),
         layer_units=list(dict.fromkeys(own.unit for own in layers.values())),
         searches=searches,
@@ -145,8 +146,9 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
 
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed for Altair's version of Vega-Lite, as JavaScript."""
+    version = alt.SCHEMA_VERSION[1:4]
     # Its types lack a default that it has.
-    return vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION[1:4])  # type: ignore[call-arg]
+    return vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
 
 
 def _embedded(data: Any) -> str:
@@ -190,13 +192,17 @@ def _run_table(runs: Iterable[Run]) -> Table:
     return Table(head, rows)
 
 
-def _network_table(networks: Sequence[tuple[Run, Network]]) -> list[tuple[int, str, Table]]:
-    """Of each network its index, its kind, and its row in a table of its own."""
-    head = (
-        *("network", "run", "cost", "ms, predicted", "ms, measured", "top-1", "by regression"),
-        *("by eval.py", "in C++", "M multiply-adds", "M parameters"),
-    )
-    found = []
+NETWORK_HEAD = (
+    *("network", "run", "cost", "ms, predicted", "ms, measured", "top-1", "by regression"),
+    *("by eval.py", "in C++", "M multiply-adds", "M parameters"),
+)
+
+
+def _network_rows(
+    networks: Sequence[tuple[Run, Network]],
+) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Of each network its index, its kind, and its cells under ``NETWORK_HEAD``."""
+    found: list[tuple[int, str, tuple[str, ...]]] = []
     for index, (run, network) in enumerate(networks):
         cells = (
             *(network.name, run.label, f"{network.cost:.4g} {_short(run.unit)}"),
@@ -204,7 +210,7 @@ def _network_table(networks: Sequence[tuple[Run, Network]]) -> list[tuple[int, s
             *(_number(network.top1, 2), _number(network.predicted, 2), _number(network.tested, 2)),
             *(_number(network.answered, 2), _number(network.macs, 2), _number(network.params, 3)),
         )
-        found.append((index, network.kind, Table(head, [cells])))
+        found.append((index, network.kind, cells))
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 
 import numpy as np
@@ -65,11 +66,15 @@ class Predictor:
     Args:
         space: of the networks.
         known: accuracies of networks.
+
+    Attributes:
+        known: the same.
     """
 
     FEWEST = 10  # networks that it takes to tell an error
 
     def __init__(self, space: SearchSpace, known: Mapping[Network, float]) -> None:
+        self.known = dict(known)
         self._choices = [layer.names for layer in space.searched.values()]
         # Accuracies are divided by their deviation. Values are those that the fit begins with.
         linear = ConstantKernel(1.0, (1e-3, 1e3)) * DotProduct(1.0)
@@ -78,7 +83,7 @@ class Predictor:
         self._model = GaussianProcessRegressor(linear + deviations + noise, normalize_y=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of values at their bounds
-            self._model.fit(self._encode(list(known)), np.array(list(known.values())))
+            self._model.fit(self._encode(list(known)), list(known.values()))
 
     def _encode(self, networks: Sequence[Network]) -> np.ndarray:
         """Rows of 0 and 1, (networks, sum of choices)."""
@@ -101,46 +106,45 @@ class Predictor:
     def error(self, weights: np.ndarray) -> float | None:
         """Root of the mean square error of the known networks, each expected from the others.
 
-        By the inverse of their covariance (section 5.4.2).
-
         Args:
             weights: how much each of them counts.
 
         Returns:
             The error in the unit of the accuracies; None of fewer than ``FEWEST`` networks.
         """
-        model = self._model
         if len(weights) < self.FEWEST:
             return None
-        inverse = cho_solve((model.L_, True), np.eye(len(weights)))
-        errors = model.alpha_ / np.diag(inverse) * model._y_train_std
-        return float(np.sqrt(np.average(errors**2, weights=weights)))
+        return float(np.sqrt(np.average(self._errors**2, weights=weights)))
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        """Of each known network, by the inverse of their covariance (section 5.4.2)."""
+        inverse = cho_solve((self._model.L_, True), np.eye(len(self.known)))
+        return self._model.alpha_ / np.diag(inverse) * np.std(list(self.known.values()))
 
 
 def decide(
     predictor: Predictor,
     table: CostTable,
     limit: float,
-    known: Mapping[Network, float],
     candidates: Iterable[Network],
 ) -> Choice:
     """The candidate within a limit of which most is expected.
 
     Args:
-        known: accuracies that the predictor was fitted to, those of the candidates among them.
-        candidates: at least one is within the limit.
+        candidates: some of those that the predictor knows, at least one within the limit.
     """
     allowed = [network for network in candidates if table.total(network) <= limit]
     expected = predictor(allowed)
     best = int(expected.argmax())
     network = allowed[best]
-    costs = np.array([table.total(network) for network in known])
+    costs = np.array([table.total(network) for network in predictor.known])
     near = np.exp(-np.abs(np.log(costs / limit)) / WIDTH)
     return Choice(
         limit,
         network,
         table.total(network),
-        known[network],
+        predictor.known[network],
         float(expected[best]),
         predictor.error(near),
     )
@@ -188,9 +192,7 @@ class Chooser:
             for network in proposed:
                 self._take(network)
         predictor = Predictor(self._space, self.known)
-        return [
-            decide(predictor, self._table, limit, self.known, self.known) for limit in self._limits
-        ]
+        return [decide(predictor, self._table, limit, self.known) for limit in self._limits]
 
     def _take(self, network: Network) -> None:
         self.known[network] = self._evaluate(network)

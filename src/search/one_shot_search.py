@@ -35,19 +35,19 @@ from src.files import (
 )
 from src.search.budget import cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
+from src.search.result_files import PATHS, SEARCH
 from src.search.subnet_evaluation import PathEvaluator, open_images, read_supernet
 from src.utils import environment
 
 log = logging.getLogger(__name__)
 
-HISTORY, SETTINGS = "paths.jsonl", "search.json"
 # Keys that may change when a search is resumed.
 _FREE_KEYS = frozenset(
     ("resume", "checkpoint_path", "compile_cache", "device_id", "data_path", "val_data_path")
 )
 _TRIES = 100_000  # draws until one is new and within the limit
 
-Evaluated = dict[str, Any]  # a line of HISTORY: path, generation, top1, loss, images, cost
+Evaluated = dict[str, Any]  # a line of PATHS: path, generation, top1, loss, images, cost
 
 
 def search_paths(config: OneShotSearchConfig) -> int:
@@ -69,7 +69,7 @@ def search_paths(config: OneShotSearchConfig) -> int:
     with images.compiling:
         evaluator = PathEvaluator(checkpoint, images)
         with tqdm(total=_planned(config), unit="path", leave=False, disable=None) as bar:
-            history = History(folder / HISTORY, results, evaluator, draws, bar)
+            history = History(folder / PATHS, results, evaluator, draws, bar)
             strategy = _search_randomly if config.strategy == "random" else _evolve
             strategy(config, draws, history)
         _write_found(config, checkpoint, evaluator, draws, history)
@@ -92,7 +92,7 @@ def _take_up(
         "epoch": checkpoint.meta.epoch,
         "step": checkpoint.meta.step,
     }
-    file, history = folder / SETTINGS, folder / HISTORY
+    file, history = folder / SEARCH, folder / PATHS
     if history.is_file() and not config.resume:
         raise UserError(
             f"{folder}: holds an earlier search; --resume continues it, another --checkpoint_path "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from src.checkpoint.packed import Packed, statistics_file, write_packed
+from src.checkpoint.packed import SUFFIX, Packed, statistics_file, write_packed
 from src.checkpoint.restore import cell_weights
 from src.config import PackConfig
 from src.errors import UserError
@@ -38,21 +38,20 @@ def pack_supernet(config: PackConfig) -> int:
     if space.one_shot:
         raise UserError(f"{checkpoint.path}: holds a one-shot supernet, which cannot be packed")
     out = Path(config.out)
-    if out.suffix != ".safetensors":
-        raise UserError(f"out is '{config.out}', should end in .safetensors")
+    if out.suffix != SUFFIX:
+        raise UserError(f"out is '{config.out}', should end in {SUFFIX}")
     table = multiply_adds(checkpoint, space)
     known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
     predictor = Predictor(space, known)
     chosen = [space.canonical(space.smallest_choices), space.largest_choices]
     chosen += [
-        decide(predictor, table, limit, known, known).decisions
+        decide(predictor, table, limit, known).decisions
         for limit in np.linspace(*table.range(), config.networks)
     ]
     # What is packed is rounded: statistics are those of the rounded weights.
     weights = {
         name: value.astype(np.float16).astype(np.float32)
         for name, value in checkpoint.network_weights().items()
-        if not name.startswith("decisions.")
     }
     images = open_images(config, checkpoint, space)
     make_folder(out.parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from src.errors import UserError
 from src.files import make_folder, read_json, write_json
 from src.search.budget import cost_bound, open_table, parse_targets
 from src.search.choosing import Choice, Chooser, Predictor, decide
+from src.search.result_files import ACCURACIES, FRONT, SERVE
 from src.search.subnet_accuracies import Accuracies
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.search.superkernel import inherit
@@ -30,7 +31,6 @@ from src.utils import environment
 
 log = logging.getLogger(__name__)
 
-EVALUATED, SETTINGS = "subnets.jsonl", "serve.json"
 FINETUNE_RATE = 0.1  # of the supernet's base learning rate
 # Keys that may change when a folder's evaluations are used again.
 _FREE_KEYS = frozenset(
@@ -64,7 +64,7 @@ def serve(config: ServeConfig) -> int:
     folder = _open_folder(config, checkpoint.meta)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
-        accuracies = Accuracies(folder / EVALUATED, config, checkpoint, space, evaluator)
+        accuracies = Accuracies(folder / ACCURACIES, config, checkpoint, space, evaluator)
         with tqdm(total=config.evaluations, unit="network", leave=False, disable=None) as bar:
 
             def evaluate(network: Network) -> float:
@@ -78,8 +78,8 @@ def serve(config: ServeConfig) -> int:
             evaluator.calibrate(network)
             return inherit(cell_weights(evaluator.network), space, network)
 
-        supernet = Supernet(checkpoint.path.name, checkpoint.meta, space, chooser.known)
-        _write_all(config, supernet, table, choices, own_weights)
+        origin = Origin(checkpoint.path.name, checkpoint.meta, space, len(chooser.known))
+        _write_all(config, origin, table, choices, own_weights)
     for limit in limits if config.finetune_epochs else ():
         code = _finetune(config, checkpoint, _place(folder, limit, limits))
         if code:
@@ -107,11 +107,9 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
 
     predictor = Predictor(space, packed.accuracies)
-    choices = [
-        decide(predictor, table, limit, packed.accuracies, packed.statistics) for limit in limits
-    ]
-    supernet = Supernet(packed.path.name, packed.meta, space, packed.accuracies)
-    _write_all(config, supernet, table, choices, own_weights)
+    choices = [decide(predictor, table, limit, packed.statistics) for limit in limits]
+    origin = Origin(packed.path.name, packed.meta, space, len(packed.accuracies))
+    _write_all(config, origin, table, choices, own_weights)
     return 0
 
 
@@ -122,23 +120,23 @@ def _open_limits(config: ServeConfig, meta: Meta) -> tuple[CostTable, list[float
     return table, find_limits(config, table)
 
 
-class Supernet(NamedTuple):
-    """What the served networks come from.
+class Origin(NamedTuple):
+    """The supernet that networks are served from.
 
     Attributes:
         name: of its file.
-        known: accuracies of networks.
+        evaluated: networks whose accuracies are known.
     """
 
     name: str
     meta: Meta
     space: SearchSpace
-    known: Mapping[Network, float]
+    evaluated: int
 
 
 def _write_all(
     config: ServeConfig,
-    supernet: Supernet,
+    origin: Origin,
     table: CostTable,
     choices: Sequence[Choice],
     own_weights: Callable[[Network], Weights],
@@ -147,13 +145,13 @@ def _write_all(
     folder, limits = Path(config.checkpoint_path), [choice.limit for choice in choices]
     rows = [
         _write_network(
-            *(config, supernet, table, choice, _place(folder, choice.limit, limits)),
+            *(config, origin, table, choice, _place(folder, choice.limit, limits)),
             own_weights(choice.decisions),
         )
         for choice in choices
     ]
-    write_json(folder / "front.json", {"unit": table.unit, "networks": rows})
-    _tell(rows, table.unit, len(supernet.known))
+    write_json(folder / FRONT, {"unit": table.unit, "networks": rows})
+    _tell(rows, table.unit, origin.evaluated)
 
 
 def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
@@ -194,10 +192,10 @@ def _open_folder(config: ServeConfig, meta: Meta) -> Path:
         "epoch": meta.epoch,
         "step": meta.step,
     }
-    file = folder / SETTINGS
+    file = folder / SERVE
     if file.is_file() and read_json(file) != settings:
         raise UserError(
-            f"{folder}: holds networks of other settings ({SETTINGS}); another --checkpoint_path "
+            f"{folder}: holds networks of other settings ({SERVE}); another --checkpoint_path "
             "starts beside them"
         )
     write_json(file, settings)
@@ -207,7 +205,7 @@ def _open_folder(config: ServeConfig, meta: Meta) -> Path:
 
 def _write_network(
     config: ServeConfig,
-    supernet: Supernet,
+    origin: Origin,
     table: CostTable,
     choice: Choice,
     place: Path,
@@ -215,7 +213,7 @@ def _write_network(
 ) -> dict[str, Any]:
     """Write architecture and weights of a network; returns its row of the front."""
     make_folder(place)
-    meta, space = supernet.meta, supernet.space
+    meta, space = origin.meta, origin.space
     versions, unit = environment(config.device_target), table.unit
     provenance = {
         "source": "search.py --from_supernet",
@@ -223,7 +221,7 @@ def _write_network(
         "unit": unit,
         "table": table.name,
         "device": table.device,
-        "supernet": supernet.name,
+        "supernet": origin.name,
         "epochs": meta.epoch,
         "seed": config.seed,
         "mindspore": versions["mindspore"],

@@ -19,12 +19,12 @@ from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
+from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.training.evaluation import Result
 
 log = logging.getLogger(__name__)
 
-FORMAT, VERSION = "spnas-subnets", 1
 NEAR = 0.02  # relative distance from a cost
 MOST = 100_000  # networks of a space that is enumerated
 
@@ -90,8 +90,8 @@ class Accuracies:
         evaluate: Callable[[Sequence[str]], Result],
     ) -> None:
         header = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": ACCURACIES_FORMAT,
+            "version": ACCURACIES_VERSION,
             **_origin(checkpoint, space),
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
@@ -129,7 +129,7 @@ def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> d
     if not file.is_file():
         raise UserError(f"accuracies is '{file}', should be a file of scripts/evaluate_subnets.py")
     header, *lines = read_jsonl(file) or [{}]
-    if header.get("format") != FORMAT or not lines:
+    if header.get("format") != ACCURACIES_FORMAT or not lines:
         raise UserError(f"{file}: holds no accuracies of scripts/evaluate_subnets.py")
     for key, (there, here) in different_settings(
         header, {**header, **_origin(checkpoint, space)}

@@ -278,17 +278,13 @@ class SuperkernelEvaluator:
         space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
         assert space is not None
         self._space, self._validation = space, images.validation
-        weights = checkpoint.network_weights()
         self._evaluator = SubnetEvaluator(
             lambda momentum: SPNASNet(
                 space.largest(), classes, momentum=momentum, kernels=images.kernels
             ),
             images.calibration,
             forward_parts,
-        ).load(
-            {name: value for name, value in weights.items() if not name.startswith("decisions.")},
-            checkpoint.path,
-        )
+        ).load(checkpoint.network_weights(), checkpoint.path)
         self.network = self._evaluator.network
 
     def calibrate(self, decisions: Sequence[str]) -> None:

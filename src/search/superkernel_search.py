@@ -30,6 +30,7 @@ from src.search.indicators import (
     missing_indicators,
     to_decisions,
 )
+from src.search.result_files import HISTORY
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import DecisionState, SearchStep
 from src.training.evaluation import Result, evaluate
@@ -40,8 +41,6 @@ from src.training.step import Update
 from src.utils import environment
 
 log = logging.getLogger(__name__)
-
-HISTORY = "history.jsonl"
 
 # How far the cost's weight can raise a typical threshold within the ramp, as a multiple of what it
 # has fallen by before: enough to switch off most of a network, in steps that are small beside the

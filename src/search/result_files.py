@@ -1,0 +1,10 @@
+"""Names of what searches and served supernets leave in their folders. Imports no framework."""
+
+from __future__ import annotations
+
+HISTORY = "history.jsonl"  # of a superkernel search: a line per step
+PATHS = "paths.jsonl"  # of a one-shot search: a line per evaluated path
+ACCURACIES = "subnets.jsonl"  # of networks of a supernet: a header, and a line per network
+ACCURACIES_FORMAT, ACCURACIES_VERSION = "spnas-subnets", 1
+FRONT = "front.json"  # networks that a supernet serves
+SERVE, SEARCH = "serve.json", "search.json"  # settings: of serving, of a one-shot search
