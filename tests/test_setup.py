@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from src.checkpoint import format as checkpoint_format
+from src.checkpoint import packed
 from src.deployment import description
 from src.search import result_files
 from tests.conftest import ROOT
@@ -139,6 +140,7 @@ def test_changelog_has_the_versions_of_the_formats():
     formats = {
         description.FORMAT: description.VERSION,
         checkpoint_format.META: checkpoint_format.VERSION,
+        packed.FORMAT: packed.VERSION,
         result_files.ACCURACIES_FORMAT: result_files.ACCURACIES_VERSION,
     }
     for file in ("architectures/spnas_pixel1", "spaces/imagenet", "latency_tables/pixel1"):

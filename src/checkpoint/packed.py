@@ -1,7 +1,7 @@
 """Packed supernets: what it takes to serve networks without images, in two small files.
 
 ``NAME.safetensors`` holds the parameters of an elastic supernet. Its metadata has what a checkpoint
-says about itself (``meta``) and the accuracies of its networks that were evaluated (``networks``).
+says about itself (``meta``), and the accuracies of its networks that were evaluated (``networks``).
 ``NAME.statistics.safetensors`` holds the statistics of batch normalisation of some of these
 networks: each array under the number of the network, in the list ``networks`` of the metadata, and
 the name that it has in the network itself. Arrays are float16 in the files and float32 in memory.
@@ -24,10 +24,11 @@ from safetensors.numpy import save_file
 from src.arch.space import Network, SpaceError
 from src.checkpoint.format import Checkpoint, Meta, Weights
 from src.errors import UserError
-from src.files import parse_record, sha256, whole
+from src.files import check_header, parse_record, sha256, whole
 
 SHIPPED = Path(__file__).parents[2] / "weights"
 SUFFIX, STATISTICS = ".safetensors", ".statistics"
+FORMAT, VERSION = "spnas-packed-supernet", 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def write_packed(packed: Packed) -> None:
     _save(second, arrays, {"networks": names})
     accuracies = {" ".join(network): top1 for network, top1 in packed.accuracies.items()}
     metadata = {
+        "format": FORMAT,
+        "version": VERSION,
         "meta": packed.meta.to_json(),
         "networks": accuracies,
         "statistics_sha256": sha256(second),
@@ -118,7 +121,8 @@ def read_packed(path: Path) -> Packed:
         UserError: one is missing or damaged, or they do not belong together.
     """
     arrays, texts = _load(path)
-    metadata = parse_record(_Metadata, texts, str(path))
+    record = check_header(texts, FORMAT, VERSION, str(path), UserError)
+    metadata = parse_record(_Metadata, record, str(path))
     second = statistics_file(path)
     values, listed = _load(second)
     if sha256(second) != metadata.statistics_sha256:
