@@ -535,6 +535,11 @@ class SubnetConfig(SubnetDataConfig):
     )
     even: int = _key(0, "further networks, evenly over the range of multiply-adds", ge=0)
     parts: bool = _key(False, "the largest network, and it without each part that can be removed")
+    split: Literal["held", "val"] | None = _key(
+        None,
+        "images for the accuracies: held for those that the training kept apart (holdout), val for "
+        "those of validation; held where there are any",
+    )
     out: str = _key("subnets.jsonl", "file of accuracies; networks that are in it are not repeated")
     seed: int = _key(1, "seed of the networks", ge=0)
 

@@ -64,7 +64,7 @@ def serve(config: ServeConfig) -> int:
     folder = _open_folder(config, checkpoint.meta)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
-        accuracies = Accuracies(folder / ACCURACIES, config, checkpoint, space, evaluator)
+        accuracies = Accuracies(folder / ACCURACIES, config, "held", checkpoint, space, evaluator)
         with tqdm(total=config.evaluations, unit="network", leave=False, disable=None) as bar:
 
             def evaluate(network: Network) -> float:

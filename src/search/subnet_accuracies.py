@@ -14,13 +14,19 @@ from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.sampling import sample_decisions
 from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint
+from src.checkpoint.restore import held_out
 from src.config import SubnetConfig, SubnetDataConfig
 from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
 from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION
-from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
+from src.search.subnet_evaluation import (
+    Split,
+    SuperkernelEvaluator,
+    open_images,
+    read_supernet,
+)
 from src.training.evaluation import Result
 
 log = logging.getLogger(__name__)
@@ -46,10 +52,11 @@ def evaluate_subnets(config: SubnetConfig) -> int:
     chosen = choose(space, multiply_adds(checkpoint, space), config)
     out = Path(config.out)
     make_folder(out.parent)
-    images = open_images(config, checkpoint, space)
+    split = config.split or ("held" if held_out(checkpoint) else "val")
+    images = open_images(config, checkpoint, space, split)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
-        accuracies = Accuracies(out, config, checkpoint, space, evaluator)
+        accuracies = Accuracies(out, config, split, checkpoint, space, evaluator)
         before = len(accuracies)
         for decisions in tqdm(chosen, unit="network", leave=False, disable=None):
             accuracies(decisions)
@@ -73,6 +80,7 @@ class Accuracies:
     Args:
         file: JSON lines; taken up where it is there already.
         config: of the evaluation.
+        split: of which the images for the accuracy are.
         checkpoint: the supernet.
         space: that of the supernet.
         evaluate: accuracy of a network.
@@ -85,6 +93,7 @@ class Accuracies:
         self,
         file: Path,
         config: SubnetDataConfig,
+        split: Split,
         checkpoint: Checkpoint,
         space: SearchSpace,
         evaluate: Callable[[Sequence[str]], Result],
@@ -93,6 +102,7 @@ class Accuracies:
             "format": ACCURACIES_FORMAT,
             "version": ACCURACIES_VERSION,
             **_origin(checkpoint, space),
+            "split": split,
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
         }
@@ -123,8 +133,12 @@ class Accuracies:
 def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> dict[Network, float]:
     """Top-1 of each network in a file of ``Accuracies``, in percent.
 
+    They are for choosing networks, so they must not be of test images where the training has kept
+    others apart.
+
     Raises:
-        UserError: there is no such file, it has no networks, or it is of another supernet.
+        UserError: there is no such file, it has no networks, it is of another supernet, or of test
+            images.
     """
     if not file.is_file():
         raise UserError(f"accuracies is '{file}', should be a file of scripts/evaluate_subnets.py")
@@ -135,6 +149,11 @@ def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> d
         header, {**header, **_origin(checkpoint, space)}
     ).items():
         raise UserError(f"{file}: {key} is {there!r} there, and {here!r} in {checkpoint.path}")
+    if held_out(checkpoint) and header.get("split") != "held":
+        raise UserError(
+            f"{file}: split is {header.get('split')!r}, should be 'held': test images should not "
+            "choose a network"
+        )
     return {tuple(line["decisions"]): line["top1"] for line in lines}
 
 

@@ -33,6 +33,8 @@ from src.training.evaluation import Result, evaluate
 from src.training.run_log import run_folder
 from src.utils import setup_device
 
+Split = Literal["held", "val"]
+
 
 def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
     """The supernet of a checkpoint, a run's folder (its newest one) or a packed one; its space."""
@@ -124,7 +126,7 @@ def open_images(
     config: SubnetDataConfig,
     checkpoint: Checkpoint,
     space: SearchSpace,
-    split: Literal["held", "val"] = "val",
+    split: Split = "val",
 ) -> Images:
     """Select the device and open the images that the configuration asks for.
 

@@ -289,6 +289,20 @@ def test_a_packed_supernet_serves_without_images(packed, supernet, call_program,
         np.testing.assert_allclose(network.weights[name], value, atol=2e-3 * scale, err_msg=name)
 
 
+def test_test_images_do_not_choose_what_a_packed_supernet_serves(
+    packed, supernet, call_program, tmp_path
+):
+    header, *lines = read_jsonl(packed.with_name("subnets.jsonl"))
+    assert header["split"] == "held"
+    tested, out = tmp_path / "tested.jsonl", tmp_path / "out.safetensors"
+    write_jsonl(tested, [{**header, "split": "val"}, *lines])
+    run = call_program(
+        "scripts/pack_supernet.py", "--ckpt", supernet, "--accuracies", tested, "--out", out
+    )
+    assert run.returncode == 2 and "split is 'val', should be 'held'" in run.stderr
+    assert not out.exists()
+
+
 def test_a_packed_supernet_is_evaluated_with_images(packed, few_digits, call_program, tmp_path):
     run = call_program(
         "scripts/evaluate_subnets.py",
