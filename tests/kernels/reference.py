@@ -11,6 +11,16 @@ from src.arch.cost import conv_out
 from src.kernels import build
 
 
+def last(x: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) with channels last."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) with channels first."""
+    return x.transpose(0, 3, 1, 2)
+
+
 def depthwise64(x, weight, stride, dy):
     """y, dx and dweight of a depthwise convolution, tap by tap, in float64."""
     x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))

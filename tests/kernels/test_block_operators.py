@@ -17,6 +17,8 @@ from tests.kernels.reference import (
     block64,
     dense64,
     depthwise64,
+    first,
+    last,
     norm64,
     normal,
     parameters,
@@ -45,16 +47,6 @@ BLOCKS = [  # (N, C, H, W, M, O, k, stride), M == C without expansion
 ]
 EPSILON, MOMENTUM = 1e-5, 0.9
 ROUNDING = 2.0**-8  # the most by which rounding to bfloat16 changes a value, relatively
-
-
-def last(x: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) with channels last."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def first(x: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) with channels first."""
-    return x.transpose(0, 3, 1, 2)
 
 
 def options(residual: bool = False, ceiling: float = np.inf) -> np.ndarray:
@@ -208,6 +200,18 @@ def test_inference_equals_float64(shape):
     assert_near(first(run(f"{case.prefix}Folded{case.stride}", folded, y)[0]), expected, 5e-6)
 
 
+def active_part(case: BlockCase, side: int, channels: int):
+    """Layers of the block that a decision derives, and where each parameter lies in the largest."""
+    largest = case.layers[1][0].shape[-1]
+    trim = (largest - side) // 2
+    taps = slice(trim, largest - trim)
+    places = [np.s_[:channels]] * 3 + [np.s_[:channels, :, taps, taps]] + [np.s_[:channels]] * 2
+    places += [np.s_[:, :channels], np.s_[:], np.s_[:]]
+    flat = [a for layer in case.layers for a in layer]
+    values = [a[place] for a, place in zip(flat, places, strict=True)]
+    return [values[:3], values[3:6], values[6:]], places
+
+
 @pytest.mark.parametrize("decision", [(3, 48, 1), (5, 24, 1), (3, 20, 1), (5, 48, 0)], ids=str)
 def test_what_is_not_active_counts_for_nothing(decision):
     side, channels, presence = decision
@@ -220,14 +224,7 @@ def test_what_is_not_active_counts_for_nothing(decision):
         kept = [a for pair in case.moving for a in pair]
         assert all(np.array_equal(a, b) for a, b in zip(moved, kept, strict=True))
         return
-    # The block that the decision derives, and where its parameters lie in the largest.
-    trim = (5 - side) // 2
-    taps = slice(trim, 5 - trim)
-    places = [np.s_[:channels]] * 3 + [np.s_[:channels, :, taps, taps]] + [np.s_[:channels]] * 2
-    places += [np.s_[:, :channels], np.s_[:], np.s_[:]]
-    flat = [a for layer in case.layers for a in layer]
-    small = [a[place] for a, place in zip(flat, places, strict=True)]
-    layers = [small[:3], small[3:6], small[6:]]
+    layers, places = active_part(case, side, channels)
     y, gradients, statistics = block64(case.x, layers, 1, True, case.dy)
     assert_near(first(results[0]), y, 5e-6)
     assert_near(actual[0], gradients[0], 1e-5)
@@ -257,13 +254,7 @@ def test_active_part_is_the_block_that_it_derives(decision, bfloat16):
         assert not any(gradient.any() for gradient in gradients[1:])
         return
     small = BlockCase((2, 16, 9, 8, channels, 16, side, 1), bfloat16=bfloat16)
-    trim = (5 - side) // 2
-    taps = slice(trim, 5 - trim)
-    places = [np.s_[:channels]] * 3 + [np.s_[:channels, :, taps, taps]] + [np.s_[:channels]] * 2
-    places += [np.s_[:, :channels], np.s_[:], np.s_[:]]
-    flat = [a for layer in case.layers for a in layer]
-    values = [a[place] for a, place in zip(flat, places, strict=True)]
-    small.layers = [values[:3], values[3:6], values[6:]]
+    small.layers, places = active_part(case, side, channels)
     expected = small.train(small.everything())
     assert np.array_equal(results[0], expected[0])
     dx, *own = small.backward(small.everything(), expected)

@@ -16,6 +16,8 @@ from tests.kernels.reference import (
     assert_near,
     dense64,
     depthwise64,
+    first,
+    last,
     norm64,
     normal,
     parameters,
@@ -36,16 +38,6 @@ LAYERS = [  # (N, C, H, W, O, stride)
 ]
 EPSILON, MOMENTUM = 1e-5, 0.9
 OPTIONS = np.array([EPSILON, MOMENTUM, 0, np.inf], np.float32)
-
-
-def last(x: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) with channels last."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def first(x: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) with channels first."""
-    return x.transpose(0, 3, 1, 2)
 
 
 def blocks_of(channels: int, outputs: int, stride: int) -> list[ShuffleBlock]:

@@ -37,7 +37,10 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 def small_architecture(*more: str) -> Architecture:
-    blocks = ("r1_k3_s22_e3_i8_o12", "r1_k5_s11_e3_i12_o12", *more, "r1_k7_s22_e6_i12_o16")
+    return network_of("r1_k3_s22_e3_i8_o12", "r1_k5_s11_e3_i12_o12", *more, "r1_k7_s22_e6_i12_o16")
+
+
+def network_of(*blocks: str) -> Architecture:
     return Architecture(
         "small",
         32,
@@ -225,15 +228,7 @@ def test_bfloat16_network_is_near_to_float32(mode):
 @needs_bfloat16
 def test_bfloat16_subnet_is_the_network_that_it_derives():
     arch = small_architecture()
-    smaller = ("r1_k3_s22_e3_i8_o12", "r1_k3_s11_e2_i12_o12", "r1_k5_s22_e3_i12_o16")
-    derived = Architecture(
-        "derived",
-        32,
-        tuple(decode_block(b) for b in smaller),
-        stem_channels=8,
-        stem_stride=1,
-        head_channels=20,
-    )
+    derived = network_of("r1_k3_s22_e3_i8_o12", "r1_k3_s11_e2_i12_o12", "r1_k5_s22_e3_i12_o16")
     decisions = [(b.kernel_size, b.mid_channels, 1) for b in derived.blocks]
     network = bfloat16_network(arch).set_train()
     own = SPNASNet(derived, 4, kernels=True, bfloat16=True).set_train()
