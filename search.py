@@ -19,8 +19,8 @@ chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained,
     python search.py --from_supernet runs/elastic --latency_table TABLE --target_latency_ms 3
 
 serves a network of an elastic supernet that ``train.py --space`` has trained, within minutes and
-without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several. Served networks and
-sweeps end with ``report.html``, a page of them (``scripts/report.py``).
+without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several. Searches of
+superkernels and served networks end with ``report.html``, a page of them (``scripts/report.py``).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(config) or show(config, depth=1)
     from src.search.superkernel_search import search
 
-    return search(config)
+    return search(config) or show(config, depth=0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of runs, searches and networks, by Matplotlib without a display."""
+"""Pictures of trainings, path searches and tables, by Matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
 from src.arch.cost_table import CostTable
-from src.arch.space import SKIP, SearchSpace, layer_index
+from src.arch.space import SKIP, layer_index
 from src.files import whole
 
 # One colour per kernel size in all pictures; choices of one size differ in opacity.
@@ -21,7 +19,6 @@ KERNEL_COLORS = {3: "#4c9be8", 5: "#f2a541", 7: "#d1495b"}
 XCEPTION_COLOR = "#5b9a68"
 SKIP_COLOR = "#e8e8e8"
 LINE_COLOR = "#999999"
-EDGE_COLOR = "#444444"
 
 RGBA: TypeAlias = tuple[float, float, float, float]
 Line: TypeAlias = Mapping[str, Any]  # of a JSON-lines file of a run
@@ -88,100 +85,6 @@ def draw_comparison(groups: Mapping[str, Sequence[Sequence[Line]]], path: Path) 
     save(figure, path)
 
 
-def draw_decisions(space: SearchSpace, decisions: Sequence[str], title: str, path: Path) -> None:
-    """Draw a network: its layers from left to right, with gaps where one is skipped.
-
-    Colour shows the kernel size of a layer, height its expansion ratio.
-    """
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    axis, tallest = figure.subplots(), 1.0
-    for index, (layer, block) in enumerate(zip(space.layers, space.blocks(decisions), strict=True)):
-        if layer.stride == 2:
-            axis.axvline(index - 0.5, color=LINE_COLOR, linewidth=0.8, linestyle=":")
-        if block is None:  # a line on the axis where the bar would stand
-            axis.plot([index - 0.4, index + 0.4], [0, 0], color=LINE_COLOR, linewidth=2)
-            continue
-        # Of blocks of every kind, not only of those that store an expansion.
-        ratio = block.mid_channels / block.in_channels
-        tallest = max(tallest, ratio)
-        color = KERNEL_COLORS[block.kernel_size]
-        axis.add_patch(
-            Rectangle((index - 0.4, 0), 0.8, ratio, facecolor=color, edgecolor=EDGE_COLOR)
-        )
-        channels = str(block.out_channels)
-        axis.text(index, ratio + 0.1, channels, ha="center", va="bottom", fontsize=7)
-    axis.set(
-        xlim=(-0.7, len(space.layers) - 0.3),
-        ylim=(-0.2, tallest + 1),
-        xlabel="layer (output channels above, dotted where the resolution halves)",
-        ylabel="expansion ratio",
-        title=title,
-    )
-    axis.set_xticks(range(len(space.layers)))
-    axis.legend(
-        handles=[
-            Patch(facecolor=color, edgecolor=EDGE_COLOR, label=f"{size}x{size}")
-            for size, color in KERNEL_COLORS.items()
-        ],
-        loc="upper left",
-        ncol=3,
-        fontsize=8,
-        frameon=False,
-    )
-    save(figure, path)
-
-
-def draw_search(
-    history: Sequence[Line],
-    space: SearchSpace,
-    table: CostTable,
-    target: float | None,
-    path: Path,
-) -> None:
-    """Draw cross-entropy, cost against the target, and when each decision changed, over steps."""
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    loss, cost, changes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
-    steps = np.arange(1, len(history) + 1)
-    loss.plot(steps, [line["cross_entropy"] for line in history], linewidth=0.8)
-    loss.set(ylabel="cross-entropy")
-    cost.plot(steps, [line["cost"] for line in history], linewidth=1)
-    if target is not None:
-        label = f"target {target:g}"
-        cost.axhline(target, color=KERNEL_COLORS[7], linestyle="--", linewidth=1, label=label)
-        cost.legend(frameon=False)
-    cost.set(ylabel=table.unit)
-    for axis in (loss, cost):
-        axis.grid(alpha=0.3)
-    _draw_changes(figure, changes, history, space)
-    save(figure, path)
-
-
-def _draw_changes(figure: Figure, axis: Axes, history: Sequence[Line], space: SearchSpace) -> None:
-    """Draw the choice of each searched layer over steps: one row per layer, one colour each."""
-    choices = _choices(layer.names for layer in space.searched.values())
-    names = [*choices, SKIP]
-    rows = np.array([[names.index(choice) for choice in line["decisions"]] for line in history]).T
-    # Each element is the number of a choice, each number has one colour, and the first layer is at
-    # the top.
-    picture = axis.imshow(
-        rows,
-        aspect="auto",
-        interpolation="nearest",  # no mixture of two choices
-        extent=(0.5, len(history) + 0.5, len(rows), 0),
-        cmap=ListedColormap([*(_color(name, choices) for name in choices), to_rgba(SKIP_COLOR)]),
-        norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)),
-    )
-    axis.set(xlabel="step", ylabel="searched layer")
-    axis.set_yticks(
-        np.arange(len(rows)) + 0.5,
-        [str(layer_index(name)) for name in space.searched],
-        fontsize=7,
-    )
-    ticks = range(len(names))
-    bar = figure.colorbar(picture, ax=axis, ticks=ticks, location="bottom", shrink=0.6)
-    bar.ax.set_xticklabels(names)
-
-
 def draw_path_search(history: Sequence[Line], strategy: str, unit: str, path: Path) -> None:
     """Draw the top-1 of the paths of a one-shot search, and over their cost.
 
@@ -227,24 +130,6 @@ def _color(name: str, choices: Sequence[str]) -> RGBA:
     same = [other for other in choices if other[:2] == name[:2]]
     rank = same.index(name) / max(len(same) - 1, 1)  # from 0 to 1
     return to_rgba(KERNEL_COLORS[int(name[1])], 0.35 + 0.65 * rank)
-
-
-def draw_pareto(rows: Sequence[Line], unit: str, path: Path) -> None:
-    """Draw validation top-1 over cost for the networks of a sweep."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axis = figure.subplots()
-    ordered = sorted(rows, key=lambda row: row["cost"])  # the line joins neighbours
-    axis.plot([row["cost"] for row in ordered], [row["top1"] for row in ordered], marker="o")
-    for row in ordered:
-        axis.annotate(
-            f"{row['target']:g}",
-            (row["cost"], row["top1"]),
-            textcoords="offset points",
-            xytext=(5, -12),
-        )
-    axis.set(xlabel=unit, ylabel="top-1 of the found network with inherited weights (%)")
-    axis.grid(alpha=0.3)
-    save(figure, path)
 
 
 def draw_verdict(networks: Mapping[str, tuple[float, float]], title: str, path: Path) -> None:

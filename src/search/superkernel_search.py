@@ -19,9 +19,8 @@ from src.config import SearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.devices.ranks import Ranks
-from src.drawing import draw_decisions, draw_search
 from src.errors import UserError
-from src.files import append_jsonl, cut_jsonl, read_jsonl, write_json
+from src.files import append_jsonl, cut_jsonl, write_json
 from src.search.budget import cost_bound, open_table
 from src.search.indicators import (
     FREE,
@@ -283,7 +282,7 @@ class SuperkernelSearch:
         return evaluate(self.network, loader, ranks=self._run.ranks)
 
     def finish(self) -> None:
-        """Write what was found: architecture, inherited weights, pictures."""
+        """Write what was found: architecture and inherited weights."""
         self._fix_decisions()
         self._run.ranks.run_on_rank_0(self._write_found)
 
@@ -299,11 +298,6 @@ class SuperkernelSearch:
         weights = network_weights(cell_weights(self.step))
         meta = replace(run.meta, arch=arch, epoch=run.config.epoch_size)
         write_inherited(results, inherit(weights, space, decisions), meta)
-        history = read_jsonl(results / HISTORY)
-        draw_search(history, space, table, self._target, results / "search.png")
-        for suffix in (".png", ".svg"):
-            title = f"{arch.name}: {cost:.2f} {table.unit}"
-            draw_decisions(space, named, title, results / f"arch{suffix}")
         log.info(
             "found %s of %.2f %s%s: %s",
             results / "arch.json",

@@ -1,4 +1,4 @@
-"""Searches for several targets, one after the other, and one table and picture of all."""
+"""Searches for several targets, one after the other, and one table of all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from src.arch.architecture import load_architecture
 from src.arch.space import load_space
 from src.checkpoint.folder import CheckpointFolder
 from src.config import SearchConfig
-from src.drawing import draw_pareto
 from src.files import write_json
 from src.search.budget import count_classes, open_table, parse_targets
 from src.search.superkernel_search import search
@@ -48,7 +47,6 @@ def sweep(config: SearchConfig) -> int:
         log.info("%10g %10.2f %8.2f", row["target"], row["cost"], row["top1"])
     if setup_device(config.device_target, config.device_id).rank == 0:
         write_json(folder / "pareto.json", {"unit": table.unit, "networks": rows})
-        draw_pareto(rows, table.unit, folder / "pareto.png")
     return 0
 
 
