@@ -2,7 +2,7 @@
 
     python scripts/launch.py --device_num 8 imagenet --data_path /path/to/imagenet
 
-trains in the background; ``--help`` lists the flags, README.md has more commands.
+trains in the background; ``--help`` lists the flags, docs/distributed.md explains the job.
 """
 
 from src.devices.launcher import main

@@ -44,7 +44,7 @@ TINY = Architecture(
 # Files that take longest, first, so that none of them is left for one of two processes at the end.
 LONGEST = (
     "devices/test_distributed.py",
-    "test_readme.py",
+    "test_documents.py",
     "deployment/test_export.py",
     "search/test_search.py",
     "search/test_elastic.py",
