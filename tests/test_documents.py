@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -96,8 +95,8 @@ def test_links_lead_to_pages_headings_and_files(name):
 
 def test_every_page_is_in_the_navigation_and_every_picture_on_a_page():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    groups: list[dict[str, Any]] = site["nav"]
-    listed = [page for group in groups for entry in group.values() for page in as_pages(entry)]
+    entries = [entry for group in site["nav"] for part in group.values() for entry in part]
+    listed = [page for entry in entries for page in entry.values()]
     assert sorted(listed) == sorted(name[5:] for name in PAGES if name.startswith("docs/"))
     shown = {
         (ROOT / name).parent / target
@@ -109,14 +108,9 @@ def test_every_page_is_in_the_navigation_and_every_picture_on_a_page():
     assert pictures <= shown
 
 
-def as_pages(entry: str | list[dict[str, str]]) -> list[str]:
-    """Pages of a group of the navigation, or of an entry without a group."""
-    if isinstance(entry, str):
-        return [entry]
-    return [page for one in entry for page in one.values()]
-
-
-@pytest.mark.skipif(not shutil.which("zensical", path=Path(sys.executable).parent), reason="docs")
+@pytest.mark.skipif(
+    not shutil.which("zensical", path=Path(sys.executable).parent), reason="needs the extra docs"
+)
 def test_site_is_built_without_warnings(tmp_path):
     shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
