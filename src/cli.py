@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 
 from src.config import ProgramConfig
 from src.errors import UserError, nearest
-from src.files import first_problem
+from src.files import first_problem, read_yaml
 
 ConfigT = TypeVar("ConfigT", bound=ProgramConfig)
 
@@ -104,8 +103,10 @@ def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: s
     rest = {key: value for key, value in from_file.items() if key not in flags}
     build_config(kind, rest, path or "")
     values = {**rest, **flags}
+    checked = build_config(kind, values)
     # The preset depends on what is given, such as the data set, so it comes last and counts least.
-    return build_config(kind, {**kind.preset(values), **values})
+    preset = kind.preset({key: getattr(checked, key) for key in values})
+    return build_config(kind, {**preset, **values})
 
 
 def find_kind(
@@ -194,14 +195,3 @@ def _value(kind: type[ProgramConfig], key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text  # which pydantic refuses, with the key in the message
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """Keys and values of a YAML file."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
-    return values or {}

@@ -24,11 +24,11 @@ from src.data.preprocessing import (
     Preprocessing,
 )
 from src.lr_scheduler import ScheduleName
+from src.recipe import SHORT_SEARCH, Preset, Purpose, for_folder
 
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
 OptimizerName = Literal["momentum", "rmsprop"]
 Triple = tuple[float, float, float]
-Preset = dict[str, Any]
 
 
 # Presets: what suits a data set, where neither flags nor the YAML file say otherwise.
@@ -47,7 +47,8 @@ imagenet_cfg: Preset = {
     "color_jitter": (0.5, 0.4, 0.3, 0.2),
 }
 
-# The user's own class folders: ImageNet's recipe; sizes and schedule are given by flags.
+# The user's own class folders: ImageNet's recipe, in which src.recipe replaces what suits what is
+# found.
 folder_cfg: Preset = {**imagenet_cfg, "name": "folder"}
 
 cifar10_cfg: Preset = {
@@ -119,14 +120,7 @@ _images: dict[str, Preset] = {
 }
 
 # A search of images of 32x32; the defaults of SearchConfig are those of a search of ImageNet.
-_small_search: Preset = {
-    "space": "imagenet_32",
-    "cost": "macs",
-    "optimizer": "momentum",
-    "lr_scheduler": "one_cycle",
-    "drop_rate": 0.0,
-    "bn_momentum": 0.9,
-}
+_small_search: Preset = {"space": "imagenet_32", **SHORT_SEARCH}
 
 SEARCH_PRESETS: dict[str, Preset] = {
     **_images,
@@ -212,6 +206,7 @@ class RunConfig(ComputeConfig):
     """Keys of every program that trains something."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = PRESETS
+    PURPOSE: ClassVar[Purpose] = "train"
 
     # What is trained on.
     name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
@@ -220,6 +215,9 @@ class RunConfig(ComputeConfig):
         None, "folder with train/ and val/, the training folder itself, or CIFAR-10"
     )
     val_data_path: str | None = _key(None, "validation images, where they are in another folder")
+    balance_classes: bool = _key(
+        False, "train on the same number of images of each class in every epoch"
+    )
     train_images: int | None = _key(
         None, "train on this number of images, a fixed random choice; on all where omitted", ge=1
     )
@@ -340,8 +338,12 @@ class RunConfig(ComputeConfig):
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Preset:
         """What suits the data set that is ``given``, or the default one."""
-        default = cls.model_fields["dataset_name"].default
-        return dict(cls.PRESETS.get(str(given.get("dataset_name", default)), {}))
+        name = given.get("dataset_name", cls.model_fields["dataset_name"].default)
+        values = dict(cls.PRESETS[name])
+        if name == "folder":
+            own = for_folder(given, cls.PURPOSE)
+            values.update({key: value for key, value in own.items() if key in cls.model_fields})
+        return values
 
     def preprocessing(self) -> Preprocessing:
         """Evaluation preprocessing of this run."""
@@ -408,7 +410,7 @@ class TrainConfig(OptimizerConfig):
         values = super().preset(given)
         if given.get("space"):
             values.pop("arch", None)
-            values.update(elastic_cfg)
+            values = {**elastic_cfg, **values}
         return values
 
     @model_validator(mode="before")
@@ -433,6 +435,7 @@ class SearchConfig(OptimizerConfig):
     """
 
     PRESETS: ClassVar[Mapping[str, Preset]] = SEARCH_PRESETS
+    PURPOSE: ClassVar[Purpose] = "search"
 
     method: Literal["superkernel"] = _key(
         "superkernel", "how to search: superkernel, or one_shot with keys of its own"

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -118,6 +119,17 @@ def read_json(path: Path, error: type[UserError] = UserError) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as reason:
         raise error(f"{path}: not readable as JSON ({reason})") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Keys and values of a YAML file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
+    return values or {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

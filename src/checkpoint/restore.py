@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.checkpoint.format import Checkpoint, Meta, Weights, write_checkpoint
-from src.data.sources import Source, hold_out, open_sources
+from src.data.sources import Source, hold_out, open_sources, split_folder
 from src.errors import UserError
 from src.spnasnet import SPNASNet, fold_batch_norm
 
@@ -110,7 +110,7 @@ def open_source(
         checkpoint: of the training.
         config: may name other data.
         split: "train" for the images that were trained on, "held" for those that were kept apart of
-            them, "val" for the others.
+            them, "val" for the others; the held ones too, where a folder has no others.
 
     Raises:
         UserError: it cannot be opened, its classes are others than those of the training, or that
@@ -120,7 +120,11 @@ def open_source(
     data_path = config.data_path or trained["data_path"]
     val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
     dataset_name = config.dataset_name or trained["dataset_name"]
-    share, name = held_out(checkpoint), "val" if split == "val" else "train"
+    share = held_out(checkpoint)
+    if split == "val" and share and dataset_name == "folder":
+        if not split_folder("val", data_path, val_data_path).is_dir():
+            split = "held"
+    name = "val" if split == "val" else "train"
     source = open_sources(dataset_name, data_path, val_data_path, (name,))[name]
     if tuple(source.classes) != classes:
         others = " others" if len(source.classes) == len(classes) else ""

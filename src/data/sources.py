@@ -32,11 +32,12 @@ def _is_image(name: str) -> bool:
 class ImageFolder:
     """A folder with one subfolder of images per class.
 
-    Labels are the places of the subfolders' names in sorted order. Files that are no images are
-    left out with a warning; hidden subfolders are left out.
+    Labels are the places of the subfolders' names in sorted order. Files that are no images, and
+    hidden subfolders, are left out.
 
     Raises:
-        UserError: there is no such folder, it has no subfolders, or one of them holds no image.
+        UserError: there is no such folder, it has fewer than two subfolders, or one of them holds
+            no image.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,14 +59,18 @@ class ImageFolder:
             self._files += [os.path.join(folder, name) for name in images]
             labels += [label] * len(images)
         self.labels = np.array(labels, np.int32)
-        if foreign:
+        self._foreign = foreign
+
+    def warn_of_foreign(self) -> None:
+        """Name files that are no images, if there are any."""
+        if self._foreign:
             # Five names show what they are; a folder may hold thousands.
-            more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+            more = f" and {len(self._foreign) - 5} more" if len(self._foreign) > 5 else ""
             log.warning(
                 "%s: skipped %d files that are no images: %s%s",
                 self.path,
-                len(foreign),
-                ", ".join(foreign[:5]),
+                len(self._foreign),
+                ", ".join(self._foreign[:5]),
                 more,
             )
 
@@ -80,6 +85,11 @@ class ImageFolder:
         )
         if not folders:
             raise UserError(f"{self.path}: holds no class folders; {expected}")
+        if len(folders) == 1:
+            raise UserError(
+                f"{self.path}: holds one class folder, '{folders[0]}'; a classifier needs two or "
+                "more"
+            )
         return tuple(folders)
 
     def __len__(self) -> int:
@@ -346,8 +356,8 @@ def _write_digits(folder: Path) -> None:
             image.convert("RGB").save(place / f"{index:04d}.jpg", quality=95)
 
 
-def _split_folder(split: str, data_path: str, val_data_path: str | None) -> Path:
-    """The folder of class folders of a split."""
+def split_folder(split: str, data_path: str, val_data_path: str | None = None) -> Path:
+    """The folder of class folders of a split, whether it is there or not."""
     root = Path(data_path)
     if split == "val" and val_data_path:
         return Path(val_data_path)
@@ -386,7 +396,9 @@ def open_sources(
             elsewhere = val_data_path if split == "val" else None
             sources[split] = cifar10(elsewhere or data_path, split)
         else:
-            sources[split] = ImageFolder(_split_folder(split, data_path, val_data_path))
+            folder = ImageFolder(split_folder(split, data_path, val_data_path))
+            folder.warn_of_foreign()
+            sources[split] = folder
     if len(sources) == 2 and sources["train"].classes != sources["val"].classes:
         train, val = sources["train"], sources["val"]
         odd = sorted(set(train.classes) ^ set(val.classes))
