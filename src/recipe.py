@@ -72,6 +72,7 @@ SHORT_SEARCH: Preset = {
     "bn_momentum": 0.9,
 }
 WARMUP_SHARE = 0.1  # of the epochs of fine-tuning
+VALIDATIONS = 20  # at most: an epoch of few images takes less time than validating and saving
 
 # What weights say of the images that they were trained with.
 _OF_WEIGHTS = ("image_height", "image_width", "mean", "std")
@@ -79,6 +80,7 @@ _OF_WEIGHTS = ("image_height", "image_width", "mean", "std")
 _SAID = (
     *("arch", "space", "image_height", "image_width", "crop_scale", "crop_padding", "holdout"),
     *("batch_size", "epoch_size", "lr_init", "lr_scheduler", "warmup_epochs"),
+    "val_interval_epochs",
 )
 
 
@@ -221,15 +223,18 @@ def _recipe(
     schedule = SEARCH if purpose == "search" else FINE_TUNING if fine_tuned else SCRATCH
     least, most = schedule.epochs
     epochs = min(max(math.ceil(schedule.steps * batch / max(images, 1)), least), most)
+    epochs = given.get("epoch_size") or epochs
+    interval = math.ceil(epochs / VALIDATIONS)
     values: Preset = {
         "batch_size": batch,
         "epoch_size": epochs,
         "lr_init": schedule.lr * batch / 64 if schedule.scaled else schedule.lr,
         "lr_scheduler": "one_cycle",
+        "val_interval_epochs": interval,
+        "save_checkpoint_epochs": interval,
     }
     if purpose == "search":
         values.update(SHORT_SEARCH)
     elif fine_tuned:
-        epochs = given.get("epoch_size") or epochs
         values.update(lr_scheduler="cosine", warmup_epochs=WARMUP_SHARE * epochs)
     return values

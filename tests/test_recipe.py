@@ -60,6 +60,8 @@ def test_batches_and_epochs_follow_the_number_of_images(images, batch, epochs):
     expect(chosen, batch_size=batch, epoch_size=epochs, lr_scheduler="one_cycle")
     assert chosen["lr_init"] == pytest.approx(0.1 * batch / 64)
     assert chosen["batch_size"] <= images
+    assert 15 <= epochs / chosen["val_interval_epochs"] <= 20
+    assert choose(facts(images), {"epoch_size": 5}, "train")["val_interval_epochs"] == 1
     assert choose(facts(20_000, 32), {}, "train")["batch_size"] == 64
 
 
@@ -135,7 +137,7 @@ def test_the_line_says_what_was_found_and_what_was_not_given(few_digits, caplog)
     assert caplog.messages == [
         f"{few_digits}: 120 images of 10 classes, median short side 32 pixels; chosen: arch "
         "spnas_pixel1_32, image_height 32, image_width 32, crop_padding 4, epoch_size 134, "
-        "lr_init 0.0125, lr_scheduler one_cycle"
+        "lr_init 0.0125, lr_scheduler one_cycle, val_interval_epochs 7"
     ]
     expect(vars(config), batch_size=8, flip=False, epoch_size=134, resize=32, crop_scale=None)
 
