@@ -23,6 +23,7 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
 from src.data.augmentation import Normalisation, augment, cut_out
+from src.data.class_balance import balanced_order
 from src.data.decoding import ImageError
 from src.data.preprocessing import Augmentation, PolicyName, Preprocessing
 from src.data.sources import Source
@@ -160,6 +161,7 @@ class Loader:
         device_num: number of ranks.
         num_parallel_workers: threads that decode and augment.
         max_images: use only so many images, a fixed random choice; None for all.
+        balanced: every training epoch has the same number of images of each class.
 
     Raises:
         UserError: there are fewer images than a training batch needs.
@@ -178,13 +180,14 @@ class Loader:
         device_num: int = 1,
         num_parallel_workers: int = 2,
         max_images: int | None = None,
+        balanced: bool = False,
     ) -> None:
         self.source, self.batch_size = source, batch_size
         self._preprocessing, self._augmentation = preprocessing, augmentation or Augmentation()
         policy = self._augmentation.auto_augment
         self._auto_augment = AutoAugment(policy) if policy else None
         self._normalise = Normalisation(preprocessing)
-        self._training = training
+        self._training, self._balanced = training, balanced
         self._seed, self._rank, self._device_num = seed, rank, device_num
         # More workers than cores are refused by MindSpore; the model zoo's files ask for 16.
         self._workers = max(1, min(num_parallel_workers, os.cpu_count() or 1))
@@ -211,19 +214,28 @@ class Loader:
         return self._rows.bad_images
 
     @property
+    def class_counts(self) -> np.ndarray:
+        """Images of each class, (classes,), of all ranks."""
+        return np.bincount(self.source.labels[self._pool], minlength=len(self.source.classes))
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches per training epoch, on each rank."""
         return len(self) // (self.batch_size * self._device_num)
 
     def _indices(self, epoch: int) -> np.ndarray:
-        """Indices of this rank's images in order.
+        """Numbers of this rank's images in order; one beyond the source is an image once more.
 
         Rank r takes every ``device_num``-th image from the r-th on, so that a step of all ranks
         sees the same images as a step of one rank with as many times the batch.
         """
         if not self._training:
             return self._pool[self._rank :: self._device_num]
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._pool)
+        random = np.random.default_rng((self._seed, epoch))
+        if self._balanced:
+            order = balanced_order(self.source.labels, self._pool, random)
+        else:
+            order = random.permutation(self._pool)
         used = self.batches_per_epoch * self.batch_size * self._device_num
         return order[:used][self._rank :: self._device_num]
 
@@ -287,11 +299,14 @@ class Loader:
             if number % size == 0:
                 yield batch
 
-    def _training_image(self, index: int, epoch: int, out: np.ndarray) -> np.ndarray:
-        """Write an augmented image (3, H, W) into ``out``; returns its label."""
+    def _training_image(self, number: int, epoch: int, out: np.ndarray) -> np.ndarray:
+        """Write an augmented image (3, H, W) into ``out``; returns its label.
+
+        An image that an epoch has several times has another number, and augmentation, each time.
+        """
         preprocessing, augmentation = self._preprocessing, self._augmentation
-        random = Random(f"{self._seed} {epoch} {index}")
-        pixels, label = self._rows.read(index)
+        random = Random(f"{self._seed} {epoch} {number}")
+        pixels, label = self._rows.read(number % len(self.source))
         image = augment(pixels, preprocessing, augmentation, random)
         if self._auto_augment:
             image = self._auto_augment(image, random.getrandbits(31))

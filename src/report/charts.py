@@ -15,8 +15,9 @@ import altair as alt
 
 from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchSpace, layer_index
-from src.report.folders import OfClass, Point
+from src.report.folders import Point
 from src.report.runs import Network, Run, verified
+from src.training.classes import OfClass
 
 Row: TypeAlias = dict[str, Any]
 Spec: TypeAlias = dict[str, Any]

@@ -13,9 +13,8 @@ from src.arch.cost_table import SHIPPED as SHIPPED_TABLES
 from src.arch.cost_table import VERSION as TABLE_VERSION
 from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace
-from src.cli import read_yaml
 from src.errors import UserError
-from src.files import check_header, parse_record, read_json, read_jsonl
+from src.files import check_header, parse_record, read_json, read_jsonl, read_yaml
 from src.search.result_files import (
     ACCURACIES,
     ACCURACIES_FORMAT,
@@ -25,6 +24,7 @@ from src.search.result_files import (
     SEARCH,
     SERVE,
 )
+from src.training.classes import CLASSES, ClassCounts, OfClass
 from src.training.run_log import RunLog, run_folder
 
 T = TypeVar("T")
@@ -104,16 +104,6 @@ class Front:
 
 
 @dataclass(frozen=True)
-class OfClass:
-    """A class in eval.json: its images, and how many of them were taken for which class."""
-
-    name: str
-    images: int
-    top1: float | None
-    predicted: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class Folder:
     """What a run has left: of each file its contents, empty where it is not there.
 
@@ -126,6 +116,7 @@ class Folder:
         header: first line of the accuracies, which says whose they are.
         top1: percent, by eval.py.
         classes: the same by class.
+        counts: images of each class.
     """
 
     path: Path
@@ -145,6 +136,7 @@ class Folder:
     costs: CostTable | None = None
     top1: float | None = None
     classes: Sequence[OfClass] = ()
+    counts: ClassCounts | None = None
 
     @property
     def shows_something(self) -> bool:
@@ -294,7 +286,7 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
         evaluated=evaluated,
         header=header,
         settings=_json(path / SERVE) or _json(path / SEARCH),
-        config=read_yaml(str(config)) if config.is_file() else {},
+        config=read_yaml(config) if config.is_file() else {},
         environment=_json(own / "environment.json"),
         arch=load_architecture(archs[0]) if archs else None,
         space=SearchSpace.from_dict(_json(space), str(space)) if space.is_file() else None,
@@ -303,6 +295,9 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
     if (path / FRONT).is_file():
         front = parse_record(Front, _json(path / FRONT), str(path / FRONT))
         folder = replace(folder, front=front)
+    if (own / CLASSES).is_file():
+        counts = parse_record(ClassCounts, _json(own / CLASSES), str(own / CLASSES))
+        folder = replace(folder, counts=counts)
     top1, classes = read_evaluation(own)
     return replace(folder, top1=top1, classes=classes)
 
@@ -313,7 +308,7 @@ def read_evaluation(path: Path) -> tuple[float | None, list[OfClass]]:
     if not results:
         return None, []
     rows = [
-        {"name": row.get("class"), **{key: row.get(key) for key in ("images", "top1", "predicted")}}
+        {"name" if key == "class" else key: value for key, value in row.items()}
         for row in results[-1].get("per_class", ())
     ]
     return results[-1]["top1"], _lines(OfClass, path / "eval.json", rows)

@@ -19,6 +19,7 @@ from src.files import make_folder, write_text
 from src.report import charts
 from src.report.folders import DEPTH, find
 from src.report.runs import Layers, Network, Run, build_runs
+from src.training.classes import ClassCounts
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +99,10 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     predictions = charts.prediction_rows(tables)
     if predictions:
         specs["predictions"] = charts.predictions(predictions)
-    judged = [run for run in runs if run.folder.classes]
-    for number, run in enumerate(judged):
-        specs[f"classes-{number}"] = charts.confusion(run.folder.classes)
+    class_tables = [(run, content) for run in runs if (content := _class_table(run)).rows]
+    for number, (run, _) in enumerate(class_tables):
+        if run.folder.classes:
+            specs[f"classes-{number}"] = charts.confusion(run.folder.classes)
     data = {
         "charts": specs,
         "networks": rows,
@@ -128,7 +130,7 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
         tables=[(label, table, _entries(table)) for label, table in tables.items()],
         verdicts=_verdicts(tables),
         predictions=_prediction_table(predictions),
-        judged=[(run, _class_table(run)) for run in judged],
+        class_tables=class_tables,
         settings=_side_by_side({run.label: run.folder.config for run in runs}),
         environments=_side_by_side(
             {run.label: {"folder": str(run.folder.path), **run.folder.environment} for run in runs}
@@ -253,12 +255,25 @@ def _prediction_table(rows: Sequence[charts.Row]) -> Table:
 
 
 def _class_table(run: Run) -> Table:
+    """Images of each class, and how it was recognised; no rows where neither was recorded."""
+    judged = {row.name: row for row in run.folder.classes}
+    counts = run.folder.counts or ClassCounts(tuple(judged), ())
     rows = []
-    for row in run.folder.classes:
-        wrong = {name: count for name, count in row.predicted.items() if name != row.name}
-        worst = max(wrong, key=lambda name: wrong[name], default="-")
-        rows.append((row.name, str(row.images), _number(row.top1, 2), worst))
-    return Table(("class", "images", "top-1", "most often taken for"), rows)
+    for number, name in enumerate(counts.classes):
+        numbers = (_text(own[number]) if own else "-" for own in (counts.train, counts.val))
+        of_class = judged.get(name)
+        verdict = ("-", "-", "-")
+        if of_class:
+            top1 = _number(of_class.top1, 2)
+            verdict = (str(of_class.images), top1, of_class.taken_for or "-")
+        rows.append((name, *numbers, *verdict))
+    return Table(CLASS_HEAD, rows)
+
+
+CLASS_HEAD = (
+    *("class", "trained on", "validated on", "by eval.py"),
+    *("top-1", "most often taken for"),
+)
 
 
 def _circumstances(table: CostTable) -> dict[str, Any]:

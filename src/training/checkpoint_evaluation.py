@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from src.checkpoint.folder import CheckpointFolder
@@ -19,6 +18,7 @@ from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, UserError
 from src.files import write_json
 from src.kernels import use_kernels
+from src.training.classes import OfClass, of_classes
 from src.training.compile_cache import CompileCache
 from src.training.evaluation import evaluate
 from src.utils import setup_device
@@ -32,14 +32,15 @@ def evaluate_checkpoints(config: EvalConfig) -> int:
     """Evaluate what the configuration selects and write a table; returns the exit code."""
     files = find_checkpoints(config.checkpoint_path, config.which)
     ranks = setup_device(config.device_target, config.device_id, config.jit_level)
-    rows, bad = [], {}
+    rows, bad, by_file = [], {}, []
     for file in files:
-        row, bad_here = _evaluate_file(file, config, ranks)
+        row, classes, bad_here = _evaluate_file(file, config, ranks)
         rows.append(row)
+        by_file.append(classes)
         bad.update(bad_here)
     _print_table(rows)
-    for row in rows:
-        _print_classes(row)
+    for classes in by_file:
+        _print_classes(classes)
     output = Path(config.output) if config.output else files[0].parent / "eval.json"
     if ranks.rank == 0:
         write_json(output, {"results": rows, "bad_images": bad})
@@ -67,8 +68,8 @@ def find_checkpoints(name: str | Path, which: str) -> list[Path]:
 
 def _evaluate_file(
     file: Path, config: EvalConfig, ranks: Ranks
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The row of a checkpoint, and the images that could not be evaluated with the reason."""
+) -> tuple[dict[str, Any], list[OfClass], dict[str, str]]:
+    """The row of a checkpoint, its classes, and the images that could not be evaluated and why."""
     checkpoint = read_checkpoint(file)
     meta, source = checkpoint.meta, open_source(checkpoint, config, "val")
     loader = Loader(
@@ -105,29 +106,11 @@ def _evaluate_file(
     row = {
         key: value for key, value in vars(result).items() if key not in ("networks", "confusion")
     }
+    classes: list[OfClass] = []
     if result.confusion is not None:
-        row["per_class"] = class_rows(source.classes, result.confusion)
-    return {"file": str(file), "epoch": meta.epoch, **row}, bad
-
-
-def class_rows(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
-    """What a file holds of each class: its images, top-1 in percent, and what they were taken for.
-
-    The last is a row of the confusion matrix without its zeros. Of a class without images there is
-    no top-1.
-    """
-    rows = []
-    for number, (name, counts) in enumerate(zip(classes, confusion.tolist(), strict=True)):
-        images = sum(counts)
-        rows.append(
-            {
-                "class": name,
-                "images": images,
-                "top1": 100 * counts[number] / images if images else None,
-                "predicted": {classes[other]: count for other, count in enumerate(counts) if count},
-            }
-        )
-    return rows
+        classes = of_classes(source.classes, result.confusion)
+        row["per_class"] = [of_class.to_dict() for of_class in classes]
+    return {"file": str(file), "epoch": meta.epoch, **row}, classes, bad
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -146,19 +129,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _print_classes(row: Mapping[str, Any]) -> None:
+def _print_classes(classes: Sequence[OfClass]) -> None:
     """The classes of a checkpoint that are recognised least, where they were counted."""
-    seen = [of_class for of_class in row.get("per_class", ()) if of_class["images"]]
-    for of_class in sorted(seen, key=lambda of_class: of_class["top1"])[:SHOWN]:
-        wrong = {
-            name: count
-            for name, count in of_class["predicted"].items()
-            if name != of_class["class"]
-        }
+    seen = [(of_class.top1, of_class) for of_class in classes if of_class.top1 is not None]
+    for top1, of_class in sorted(seen, key=lambda pair: pair[0])[:SHOWN]:
         log.info(
             "class %s: top-1 %.2f of %d images%s",
-            of_class["class"],
-            of_class["top1"],
-            of_class["images"],
-            f", taken most often for {max(wrong, key=lambda name: wrong[name])}" if wrong else "",
+            of_class.name,
+            top1,
+            of_class.images,
+            f", taken most often for {of_class.taken_for}" if of_class.taken_for else "",
         )

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import mindspore as ms
@@ -21,8 +21,10 @@ from mindspore import Tensor
 
 from src.checkpoint.format import EMA_PREFIX
 from src.checkpoint.restore import cell_weights, load_weights, overwrite
+from src.data.class_balance import describe_imbalance
 from src.errors import Fault
 from src.files import make_folder, write_json, write_text
+from src.training.classes import CLASSES, ClassCounts
 from src.training.compile_cache import CompileCache
 from src.training.run import Run
 from src.training.run_log import RunLog
@@ -33,6 +35,9 @@ from src.training.task import Task
 from src.utils import environment
 
 log = logging.getLogger(__name__)
+
+# What a user can do about classes of different sizes.
+BALANCE = "; --balance_classes trains on as many of each, eval.py --per_class shows each class"
 
 
 def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict[str, Any]]) -> int:
@@ -103,6 +108,8 @@ def _describe(run: Run, files: Mapping[str, dict[str, Any]]) -> None:
     for name, data in files.items():
         write_json(run.folder / name, data)
     write_json(run.folder / "environment.json", environment(config.device_target))
+    classes = _count_classes(run)
+    write_json(run.folder / CLASSES, asdict(classes))
     log.info(
         "%s on %d images of %d classes, %d batches of %d per epoch%s; run folder %s",
         run.arch.name,
@@ -113,6 +120,18 @@ def _describe(run: Run, files: Mapping[str, dict[str, Any]]) -> None:
         f" on each of {run.ranks.size} devices" if run.ranks.size > 1 else "",
         run.folder,
     )
+    uneven = describe_imbalance(classes.classes, classes.train, classes.val)
+    if uneven:
+        log.info("%s%s", uneven, "" if config.balance_classes else BALANCE)
+
+
+def _count_classes(run: Run) -> ClassCounts:
+    train, val = (
+        None if loader is None else tuple(loader.class_counts.tolist())
+        for loader in (run.loader, run.val_loader)
+    )
+    assert train is not None
+    return ClassCounts(run.classes, train, val)
 
 
 def _restore(run: Run, task: Task) -> None:

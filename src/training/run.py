@@ -326,6 +326,7 @@ def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | Non
         training=True,
         augmentation=config.augmentation(),
         max_images=config.train_images,
+        balanced=config.balance_classes,
         **shared,
     )
     if not config.val_while_train:

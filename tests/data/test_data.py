@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.class_balance import balanced_order, describe_imbalance
 from src.data.decoding import ImageError, decode_image
 from src.data.preprocessing import CIFAR10_MEAN, CIFAR10_STD, Augmentation, Preprocessing
 from src.data.sources import ImageFolder, cifar10, hold_out, open_sources, prepare_digits
@@ -228,6 +229,7 @@ def test_nothing_but_damaged_files_is_a_fault(tmp_path):
 # NumPy: thousands are needed, and hypothesis takes fifteen times as long for the same number.
 FUZZ = """
 import sys, numpy as np
+from src.data.class_balance import balanced_order, describe_imbalance
 from src.data.decoding import ImageError, decode_image
 whole, random, decoded = open(sys.argv[1], "rb").read(), np.random.default_rng(0), 0
 for trial in range(int(sys.argv[2])):
@@ -289,7 +291,7 @@ def test_foreign_files_are_named_and_skipped(few_digits, tmp_path, caplog):
     (folder / "0" / "Thumbs.db").write_bytes(b"x")
     (folder / ".hidden").mkdir()
     with caplog.at_level(logging.WARNING):
-        source = ImageFolder(folder)
+        source = open_sources("folder", str(folder.parent), splits=("val",))["val"]
     assert len(source) == 50 and len(source.classes) == 10
     assert "Thumbs.db" in caplog.text
 
@@ -420,3 +422,46 @@ def test_preprocessing_is_read_as_it_was_written():
             Preprocessing.from_dict({**SIZE_32.to_dict(), **change}, "a.ckpt")
     with pytest.raises(UserError, match="key 'std' is missing"):
         Preprocessing.from_dict({k: v for k, v in SIZE_32.to_dict().items() if k != "std"})
+
+
+# Classes of different sizes.
+
+
+def test_imbalance_is_described():
+    line = describe_imbalance(("cat", "dog", "eel"), (8, 30, 4), (1, 6, 3))
+    assert line == (
+        "classes are uneven: 30 training images of dog, 4 of eel; always answering dog has a top-1 "
+        "of 60.0 % on the validation images"
+    )
+    assert "50.0 % on the training images" in describe_imbalance(("a", "b", "c"), (3, 10, 7))
+    assert describe_imbalance(("a", "b"), (14, 10), (9, 1)) == ""
+
+
+def test_balanced_order_has_each_class_equally_often():
+    labels = np.repeat([0, 1, 2], [40, 10, 3])
+    pool = np.arange(1, 53)  # without the first image
+    order = balanced_order(labels, pool, np.random.default_rng(0))
+    images = order % 53
+    assert len(order) == 52 and 0 not in images
+    assert sorted(np.bincount(labels[images])) == [17, 17, 18]
+    for label, (least, most) in enumerate(((0, 1), (1, 2), (5, 6))):
+        counts = np.bincount(images, minlength=53)[(labels == label) & (np.arange(53) > 0)]
+        assert least <= counts.min() and counts.max() <= most
+    # Each appearance of an image has its own number.
+    assert len(set(order.tolist())) == len(order)
+
+
+def test_a_balanced_loader_repeats_images_in_other_augmentations(few_digits, tmp_path):
+    folder = tmp_path / "few"
+    shutil.copytree(few_digits / "train", folder)
+    for file in sorted((folder / "3").iterdir())[2:]:
+        file.unlink()
+    source, flips = ImageFolder(folder), Augmentation(crop_padding=3)
+    batches = loader(source, training=True, batch_size=100, augmentation=flips, balanced=True)
+    ((images, labels),) = batches.epoch()
+    assert np.bincount(labels).min() >= 8 and np.bincount(labels).max() <= 11
+    assert list(batches.class_counts) == [12, 12, 12, 2, *6 * [12]]
+    # Two images in ten appearances: more than two sights of them.
+    assert len(np.unique(images[labels == 3].reshape(sum(labels == 3), -1), axis=0)) > 2
+    ((_, plain),) = loader(source, training=True, batch_size=110, augmentation=flips).epoch()
+    assert np.bincount(plain)[3] == 2

@@ -103,6 +103,7 @@ def test_a_run_explains_itself(reference):
     assert {
         "config.yaml",
         "arch.json",
+        "classes.json",
         "environment.json",
         "metrics.jsonl",
         "train.log",
