@@ -75,7 +75,7 @@ WARMUP_SHARE = 0.1  # of the epochs of fine-tuning
 VALIDATIONS = 20  # at most: an epoch of few images takes less time than validating and saving
 
 # What weights say of the images that they were trained with.
-_OF_WEIGHTS = ("image_height", "image_width", "mean", "std")
+_OF_WEIGHTS = ("image_height", "mean", "std")
 # What is chosen, in the order in which it is said.
 _SAID = (
     *("arch", "space", "image_height", "image_width", "crop_scale", "crop_padding", "holdout"),
@@ -168,7 +168,7 @@ def choose(facts: Facts, given: Mapping[str, Any], purpose: Purpose) -> Preset:
     images = round(found.images * (1 - given.get("holdout", values.get("holdout", 0.0))))
     images = min(images, given.get("train_images") or images)
     few = images < MANY_IMAGES
-    values.update(_augmentation(found.short_side, side, few))
+    values.update(_augmentation(found.short_side, side, few, given))
     fine_tuned = bool(given.get("pre_trained"))
     if few or side <= SMALL or fine_tuned:
         values.update(_recipe(images, side, fine_tuned, given, purpose))
@@ -189,17 +189,18 @@ def _network(facts: Facts, side: int, given: Mapping[str, Any], purpose: Purpose
     if purpose == "search":
         return {"space": "imagenet_32" if small else "imagenet"}
     own = {"arch": "spnas_pixel1_32" if small else "spnas_pixel1", **facts.weights}
-    unused = ("image_height", "image_width", *(("arch",) if given.get("space") else ()))
-    return {key: value for key, value in own.items() if key not in unused}
+    if given.get("space"):
+        del own["arch"]
+    return {key: value for key, value in own.items() if key != "image_height"}
 
 
-def _augmentation(short_side: int, side: int, few: bool) -> Preset:
+def _augmentation(short_side: int, side: int, few: bool, given: Mapping[str, Any]) -> Preset:
     """Random resized crops of images that are larger than the input, else shifts by an eighth.
 
     The shifts are those of the usual recipe for CIFAR-10: 4 of 32 pixels (He et al., arXiv
-    1512.03385, section 4.2).
+    1512.03385, section 4.2). With a crop of random size, a ``crop_padding`` would not be used.
     """
-    if short_side < ROOMY * side:
+    if given.get("crop_padding") or short_side < ROOMY * side:
         shifts = {"resize": side, "crop_padding": side // 8}
         return {**shifts, "crop_scale": None, "color_jitter": None}
     return {"crop_scale": CROP_SCALE, "color_jitter": COLOR_JITTER} if few else {}

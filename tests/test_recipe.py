@@ -16,6 +16,7 @@ from src.config import SearchConfig, TrainConfig
 from src.data.survey import Survey, survey
 from src.errors import UserError
 from src.recipe import COLOR_JITTER, MANY_IMAGES, SMALL, Facts, choose
+from tests.conftest import ROOT
 
 
 def facts(images: int = 1000, short_side: int = 400, has_val: bool = True, **own) -> Facts:
@@ -71,6 +72,8 @@ def test_crops_follow_the_room_that_images_leave():
     expect(choose(facts(short_side=230), {}, "train"), crop_padding=28, resize=224, **shifts)
     crops = {"crop_scale": 0.35, "color_jitter": COLOR_JITTER}
     expect(choose(facts(), {}, "train"), crop_padding=None, resize=None, **crops)
+    # What is given is used: a padding would have no effect on crops of random size.
+    expect(choose(facts(), {"crop_padding": 9}, "train"), resize=224, **shifts)
 
 
 def test_many_large_images_have_the_recipe_of_imagenet():
@@ -181,7 +184,7 @@ def test_a_resumed_run_keeps_its_choice(few_digits, tmp_path):
 def test_weights_in_the_folder_of_a_run_say_what_they_need(few_digits, tmp_path):
     own = {"image_height": 24, "image_width": 24, "mean": [1, 2, 3], "std": [4, 5, 6], "flip": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
-    shutil.copy("src/arch/architectures/spnas_smallest_32.json", tmp_path / "arch.json")
+    shutil.copy(ROOT / "src/arch/architectures/spnas_smallest_32.json", tmp_path / "arch.json")
     config = configure(TrainConfig, few_digits, "--pre_trained", tmp_path / "best.ckpt")
     network = str(tmp_path / "arch.json")
     expect(vars(config), image_height=24, image_width=24, mean=(1, 2, 3), arch=network)
