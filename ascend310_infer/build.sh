@@ -4,7 +4,7 @@
 # --missing only prints the Debian and Ubuntu packages that are not there: the list is in
 # scripts/system_packages.sh.
 # LITE_HOME: an unpacked MindSpore Lite (include/api, lib); without it the wheel mindspore-lite
-# 2.0.0 is fetched once.
+# 2.0.0 is fetched once. Where Python has the wheel openvino, the programs have this runtime too.
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
@@ -50,24 +50,31 @@ fi
     fail "LITE_HOME=$LITE_HOME: holds no include/api/model.h; should be an unpacked MindSpore Lite"
 [ -f "$LITE_HOME/include/api/model.h" ] || LITE_HOME=$LITE_HOME/runtime
 
+# The folder of the package, without importing it; empty where it is not installed.
+OPENVINO_HOME=$("$python" -c 'from importlib.util import find_spec as find
+package = find("openvino")
+print(package.submodule_search_locations[0] if package else "")')
+
 # One build at a time: tests and programs may ask for one at the same moment.
 exec 9< "$root"
 flock -n 9 || { echo "waiting for another build ..." && flock 9; }
 build() {
-    cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" &&
+    cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" \
+        -DOPENVINO_HOME="$OPENVINO_HOME" &&
         cmake --build "$root/out" --parallel "$(nproc)"
 }
 log=$root/out.log
 : > "$log"
-quietly "$log" "building $root/out/main and profile with MindSpore Lite at $LITE_HOME" build || {
+runtimes="MindSpore Lite at $LITE_HOME${OPENVINO_HOME:+, OpenVINO at $OPENVINO_HOME}"
+quietly "$log" "building $root/out/main and profile with $runtimes" build || {
     grep -E -m 5 -A 2 "rror" "$log" >&2 || tail -n 5 "$log" >&2
     fail "the build failed; $log says more"
 }
 mv "$log" "$root/out/build.log"
 # With this file a search compares the runtime of a latency table with the installed one, without
-# starting a program.
-if [ "$root/out/profile" -nt "$root/out/runtime_version" ]; then
-    if "$root/out/profile" --version > "$root/out/runtime_version.new"; then
-        mv "$root/out/runtime_version.new" "$root/out/runtime_version"
+# starting a program. A line for each runtime.
+if [ "$root/out/profile" -nt "$root/out/runtime_versions" ]; then
+    if "$root/out/profile" --version > "$root/out/runtime_versions.new"; then
+        mv "$root/out/runtime_versions.new" "$root/out/runtime_versions"
     fi  # otherwise the runtime lacks libraries here, those of a driver for example
 fi

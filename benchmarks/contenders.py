@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import math
 import os
 import resource
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from src.errors import EXIT_FAULT, Fault, UserError
+from src.latency.turns import READY, TurnProcess, take_turns
 from src.utils import allocator_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,11 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WAITING = "OMP_WAIT_POLICY"
 # Contenders that compute the same in float32; "PyTorch" is the faster one.
 PYTORCH = ("torch", "torch_passive")
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class WorkerError(Fault):
-    """A contender that ended before its time."""
 
 
 def natural_classes(image_size: int) -> int:
@@ -60,14 +54,10 @@ def work(create: Callable[[], Callable[[], float]]) -> None:
     Args:
         create: makes the function to time, which returns a number that must be finite.
     """
-    # What libraries print must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    # A stopped process would outlive a parent that is killed.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    answers = take_turns()
     step = create()
     step()
-    print("ready", file=answers)
+    print(READY, file=answers)
     for _ in iter(sys.stdin.readline, ""):
         start = time.perf_counter()
         value = step()
@@ -83,60 +73,29 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
-class Contender:
-    """A worker process, seen from the parent. It is stopped outside of its turns.
-
-    So threads that spin while they wait for work take no time from the others: those of NumPy's
-    matrix product do so for 0.1 s.
-    """
+class Contender(TurnProcess):
+    """A worker process, seen from the parent, and what it took in its turns."""
 
     def __init__(
         self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
-        self.name = name
-        self.seconds: list[float] = []
         inherited = {key: value for key, value in os.environ.items() if key != WAITING}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env={**inherited, "PYTHONPATH": python_path(), **(environment or {})},
-        )
-
-    def answer(self) -> str:
-        """The next line of the worker, which runs until it has written it."""
-        assert self.process.stdout is not None  # a pipe
-        self.process.send_signal(signal.SIGCONT)
-        line = self.process.stdout.readline().strip()
-        if not line:
-            raise WorkerError(f"{self.name}: ended with exit code {self.process.wait()}")
-        self.process.send_signal(signal.SIGSTOP)
-        return line
+        own = {"PYTHONPATH": python_path(), **(environment or {})}
+        super().__init__(name, command, {**inherited, **own})
+        self.seconds: list[float] = []
 
     def step(self) -> None:
         """Have the work done and timed once."""
-        assert self.process.stdin is not None  # a pipe
-        try:
-            self.process.stdin.write("step\n")
-        except BrokenPipeError:
-            pass  # reading the answer tells the exit code
-        self.seconds.append(float(self.answer()))
+        self.seconds.append(float(self.take_turn()[0]))
 
     def finish(self) -> float:
         """Let the worker end; returns its peak memory in GB."""
         assert self.process.stdin is not None  # a pipe
         self.process.stdin.close()
-        peak = int(self.answer()) / 1e9
+        peak = int(self.read()[0]) / 1e9
         self.process.send_signal(signal.SIGCONT)
         self.process.wait()
         return peak
-
-    def kill(self) -> None:
-        """End the worker whatever it does."""
-        self.process.kill()
-        self.process.wait()
 
 
 def environment_of(worker: str) -> dict[str, str]:
@@ -200,7 +159,7 @@ def compare(
         for key, command in commands.items():
             contender = Contender(names[key], command, environment_of(key))
             stack.callback(contender.kill)
-            contender.answer()
+            contender.read()
             contenders[key] = contender
         for _ in range(rounds):
             for contender in contenders.values():

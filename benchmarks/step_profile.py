@@ -154,7 +154,7 @@ def record(args: argparse.Namespace, image_size: int) -> tuple[list[float], list
         file = Path(folder) / "calls.jsonl"
         worker = Contender("training step", command, {VARIABLE: str(file)})
         try:
-            worker.answer()
+            worker.read()
             for _ in range(args.steps):
                 worker.step()
             worker.finish()

@@ -2,7 +2,8 @@
 # Make the virtual environment .venv and install the project into it: editable, so that src, scripts
 # and benchmarks can be imported from any folder. Takes no time where this was done before and
 # neither pins nor folder have changed.
-# Usage: bash scripts/setup_env.sh [--no-system-packages] [test] [dev] [docs], extras of pyproject.toml
+# Usage: bash scripts/setup_env.sh [--no-system-packages] [EXTRA...], those of pyproject.toml: test, dev,
+# docs, runtimes, int8
 # PYTHON chooses the interpreter, 3.10 to 3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,8 +14,8 @@ extras=()
 for word in "$@"; do
     case $word in
         --no-system-packages) packages=--suggest ;;
-        test | dev | docs) extras+=("$word") ;;
-        *) fail "'$word' is unknown, should be test, dev, docs or --no-system-packages" ;;
+        test | dev | docs | runtimes | int8) extras+=("$word") ;;
+        *) fail "'$word' is unknown, should be test, dev, docs, runtimes, int8 or --no-system-packages" ;;
     esac
 done
 

@@ -666,10 +666,13 @@ class ProfileConfig(ProgramConfig):
 
     space: str = _key("imagenet", "shipped search space or space file")
     out: str = _key("tables/latency.json", "latency table to write", pattern=r".*\.json$")
-    runtime: Literal["lite", "mindspore"] = _key(
+    runtime: Literal["lite", "openvino", "mindspore", "onnxruntime"] = _key(
         "lite",
-        "lite: MindSpore Lite in C++, the deployment's; mindspore: the runtime of training and "
-        "evaluation",
+        "lite, openvino: MindSpore Lite or OpenVINO in C++, those of the deployment; mindspore: "
+        "that of training and evaluation; onnxruntime: ONNX Runtime in Python",
+    )
+    precision: Literal["float32", "bfloat16"] = _key(
+        "float32", "in which the runtime computes; bfloat16 with openvino"
     )
     device: Literal["CPU", "Ascend310", "Ascend"] = _key(
         "CPU", "device to measure; Ascend310 with the runtime lite, Ascend with mindspore"

@@ -120,6 +120,13 @@ def application():
 
 
 @pytest.fixture
+def with_openvino(application):
+    """For tests of this runtime: skips where the application was built without it."""
+    if "OpenVINO" not in (application.parent / "runtime_versions").read_text():
+        pytest.skip("the wheel openvino is not installed")
+
+
+@pytest.fixture
 def classify(application, tmp_path):
     """Runs the application in an empty folder; returns the process and its answers by file."""
 

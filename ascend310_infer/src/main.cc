@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Flags {
-  std::string mindir_path;
+  std::string model_path;
   std::string dataset_path;
   Device device;
   int batch_size = 0;  // 0: the model's own
@@ -34,8 +34,8 @@ struct Flags {
 };
 
 void Define(CLI::App *app, Flags *flags) {
-  app->add_option("--mindir_path", flags->mindir_path,
-                  "model of export.py; its description lies beside it")
+  app->add_option("--mindir_path,--model_path", flags->model_path,
+                  "model of export.py, MindIR or ONNX; its description lies beside it")
       ->required();
   app->add_option("--dataset_path", flags->dataset_path, "folder of images, or of class folders")
       ->required();
@@ -56,8 +56,7 @@ using Models = std::vector<std::unique_ptr<Model>>;
 Models LoadModels(const Flags &flags, const Metadata &metadata, int batch_size) {
   Models models;
   for (int i = 0; i < (flags.device.ascend ? 1 : flags.threads); ++i) {
-    models.push_back(
-        std::make_unique<Model>(flags.mindir_path, metadata, flags.device, batch_size));
+    models.push_back(std::make_unique<Model>(flags.model_path, metadata, flags.device, batch_size));
   }
   return models;
 }
@@ -107,7 +106,7 @@ std::vector<double> WarmUp(const Models &models, const PipelineOptions &options)
 }
 
 int Run(const Flags &flags) {
-  const Metadata metadata = ReadMetadata(flags.mindir_path);
+  const Metadata metadata = ReadMetadata(flags.model_path);
   const std::vector<std::string> files = ListFiles(flags.dataset_path);
   const int batch_size = flags.batch_size > 0 ? flags.batch_size : metadata.batch_size;
   const Models models = LoadModels(flags, metadata, batch_size);

@@ -74,6 +74,12 @@ class Reader {
   // The only value that this program understands.
   void Expect(const std::string &text) const { Require(Text() == text, "\"" + text + "\""); }
 
+  std::string OneOf(const std::string &first, const std::string &second) const {
+    const std::string found = Text();
+    Require(found == first || found == second, "\"" + first + "\" or \"" + second + "\"");
+    return found;
+  }
+
  private:
   void Require(bool condition, const std::string &wanted) const {
     if (!condition) {
@@ -102,10 +108,12 @@ Metadata ParseMetadata(const std::string &text, const std::string &origin) {
   root["version"].Integer(kVersion, kVersion);
 
   Metadata metadata;
-  root["model"]["format"].Expect("MINDIR");
+  metadata.format = root["model"]["format"].OneOf("MINDIR", "ONNX");
   metadata.model_file = root["model"]["file"].Text();
   metadata.sha256 = root["model"]["sha256"].Text();
-  metadata.mindir_version = static_cast<int>(root["model"]["mindir_version"].Integer(1, 1000));
+  if (metadata.format == "MINDIR") {
+    metadata.mindir_version = static_cast<int>(root["model"]["mindir_version"].Integer(1, 1000));
+  }
 
   const Reader preprocessing = root["preprocessing"];
   preprocessing["interpolation"].Expect("bilinear");
@@ -142,7 +150,7 @@ Metadata ParseMetadata(const std::string &text, const std::string &origin) {
 Metadata ReadMetadata(const fs::path &model) {
   std::error_code error;
   if (!fs::is_regular_file(model, error)) {
-    throw UserError(model.string() + ": no such model; export.py --file_format MINDIR writes one");
+    throw UserError(model.string() + ": no such model; export.py writes one");
   }
   fs::path file = model;
   file.replace_extension(".json");

@@ -28,9 +28,10 @@ struct Preprocessing {
 
 struct Metadata {
   std::string model_file;
-  std::string sha256;  // of the model
-  int mindir_version = 0;
-  int batch_size = 0;  // that the model was exported with
+  std::string format;      // "MINDIR" or "ONNX"
+  std::string sha256;      // of the model
+  int mindir_version = 0;  // 0 where the model is no MindIR
+  int batch_size = 0;      // that the model was exported with
   Preprocessing preprocessing;
   std::vector<std::string> classes;
 };

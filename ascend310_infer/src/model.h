@@ -1,27 +1,15 @@
-// A model in MindSpore Lite, on CPU or Ascend 310.
+// A model in one of the runtimes.
 #ifndef SPNAS_MODEL_H_
 #define SPNAS_MODEL_H_
 
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "engine.h"
 #include "metadata.h"
 
-namespace mindspore {
-class Model;
-}
-
 namespace spnas {
-
-struct Device {
-  bool ascend = false;
-  int id = 0;       // of the Ascend device
-  int threads = 1;  // of the runtime, on CPU
-};
-
-using Shape = std::vector<int64_t>;
 
 // One input and one output of float32.
 class Model {
@@ -32,14 +20,13 @@ class Model {
   // Loads a classifier and checks it; throws UserError also where model, description and batch size
   // do not fit.
   Model(const std::string &path, const Metadata &metadata, const Device &device, int batch_size);
-  ~Model();
 
-  size_t input_size() const { return input_bytes_ / sizeof(float); }
-  size_t output_size() const { return output_bytes_ / sizeof(float); }
+  size_t input_size() const { return Elements(engine_->input_shape()); }
+  size_t output_size() const { return Elements(engine_->output_shape()); }
 
   // The output for an input, for example logits (batch_size, classes) of images (batch_size, 3,
   // height, width); throws Fault.
-  void Predict(const float *input, float *output);
+  void Predict(const float *input, float *output) { engine_->Predict(input, output); }
 
   // The same, and how long it took, in milliseconds.
   double TimedPredict(const float *input, float *output);
@@ -48,14 +35,11 @@ class Model {
   std::vector<double> WarmUp(const float *input, float *output);
 
  private:
-  std::unique_ptr<mindspore::Model> model_;
-  std::string path_;
-  size_t input_bytes_ = 0;
-  size_t output_bytes_ = 0;
+  std::unique_ptr<Engine> engine_;
 };
 
-// For example "MindSpore Lite 2.0.0".
-std::string RuntimeVersion();
+// A line for each runtime that the programs were built with, for example "MindSpore Lite 2.0.0".
+std::string RuntimeVersions();
 
 }  // namespace spnas
 

@@ -27,6 +27,14 @@ void QuietRuntime(char **argv) {
 void DefineDevice(CLI::App *app, Device *device) {
   const auto choose = [device](const std::string &name) { device->ascend = name == "Ascend310"; };
   device->ascend = true;
+  app->add_option(
+         "--runtime", device->runtime,
+         "lite (where omitted): MindSpore Lite, for MindIR, on Ascend 310 or CPU; openvino: "
+         "for ONNX, on CPU")
+      ->check(CLI::IsMember({"lite", "openvino"}));
+  app->add_option("--precision", device->precision,
+                  "float32 (where omitted), or bfloat16 with the runtime openvino")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   app->add_option_function<std::string>("--device", choose, "Ascend310 (where omitted) or CPU")
       ->check(CLI::IsMember({"Ascend310", "CPU"}));
   app->add_option("--device_id", device->id, "number of the Ascend device")

@@ -9,7 +9,7 @@
 
 namespace spnas {
 
-// Defines --device, --device_id and --runtime_threads.
+// Defines --runtime, --precision, --device, --device_id and --runtime_threads.
 void DefineDevice(CLI::App *app, Device *device);
 
 // Reads the flags and runs the program; errors become one line on stderr and an ExitCode.

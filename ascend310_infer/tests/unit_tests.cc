@@ -88,6 +88,10 @@ TEST(Metadata, IsRead) {
   EXPECT_EQ(metadata.preprocessing.TensorSize(), 72);
   EXPECT_FLOAT_EQ(metadata.preprocessing.mean[1], 2.5F);
   EXPECT_EQ(metadata.classes, (std::vector<std::string>{"cat", "dog"}));
+  EXPECT_EQ(metadata.mindir_version, 1);
+  const std::string onnx = Replaced(kDescription, "\"MINDIR\", \"mindir_version\": 1",
+                                    "\"ONNX\", \"mindir_version\": null");
+  EXPECT_EQ(ParseMetadata(onnx, "net.json").format, "ONNX");
 }
 
 TEST(Metadata, ErrorsNameFileKeyAndWhatIsRight) {
@@ -102,8 +106,8 @@ TEST(Metadata, ErrorsNameFileKeyAndWhatIsRight) {
             "net.json: 'preprocessing.std' is [1,0,4], should be three positive numbers");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "[2, 3, 4, 6]", "[2, 3, 6, 4]")),
             "net.json: 'input.shape[2]' is 6, should be a whole number from 4 to 4");
-  EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"MINDIR\"", "\"ONNX\"")),
-            "net.json: 'model.format' is \"ONNX\", should be \"MINDIR\"");
+  EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"MINDIR\"", "\"AIR\"")),
+            "net.json: 'model.format' is \"AIR\", should be \"MINDIR\" or \"ONNX\"");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "[\"cat\", \"dog\"]", "[]")),
             "net.json: 'classes' is empty");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"dog\"", "7")),

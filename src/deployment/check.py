@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import mindspore as ms
@@ -16,6 +16,7 @@ from src.checkpoint.restore import build_network
 from src.data.sources import Source, open_sources, prepare_digits
 from src.dataset import Loader
 from src.deployment.description import Check
+from src.deployment.onnx_session import Predict, open_onnx
 from src.errors import Fault, UserError
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ CHECK_IMAGES = 16  # at least
 # besides. Float32 gives some 1e-6; a weight that is lost or misplaced gives 1e-3 and more.
 FOLD_TOLERANCE = 1e-5
 FILE_TOLERANCE = 1e-4
-
-Predict = Callable[[np.ndarray], np.ndarray]  # from images (N, 3, H, W) to logits (N, classes)
 
 
 class NoRuntimeError(Exception):
@@ -88,15 +87,10 @@ def load_model(file: Path) -> tuple[str, Predict]:
     if file.suffix == ".air":
         raise NoRuntimeError("an AIR model cannot be loaded again in Python")
     try:
-        import onnxruntime  # of requirements.txt; an environment of other origin may lack it
+        predict, _ = open_onnx(file)
     except ImportError:
         raise NoRuntimeError("ONNX Runtime is not installed (pip install onnxruntime)") from None
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return (
-        f"ONNX Runtime {onnxruntime.__version__}",
-        lambda batch: session.run(None, {name: batch})[0],
-    )
+    return f"ONNX Runtime {metadata.version('onnxruntime')}", predict
 
 
 def _cell_predict(network: nn.Cell) -> Predict:

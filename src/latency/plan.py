@@ -17,6 +17,7 @@ from src.arch.space import SearchSpace, SpaceError
 from src.config import ProfileConfig
 from src.latency.machine import processor_name
 from src.latency.model import Model
+from src.latency.runtimes import Runtime
 
 # Added to the seed for the networks of a verification: far from the seeds of the fitted networks,
 # which are one apart.
@@ -34,6 +35,14 @@ class ProfilePlan:
     def image_size(self) -> int:
         """Side of the square images, pixels."""
         return self.config.input_size or self.space.image_size
+
+    @property
+    def runtime(self) -> Runtime:
+        """What computes."""
+        config = self.config
+        return Runtime(
+            config.runtime, config.precision, config.threads, config.device, config.device_id
+        )
 
     @property
     def device(self) -> str:
@@ -123,7 +132,7 @@ class ProfilePlan:
 
     def settings(self, runtime_version: str, purpose: str) -> dict[str, Any]:
         """All that the samples of a measurement depend on (``Session``)."""
-        keys = ("device", "device_id", "threads", "batch_size", "num_classes", "seed")
+        keys = ("device", "device_id", "threads", "precision", "batch_size", "num_classes", "seed")
         return {
             "purpose": purpose,
             "space": self.space.to_dict(),
@@ -136,6 +145,7 @@ class ProfilePlan:
         """``src.latency.tables.CONDITIONS`` of a table."""
         return {
             "threads": self.config.threads,
+            "precision": self.config.precision,
             "image_size": self.image_size,
             "num_classes": self.config.num_classes,
         }

@@ -19,9 +19,9 @@ from src.config import ProfileConfig
 from src.errors import Fault, UserError
 from src.files import make_folder
 from src.latency.machine import simd_extensions, utc_now
+from src.latency.meters import Meter, open_meter
 from src.latency.model import Model
 from src.latency.plan import ProfilePlan
-from src.latency.runtimes import Runtime, open_runtime
 from src.latency.session import Measurement, Session, measure
 from src.latency.statistics import Correction, Verdict, fit_correction, judge
 from src.latency.verification import verify
@@ -40,11 +40,11 @@ def profile(config: ProfileConfig) -> int:
         raise UserError(f"{out}: is there already; choose another --out, or --verify N to check it")
     folder = out.with_suffix(".partial")
     try:
-        runtime = open_runtime(config, folder)
+        meter = open_meter(plan.runtime, folder)
         if not out.exists():
-            _make_table(plan, runtime, folder, out)
+            _make_table(plan, meter, folder, out)
         if config.verify:
-            verify(plan, runtime, folder, out)
+            verify(plan, meter, folder, out)
     except KeyboardInterrupt:  # the samples so far are in the folder
         start = f" from {folder}" if folder.exists() else ""
         state = "as it was" if out.exists() else "not written"
@@ -52,8 +52,8 @@ def profile(config: ProfileConfig) -> int:
     return 0
 
 
-def _make_table(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None:
-    session = Session(folder, plan.settings(runtime.version, "table"))
+def _make_table(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
+    session = Session(folder, plan.settings(meter.version, "table"))
     blocks = plan.blocks()
     distinct = {model.name: model for entries in blocks.values() for model in entries.values()}
     chosen = plan.networks_to_fit(plan.config.fit_networks)
@@ -65,14 +65,14 @@ def _make_table(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) ->
         len(chosen),
     )
     models = [*distinct.values(), *plan.networks(chosen)]
-    found = measure(session, runtime, models, plan.config)
+    found = measure(session, meter, models, plan.config)
 
     correction = _fit(blocks, chosen, found)
     table = CostTable(
         name=out.stem,
         space=plan.space.name,
         device=plan.device,
-        runtime=runtime.version,
+        runtime=meter.version,
         batch_size=plan.config.batch_size,
         unit=UNIT,
         constant=round(correction.constant_ms, 5),

@@ -1,84 +1,177 @@
-"""The runtimes in which latencies are measured, by name.
+"""The runtimes that compute models, by name: which there are, what each can do, how it is started.
 
-A further runtime is one class with the members of ``Runtime``, in a file of its own, an entry in
-``RUNTIMES`` and its name among those of ``src.config.ProfileConfig.runtime``.
+This is the only description of them. Latency tables, comparisons, the verdict on int8 and
+benchmarks take it. A further runtime is an entry in ``LIBRARIES`` and, if it is a Python package, a
+function in ``src.latency.worker``. Imports no framework.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol
 
-from src.config import ProfileConfig
 from src.errors import UserError
-from src.latency.lite_runtime import LiteRuntime
-from src.latency.mindspore_runtime import MindSporeRuntime
-from src.latency.model import Model
+from src.latency.cpp_program import ENVIRONMENT, PROGRAM, build_program, version_in_program
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Inferences of a model before its first round: the first one compiles, the next ones still allocate
+# memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that all are measured alike.
+WARM_UP = 3
 
 
-class Runtime(Protocol):
-    """What measures models: it prepares each of them once, then measures them interleaved.
+@dataclass(frozen=True)
+class Library:
+    """What can compute models.
 
     Attributes:
-        name: with which the version of the runtime begins in a latency table.
-        devices: on which it measures.
-        version: name and version, as in a latency table.
+        title: with which its version begins in a latency table.
+        installed: its name and version here; None where it is not there. Starts nothing.
+        file_format: of the models that it reads, as of ``export.py``; None where it computes
+            networks in this process.
+        precisions: in which it computes a model of float32.
+        devices: on which it computes.
+        packages: what ``pip install`` would bring.
+        in_cpp: it is part of the C++ programs.
     """
 
-    name: ClassVar[str]
-    devices: ClassVar[tuple[str, ...]]
-    version: str
+    title: str
+    installed: Callable[[], str | None]
+    file_format: str | None = "ONNX"
+    precisions: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("CPU",)
+    packages: str = ""
+    in_cpp: bool = False
 
-    def __init__(self, config: ProfileConfig, folder: Path) -> None:
-        """Open the runtime; ``folder`` keeps what is prepared until a measurement is finished."""
 
-    @staticmethod
+def _package(title: str, *packages: str) -> Callable[[], str | None]:
+    """``Library.installed`` of Python packages; the version is that of the first one."""
+
     def installed() -> str | None:
-        """The version installed here; None where that cannot be told. Starts nothing."""
+        try:
+            versions = [metadata.version(package) for package in packages]
+        except metadata.PackageNotFoundError:
+            return None
+        return f"{title} {versions[0]}"
 
-    def prepare(self, model: Model) -> None:
-        """Make a model ready to be measured, once.
-
-        Raises:
-            UserError: the runtime cannot compute it.
-        """
-
-    def measure(
-        self, models: Sequence[Model], repeats: int, seed: int
-    ) -> Generator[list[tuple[int, float]], None, None]:
-        """Measure prepared models, in each round in another random order, until it is closed.
-
-        A model's turn in a round is one inference that is not counted, which brings its weights
-        back into the caches, and then ``repeats`` samples.
-
-        Yields:
-            The samples of each round in the order in which they were taken: the model's index in
-            ``models``, and milliseconds.
-        """
-        ...
+    return installed
 
 
-RUNTIMES: Mapping[str, type[Runtime]] = MappingProxyType(
-    {"lite": LiteRuntime, "mindspore": MindSporeRuntime}
+LIBRARIES: Mapping[str, Library] = MappingProxyType(
+    {
+        "lite": Library(
+            "MindSpore Lite",
+            lambda: version_in_program("MindSpore Lite"),
+            file_format="MINDIR",
+            devices=("CPU", "Ascend310"),
+            in_cpp=True,
+        ),
+        "openvino": Library(
+            "OpenVINO",
+            lambda: version_in_program("OpenVINO"),
+            precisions=("float32", "bfloat16"),
+            packages="openvino",
+            in_cpp=True,
+        ),
+        "mindspore": Library(
+            "MindSpore",
+            _package("MindSpore", "mindspore"),
+            file_format=None,
+            devices=("CPU", "Ascend"),
+            packages="mindspore",
+        ),
+        "onnxruntime": Library(
+            "ONNX Runtime", _package("ONNX Runtime", "onnxruntime"), packages="onnxruntime"
+        ),
+        "ncnn": Library(
+            "ncnn", _package("ncnn", "ncnn", "pnnx"), packages="ncnn, and --no-deps pnnx"
+        ),
+        "mnn": Library("MNN", _package("MNN", "MNN"), packages="MNN"),
+    }
 )
 
 
-def open_runtime(config: ProfileConfig, folder: Path) -> Runtime:
-    """The runtime that the configuration asks for.
+@dataclass(frozen=True)
+class Runtime:
+    """What computes a model, and how.
 
-    Raises:
-        UserError: it does not measure on the device that the configuration asks for, or the device
-            is not there.
+    Attributes:
+        name: key of ``LIBRARIES``.
+        precision: in which models of float32 are computed, "float32" or "bfloat16".
+        threads: on CPU.
+        device: one of ``Library.devices``.
+        device_id: number of the Ascend device.
     """
-    runtime = RUNTIMES[config.runtime]
-    if config.device not in runtime.devices:
-        raise UserError(
-            f"device is {config.device}; with --runtime {config.runtime} it should be "
-            f"{' or '.join(runtime.devices)}"
-        )
-    return runtime(config, folder)
+
+    name: str
+    precision: str = "float32"
+    threads: int = 1
+    device: str = "CPU"
+    device_id: int = 0
+
+    @property
+    def library(self) -> Library:
+        """What computes."""
+        return LIBRARIES[self.name]
+
+    def check(self) -> None:
+        """Raise UserError where the library cannot compute so."""
+        for key, value, known in (
+            ("device", self.device, self.library.devices),
+            ("precision", self.precision, self.library.precisions),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"{key} is {value}; with --runtime {self.name} it should be "
+                    f"{' or '.join(known)}"
+                )
+        cores = os.cpu_count() or 1
+        if self.threads > cores:
+            raise UserError(f"threads is {self.threads}; this machine has {cores}")
+
+    def find(self) -> str:
+        """Name and version of the library, whose C++ program is built where it has to be.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if self.library.in_cpp:
+            build_program()
+        version = self.library.installed()
+        if version is None:
+            raise UserError(
+                f"runtime {self.name}: not installed here; pip install {self.library.packages}"
+            )
+        return version
+
+    @property
+    def flags(self) -> list[str]:
+        """Of ``profile`` and ``main`` in C++, and of ``src.latency.worker``."""
+        flags = ["--runtime", self.name, "--precision", self.precision, "--device", self.device]
+        return [*flags, "--device_id", str(self.device_id), "--runtime_threads", str(self.threads)]
+
+    def command(self, files: Sequence[Path], *flags: object) -> list[str]:
+        """Starts the program that measures model files, or computes their answers.
+
+        Args:
+            files: the models.
+            flags: further ones, of ``profile`` in C++.
+        """
+        program = [str(PROGRAM)]
+        if not self.library.in_cpp:
+            program = [sys.executable, "-m", "src.latency.worker"]
+        return [*program, *map(str, files), *self.flags, *map(str, flags)]
+
+
+def environment() -> dict[str, str]:
+    """For the processes that ``Runtime.command`` starts."""
+    paths = filter(None, (str(ROOT), ENVIRONMENT.get("PYTHONPATH")))
+    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def installed_version(version: str) -> str | None:
@@ -90,8 +183,8 @@ def installed_version(version: str) -> str | None:
     Returns:
         Name and version, None where the runtime is unknown or its version cannot be told.
     """
-    known = [runtime for runtime in RUNTIMES.values() if version.startswith(runtime.name)]
+    known = [each for each in LIBRARIES.values() if version.startswith(each.title)]
     if not known:
         return None
     # The name of MindSpore Lite begins with that of MindSpore.
-    return max(known, key=lambda runtime: len(runtime.name)).installed()
+    return max(known, key=lambda library: len(library.title)).installed()

@@ -25,8 +25,8 @@ from src.files import (
     write_json,
     write_jsonl,
 )
+from src.latency.meters import Meter
 from src.latency.model import Model
-from src.latency.runtimes import Runtime
 from src.latency.statistics import Summary, summarise_all
 
 log = logging.getLogger(__name__)
@@ -106,13 +106,13 @@ class Measurement:
 
 
 def measure(
-    session: Session, runtime: Runtime, models: Sequence[Model], config: ProfileConfig
+    session: Session, meter: Meter, models: Sequence[Model], config: ProfileConfig
 ) -> Measurement:
     """Measure models until their medians are known, or ``config.max_rounds`` are over."""
     quiet = not sys.stderr.isatty()
-    _prepare(runtime, models, quiet)
+    _prepare(meter, models, quiet)
     # A continued session takes another order of models than the rounds before it.
-    rounds = runtime.measure(models, REPEATS, config.seed + len(session.batches))
+    rounds = meter.measure(models, REPEATS, config.seed + len(session.batches))
     bar = tqdm(
         initial=session.rounds,
         total=config.max_rounds,
@@ -133,14 +133,14 @@ def measure(
     return found
 
 
-def _prepare(runtime: Runtime, models: Sequence[Model], quiet: bool) -> None:
-    runtime.prepare(models[0])
+def _prepare(meter: Meter, models: Sequence[Model], quiet: bool) -> None:
+    meter.prepare(models[0])
     # One round of the first model: a device that is not there is found out before the many minutes
     # in which all models are prepared.
-    with closing(runtime.measure(models[:1], 1, 0)) as rounds:
+    with closing(meter.measure(models[:1], 1, 0)) as rounds:
         next(rounds)
     for model in tqdm(models, desc="preparing models", unit="model", leave=False, disable=quiet):
-        runtime.prepare(model)
+        meter.prepare(model)
 
 
 def _finished(session: Session, summaries: Sequence[Summary], max_rounds: int) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace
 
-CONDITIONS = ("threads", "image_size", "num_classes")  # that a measured table's provenance holds
+# That the provenance of a measured table holds.
+CONDITIONS = ("threads", "precision", "image_size", "num_classes")
 
 Layers = dict[str, dict[str, float]]  # milliseconds by layer and choice
 
@@ -31,6 +32,8 @@ def conditions(table: CostTable) -> dict[str, Any]:
         "runtime": table.runtime,
         "batch_size": table.batch_size,
         **{key: table.provenance.get(key) for key in CONDITIONS},
+        # Tables from before there was a choice do not say it.
+        "precision": table.provenance.get("precision", "float32"),
     }
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from src.arch.cost_table import CostTable, load_table, write_table
 from src.errors import UserError
 from src.latency.machine import utc_now
+from src.latency.meters import Meter
 from src.latency.plan import ProfilePlan
-from src.latency.runtimes import Runtime
 from src.latency.session import Measurement, Session, measure
 from src.latency.statistics import RMSE_LIMIT, TAU_LIMIT, Summary, Verdict, judge
 from src.latency.tables import conditions
@@ -29,12 +29,12 @@ DRAWS = {
 }
 
 
-def verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None:
+def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     """Measure networks, compare them with a table, write the verdict into it and draw it.
 
     Args:
         plan: names the space, and the networks to measure.
-        runtime: measures them.
+        meter: measures them.
         folder: keeps the samples until the verdict is written.
         out: the table; the drawing lies beside it.
 
@@ -44,17 +44,17 @@ def verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None
     from src.drawing import draw_verdict  # importing Matplotlib takes a second
 
     table = load_table(out, plan.space)
-    _check_conditions(table, plan, runtime, out)
+    _check_conditions(table, plan, meter, out)
     # Networks of the fit, the smallest and the largest first; a merged table has none.
     fitted = table.provenance.get("networks", {})
     chosen = plan.networks_to_verify({facts["decisions"] for facts in fitted.values()})
     ends = {name: facts["decisions"].split() for name, facts in islice(fitted.items(), 2)}
-    settings = plan.settings(runtime.version, "verification")
+    settings = plan.settings(meter.version, "verification")
     session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})
     draw = DRAWS[plan.config.verify_draw]
     log.info("verification of %s by %d networks: %s", out, len(chosen), draw)
     models = [*plan.networks(chosen), *plan.networks(ends)]
-    found = measure(session, runtime, models, plan.config)
+    found = measure(session, meter, models, plan.config)
 
     predicted = {name: table.total(decisions) for name, decisions in chosen.items()}
     measured = {name: found.summaries[name].median_ms for name in chosen}
@@ -77,10 +77,10 @@ def verify(plan: ProfilePlan, runtime: Runtime, folder: Path, out: Path) -> None
     log.info("%s holds the verdict, %s shows it", out, picture)
 
 
-def _check_conditions(table: CostTable, plan: ProfilePlan, runtime: Runtime, out: Path) -> None:
+def _check_conditions(table: CostTable, plan: ProfilePlan, meter: Meter, out: Path) -> None:
     """Raise UserError where a table was made under other conditions than those of now."""
     now = {
-        "runtime": runtime.version,
+        "runtime": meter.version,
         "device": plan.device,
         "batch_size": plan.config.batch_size,
         **plan.conditions(),

@@ -54,7 +54,7 @@ def cpu_ticks(process: int) -> int:
 def test_a_contender_computes_only_in_its_turn():
     contender = contenders.Contender("spinning", spinning(1))
     try:
-        contender.answer()
+        contender.read()
         contender.step()
         before = cpu_ticks(contender.process.pid)
         time.sleep(0.3)

@@ -335,6 +335,10 @@ def test_unit_tests_of_the_application(application):
     assert run.returncode == 0, run.stdout
 
 
+OPENVINO = ["--runtime", "openvino"]
+BFLOAT16 = [*OPENVINO, "--precision", "bfloat16"]
+
+
 @pytest.mark.parametrize(
     "kind, flags",
     [
@@ -342,11 +346,16 @@ def test_unit_tests_of_the_application(application):
         ("v1", ["--runtime_threads", "2"]),
         ("v1_unfolded", []),
         ("v1", ["--batch_size", "4"]),
+        ("onnx", OPENVINO),
+        ("onnx_unfolded", [*OPENVINO, "--runtime_threads", "2"]),
+        ("onnx", [*OPENVINO, "--batch_size", "4"]),
     ],
 )
 def test_application_gives_pythons_logits(
-    classify, models, checkpoint, few_digits, tmp_path, kind, flags
+    classify, models, checkpoint, few_digits, tmp_path, kind, flags, request
 ):
+    if "openvino" in flags:
+        request.getfixturevalue("with_openvino")
     expected = python_logits(checkpoint, few_digits / "val")
     process, answers = classify(models[kind], few_digits / "val", *flags)
     assert process.returncode == 0, process.stderr
@@ -366,6 +375,22 @@ def test_application_gives_pythons_logits(
         rf"NN inference cost average time: \d+\.\d+ ms of infer_count {-(-50 // batch)}\n", times
     )
     assert all(word in times for word in ("p50", "p90", "p99", "warm-up"))
+
+
+def test_bfloat16_rounds_logits_and_keeps_answers(
+    with_openvino, classify, models, checkpoint, few_digits, tmp_path
+):
+    expected = python_logits(checkpoint, few_digits / "val")
+    process, _ = classify(models["onnx"], few_digits / "val", *BFLOAT16)
+    if "this processor does not compute in" in process.stderr:
+        pytest.skip("the processor has no bfloat16")
+    got = {file: logits_of(tmp_path, file) for file in expected}
+    for file, logits in expected.items():
+        assert_close(got[file], logits, 0.2)  # random weights; 0.07 was seen
+    agreeing = sum(got[file].argmax() == expected[file].argmax() for file in expected)
+    assert agreeing >= 0.9 * len(expected)
+    # Float32 would be some thousand times closer: bfloat16 is what computed.
+    assert max(np.abs(got[file] - expected[file]).max() for file in expected) > 1e-3
 
 
 def test_script_gives_the_accuracy_of_evaluation(
@@ -459,7 +484,10 @@ def test_models_that_cannot_be_used_are_named(classify, models, few_digits, tmp_
 
     assert "no such model" in mistake(tmp_path / "missing.mindir")
     assert "MindIR of format version 3, this runtime reads 1" in mistake(models["v3"])
-    assert '\'model.format\' is "ONNX", should be "MINDIR"' in mistake(models["onnx"])
+    assert "of format ONNX, --runtime lite reads MINDIR" in mistake(models["onnx"])
+    assert "with --runtime lite it should be float32" in mistake(
+        models["v1"], "--precision", "bfloat16"
+    )
     assert "--threads" in mistake(models["v1"], "--threads", "0")
     lonely = shutil.copy(models["v1"], tmp_path / "lonely.mindir")
     assert "lonely.json: cannot be read" in mistake(lonely)
@@ -473,3 +501,21 @@ def test_models_that_cannot_be_used_are_named(classify, models, few_digits, tmp_
     lonely.write_bytes(b"foreign")
     (tmp_path / "lonely.json").write_text(json.dumps(foreign))
     assert "the runtime cannot load it" in mistake(lonely)
+
+
+def test_models_that_openvino_cannot_use_are_named(
+    with_openvino, classify, models, few_digits, tmp_path
+):
+    def mistake(model, *flags):
+        process, answers = classify(model, few_digits / "val", *OPENVINO, *flags)
+        assert process.returncode == 2 and not answers
+        assert len(process.stderr.splitlines()) == 1, process.stderr
+        return process.stderr
+
+    assert "of format MINDIR, --runtime openvino reads ONNX" in mistake(models["v1"])
+    assert "--precision: float16 not in" in mistake(models["onnx"], "--precision", "float16")
+    foreign = json.loads(models["onnx"].with_suffix(".json").read_text())
+    foreign["model"]["sha256"] = hashlib.sha256(b"foreign").hexdigest()
+    (tmp_path / "foreign.onnx").write_bytes(b"foreign")
+    (tmp_path / "foreign.json").write_text(json.dumps(foreign))
+    assert "foreign.onnx: the runtime cannot load it (" in mistake(tmp_path / "foreign.onnx")

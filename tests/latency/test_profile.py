@@ -19,8 +19,10 @@ from src.config import ProfileConfig
 from src.errors import UserError
 from src.latency.plan import ProfilePlan
 from src.latency.profile import profile
+from src.latency.runtimes import installed_version
 from src.latency.session import SAMPLES, Session
 from src.latency.statistics import judge
+from src.latency.tables import conditions
 from src.search.one_shot_training import one_shot_space
 from tests.conftest import run_in_own_process, run_in_this_process
 
@@ -318,3 +320,18 @@ def test_a_profile_of_the_training_runtime(space, tmp_path):
         entry["samples"] == 40 and entry["median_ms"] > 0
         for entry in table.provenance["isolated"].values()
     )
+
+
+def test_a_profile_of_another_runtime_says_its_precision(with_openvino, space_file, run, tmp_path):
+    out = tmp_path / "rounded.json"
+    flags = ("--runtime", "openvino", "--out", out, "--max_rounds", 20, "--fit_networks", 2)
+    done = run(*flags, "--precision", "bfloat16")
+    if "this processor does not compute in" in done.stderr:
+        pytest.skip("the processor has no bfloat16")
+    assert done.returncode == 0, done.stderr
+    table = load_table(out, load_space(space_file))
+    assert table.runtime.startswith("OpenVINO 20") and conditions(table)["precision"] == "bfloat16"
+    assert installed_version(table.runtime) == table.runtime
+    done = run(*flags, "--verify", 2)
+    assert done.returncode == 2
+    assert "measured with precision 'bfloat16', now it is 'float32'" in done.stderr

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import get_args
 
+import numpy as np
 import pytest
+from mindspore import Tensor
 
 from src.arch.blocks import Block
 from src.arch.space import load_space
 from src.config import ProfileConfig, SearchConfig
 from src.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from src.deployment.export import write_model
-from src.latency import lite_runtime
+from src.errors import Fault, UserError
+from src.latency import cpp_program
 from src.latency.model import Model
-from src.latency.runtimes import RUNTIMES, installed_version
+from src.latency.runtimes import LIBRARIES, WARM_UP, Runtime, environment, installed_version
+from src.latency.turns import TurnProcess, run_to_end
 from src.search.budget import open_table
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ENVIRONMENT, ROOT, TINY
 
 
 def test_the_configuration_offers_the_runtimes_that_there_are():
-    offered = get_args(ProfileConfig.model_fields["runtime"].annotation)
-    assert offered == tuple(RUNTIMES)
-    devices = {device for runtime in RUNTIMES.values() for device in runtime.devices}
-    assert set(get_args(ProfileConfig.model_fields["device"].annotation)) == devices
+    fields = ProfileConfig.model_fields
+    offered = get_args(fields["runtime"].annotation)
+    assert set(offered) <= set(LIBRARIES)
+    for key in ("device", "precision"):
+        known = {value for name in offered for value in getattr(LIBRARIES[name], f"{key}s")}
+        assert set(get_args(fields[key].annotation)) == known
+
+
+@pytest.mark.parametrize(
+    "runtime, message",
+    [
+        (Runtime("lite", "bfloat16"), "precision is bfloat16; with --runtime lite it should be"),
+        (Runtime("openvino", device="Ascend310"), "device is Ascend310; with --runtime openvino"),
+        (Runtime("onnxruntime", threads=4096), "threads is 4096; this machine has"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_named(runtime, message):
+    with pytest.raises(UserError, match=message):
+        runtime.check()
+
+
+def test_cpp_programs_and_python_warm_up_alike():
+    source = (ROOT / "ascend310_infer/src/model.cc").read_text(encoding="utf-8")
+    assert re.findall(r"kWarmUp = (\d+);", source) == [str(WARM_UP)]
 
 
 @pytest.fixture
@@ -44,11 +69,12 @@ def no_processes(monkeypatch):
 def test_installed_versions_are_read_without_a_process(no_processes, tmp_path, monkeypatch):
     import mindspore as ms
 
-    file = tmp_path / "runtime_version"
-    monkeypatch.setattr(lite_runtime, "VERSION_FILE", file)
+    file = tmp_path / "runtime_versions"
+    monkeypatch.setattr(cpp_program, "VERSIONS_FILE", file)
     assert installed_version("MindSpore Lite 1.9.0") is None  # not built
-    file.write_text("MindSpore Lite 2.0.0\n")
+    file.write_text("MindSpore Lite 2.0.0\nOpenVINO 2026.4.1\n")
     assert installed_version("MindSpore Lite 1.9.0") == "MindSpore Lite 2.0.0"
+    assert installed_version("OpenVINO 2025.1.0") == "OpenVINO 2026.4.1"
     assert installed_version("MindSpore 1.9.0") == f"MindSpore {ms.__version__}"
     assert installed_version("TensorFlow Lite") is None
 
@@ -60,8 +86,8 @@ def test_a_search_tells_another_runtime_without_a_process(
     shipped = json.loads((ROOT / "src/arch/latency_tables/pixel1.json").read_text())
     table = tmp_path / "old.json"
     table.write_text(json.dumps(shipped | {"runtime": "MindSpore Lite 1.9.0"}))
-    file = tmp_path / "runtime_version"
-    monkeypatch.setattr(lite_runtime, "VERSION_FILE", file)
+    file = tmp_path / "runtime_versions"
+    monkeypatch.setattr(cpp_program, "VERSIONS_FILE", file)
     config = SearchConfig(latency_table=str(table))
     images = Preprocessing(224, 224, 256, IMAGENET_MEAN, IMAGENET_STD)
     file.write_text("MindSpore Lite 1.9.0\n")
@@ -84,8 +110,9 @@ def test_the_build_tells_the_version_of_the_program(application):
         text=True,
         env=ENVIRONMENT,
         check=True,
-    ).stdout.strip()
-    assert said == installed_version("MindSpore Lite") == "MindSpore Lite 2.0.0"
+    ).stdout.splitlines()
+    assert said[0] == installed_version("MindSpore Lite") == "MindSpore Lite 2.0.0"
+    assert said[1:] == [installed_version("OpenVINO")] * (len(said) - 1)
 
 
 def test_the_program_takes_the_samples_it_is_asked_for(application, tmp_path):
@@ -120,3 +147,54 @@ def test_the_program_takes_the_samples_it_is_asked_for(application, tmp_path):
         missing.stderr
         == "profile: error: no.mindir: the runtime cannot load it; GLOG_v=2 shows its reason\n"
     )
+
+
+@pytest.fixture(scope="module")
+def classifier_files(tmp_path_factory):
+    """A small network as a model file of each format, inputs (3, 3, 32, 32), its logits."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model = Model("tiny", TINY, (1, 3, 32, 32), num_classes=10)
+    cell = model.cell(folded=True)
+    files = {"MINDIR": folder / "tiny.mindir", "ONNX": folder / "tiny.onnx"}
+    for kind, file in files.items():
+        write_model(cell, model.shape, file, kind, 1)
+    inputs = np.random.default_rng(0).standard_normal((3, *model.shape[1:])).astype(np.float32)
+    return files, inputs, cell(Tensor(inputs)).asnumpy()
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARIES if LIBRARIES[name].file_format])
+def test_every_runtime_answers_as_the_network_and_takes_samples(
+    name, classifier_files, tmp_path, request
+):
+    runtime = Runtime(name)
+    if runtime.library.in_cpp:
+        request.getfixturevalue("application")
+    if runtime.library.installed() is None:
+        pytest.skip(f"{name} is not installed")
+    files, inputs, expected = classifier_files
+    file = files[runtime.library.file_format]
+    inputs.tofile(tmp_path / "inputs")
+    flags = ("--inputs", tmp_path / "inputs", "--outputs", tmp_path / "outputs")
+    run_to_end(name, runtime.command([file], *flags), environment())
+    got = np.fromfile(tmp_path / "outputs", np.float32).reshape(3, -1)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+    process = TurnProcess(name, runtime.command([file, file], "--repeats", 2), environment())
+    try:
+        assert process.read() == ["ready"]
+        for number in range(2):
+            lines = [json.loads(line) for line in process.take_turn(4)]
+            assert sorted(line["model"] for line in lines) == [0, 0, 1, 1]
+            assert all(line["round"] == number and line["ms"] > 0 for line in lines)
+    finally:
+        process.kill()
+
+
+def test_what_a_process_says_last_is_the_error(classifier_files, tmp_path):
+    (tmp_path / "damaged.onnx").write_bytes(b"damaged")
+    command = Runtime("onnxruntime").command([tmp_path / "damaged.onnx"])
+    process = TurnProcess("worker", command, environment(), keep_errors=True)
+    with pytest.raises(Fault, match="damaged.onnx"):
+        process.read()
+    process.kill()
+    with pytest.raises(UserError, match="unknown flag '--none'"):
+        run_to_end("worker", [*command, "--none"], environment())

@@ -4,52 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.config import ProfileConfig
 from src.errors import UserError
 from src.latency.model import Model
+from src.latency.runtimes import WARM_UP, Runtime
 from src.utils import setup_device
 
 if TYPE_CHECKING:  # importing MindSpore takes seconds
     from mindspore import Tensor, nn
 
-# Inferences of a model before its first round: the first one compiles, the next ones still allocate
-# memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that the runtimes are measured
-# alike.
-WARM_UP = 3
 
+class MindSporeMeter:
+    """The runtime of training and evaluation; members as in ``src.latency.meters.Meter``.
 
-class MindSporeRuntime:
-    """The runtime of training and evaluation; members as in ``src.latency.runtimes.Runtime``."""
+    What is prepared stays in memory.
+    """
 
-    name: ClassVar[str] = "MindSpore"
-    devices: ClassVar[tuple[str, ...]] = ("CPU", "Ascend")
-
-    def __init__(self, config: ProfileConfig, folder: Path) -> None:
+    def __init__(self, runtime: Runtime, version: str) -> None:
         import mindspore as ms
 
         from src import kernels
 
-        setup_device(config.device, config.device_id)
-        ms.set_context(runtime_num_threads=config.threads)
-        self.version = f"{self.name} {ms.__version__}"
+        setup_device(runtime.device, runtime.device_id)
+        ms.set_context(runtime_num_threads=runtime.threads)
+        self.version = version
         self._kernels = kernels.available()
-        # What is prepared stays in memory, so nothing is written to ``folder``.
         self._prepared: dict[str, tuple[nn.Cell, Tensor]] = {}
         self._random = np.random.default_rng(0)  # for the inputs, whose values do not matter
-
-    @staticmethod
-    def installed() -> str | None:
-        """The version of the installed package, without importing it."""
-        try:
-            return f"{MindSporeRuntime.name} {metadata.version('mindspore')}"
-        except metadata.PackageNotFoundError:
-            return None
 
     def prepare(self, model: Model) -> None:
         """Compile a model."""
