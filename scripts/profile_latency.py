@@ -7,7 +7,9 @@ exports every different block of the space and some whole networks, measures the
 runtime of ``ascend310_infer``, about four minutes on 2 CPU cores, and writes a table for
 ``search.py --latency_table``. Interrupted, the same command continues. ``--verify 20`` measures 20
 random networks, and the shipped ones, and compares them with the table. ``--device Ascend310
---device_id 0`` measures on that hardware, ``--runtime mindspore`` the runtime of training.
+--device_id 0`` measures on that hardware, ``--runtime openvino --precision bfloat16`` another
+runtime of the deployment, ``--runtime mindspore`` that of training. ``--rescale TABLE`` adapts a
+table to the machine's speed of now, in seconds.
 """
 
 from __future__ import annotations

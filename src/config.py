@@ -696,6 +696,12 @@ class ProfileConfig(ProgramConfig):
         400, "rounds after which medians that are not stable are taken as they are", ge=1
     )
 
+    rescale: str | None = _key(
+        None,
+        "table to scale to the machine's speed of now, by its smallest and largest network, in "
+        "seconds; it is written to out, which may be the same file",
+    )
+
     # The table against networks that it was not made from.
     verify: int = _key(
         0,

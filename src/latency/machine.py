@@ -36,6 +36,15 @@ def _cpu_value(key: str) -> str:
     return found[1].strip() if found else ""
 
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
 def utc_now() -> str:
     """Date and time, for example 2026-01-31T12:00:00Z."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(TIME_FORMAT)
+
+
+def days_since(date: str) -> int:
+    """Whole days since a date of ``utc_now``."""
+    then = datetime.strptime(date, TIME_FORMAT).replace(tzinfo=timezone.utc)
+    return (datetime.now(timezone.utc) - then).days

@@ -13,18 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.arch.cost_table import UNIT, CostTable, write_table
+from src.arch.cost_table import UNIT, CostTable, load_table, write_table
 from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
 from src.errors import Fault, UserError
 from src.files import make_folder
+from src.latency.drift import rescale
 from src.latency.machine import simd_extensions, utc_now
 from src.latency.meters import Meter, open_meter
 from src.latency.model import Model
 from src.latency.plan import ProfilePlan
 from src.latency.session import Measurement, Session, measure
 from src.latency.statistics import Correction, Verdict, fit_correction, judge
-from src.latency.verification import verify
+from src.latency.verification import check_conditions, verify
 from src.utils import environment
 
 log = logging.getLogger(__name__)
@@ -33,15 +34,20 @@ Blocks = Mapping[str, Mapping[str, Model]]  # by layer and choice
 
 
 def profile(config: ProfileConfig) -> int:
-    """Write the latency table of ``config``, verify it, or both."""
+    """Write the latency table of ``config`` or scale another one, verify it, or both."""
     plan, out = ProfilePlan(load_space(config.space), config), Path(config.out)
     make_folder(out.parent)
-    if out.exists() and not config.verify:
+    old = load_table(config.rescale, plan.space) if config.rescale else None
+    in_place = old is not None and Path(str(config.rescale)).resolve() == out.resolve()
+    if out.exists() and not (in_place or (config.verify and not old)):
         raise UserError(f"{out}: is there already; choose another --out, or --verify N to check it")
     folder = out.with_suffix(".partial")
     try:
         meter = open_meter(plan.runtime, folder)
-        if not out.exists():
+        if old:
+            check_conditions(old, plan, meter, str(config.rescale))
+            rescale(plan, meter, folder, old, str(config.rescale), out)
+        elif not out.exists():
             _make_table(plan, meter, folder, out)
         if config.verify:
             verify(plan, meter, folder, out)

@@ -27,14 +27,13 @@ from src.files import (
 )
 from src.latency.meters import Meter
 from src.latency.model import Model
-from src.latency.statistics import Summary, summarise_all
+from src.latency.statistics import NOISY, Summary, summarise_all
 
 log = logging.getLogger(__name__)
 
 BATCH = 20  # rounds between two looks at the medians; what an interruption loses at most
 REPEATS = 2  # samples of a model in each round
 STABLE = 0.02  # largest margin of a median that counts as known (Summary.margin)
-NOISY = 0.1  # noise above which a quieter machine would give a clearly better table
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
 

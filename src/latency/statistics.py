@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 from scipy.stats import binom, kendalltau
 
 CONFIDENCE = 0.95
+NOISY = 0.1  # noise above which a quieter machine would give a clearly better measurement
 NEIGHBOURS = 12  # samples on either side that tell the machine's speed at a sample
 
 # What a good table reaches on networks to which it was not fitted.
@@ -28,6 +29,7 @@ class Summary:
 
     Attributes:
         median_ms: median, milliseconds.
+        p90_ms: what nine of ten samples do not exceed.
         margin: half the width of the median's 95 % confidence interval, relative to the median.
         spread: interquartile range, relative to the median.
         samples: how many there are.
@@ -37,6 +39,7 @@ class Summary:
     """
 
     median_ms: float
+    p90_ms: float
     margin: float
     spread: float
     samples: int
@@ -69,6 +72,7 @@ def summarise(milliseconds: np.ndarray) -> Summary:
     outliers = int(np.sum((ordered < low - reach) | (ordered > high + reach)))
     return Summary(
         median_ms=float(median),
+        p90_ms=float(np.quantile(ordered, 0.9)),
         margin=float(margin),
         spread=float((high - low) / median),
         samples=count,
@@ -187,10 +191,12 @@ def fit_correction(
 
 @dataclass(frozen=True)
 class Verdict:
-    """How predicted latencies compare with measured ones.
+    """How predicted latencies compare with measured ones, at the machine's speed of the latter.
 
     Attributes:
         networks: how many were compared.
+        machine_factor: by which predictions were multiplied, as the machine itself had become
+            slower by it.
         mean_error: mean of predicted / measured - 1.
         rmse: root of the mean squared error, relative to the mean measured latency.
         worst: predicted / measured - 1 of the network where it is furthest from 0.
@@ -198,6 +204,7 @@ class Verdict:
     """
 
     networks: int
+    machine_factor: float
     mean_error: float
     rmse: float
     worst: float
@@ -217,13 +224,23 @@ class Verdict:
         }
 
 
-def judge(predicted: Sequence[float], measured: Sequence[float]) -> Verdict:
-    """Compare predictions with measurements of the same networks, both in milliseconds."""
-    guess, truth = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+def judge(
+    predicted: Sequence[float], measured: Sequence[float], machine_factor: float = 1.0
+) -> Verdict:
+    """Compare predictions with measurements of the same networks, both in milliseconds.
+
+    Args:
+        predicted: by a table.
+        measured: of the same networks.
+        machine_factor: how slow the machine is, relative to the table; it is no error of the table.
+    """
+    guess = machine_factor * np.asarray(predicted, np.float64)
+    truth = np.asarray(measured, np.float64)
     errors = guess / truth - 1
     rmse = np.sqrt(np.mean((guess - truth) ** 2)) / truth.mean()
     return Verdict(
         networks=len(truth),
+        machine_factor=machine_factor,
         mean_error=float(errors.mean()),
         rmse=float(rmse),
         worst=float(errors[np.abs(errors).argmax()]),

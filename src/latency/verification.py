@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from src.arch.cost_table import CostTable, load_table, write_table
 from src.errors import UserError
+from src.latency.drift import ends_of, machine_factor
 from src.latency.machine import utc_now
 from src.latency.meters import Meter
 from src.latency.plan import ProfilePlan
-from src.latency.session import Measurement, Session, measure
+from src.latency.session import Session, measure
 from src.latency.statistics import RMSE_LIMIT, TAU_LIMIT, Summary, Verdict, judge
 from src.latency.tables import conditions
 
@@ -44,11 +42,10 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     from src.drawing import draw_verdict  # importing Matplotlib takes a second
 
     table = load_table(out, plan.space)
-    _check_conditions(table, plan, meter, out)
-    # Networks of the fit, the smallest and the largest first; a merged table has none.
+    check_conditions(table, plan, meter, str(out))
     fitted = table.provenance.get("networks", {})
     chosen = plan.networks_to_verify({facts["decisions"] for facts in fitted.values()})
-    ends = {name: facts["decisions"].split() for name, facts in islice(fitted.items(), 2)}
+    ends = ends_of(table)
     settings = plan.settings(meter.version, "verification")
     session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})
     draw = DRAWS[plan.config.verify_draw]
@@ -56,28 +53,30 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     models = [*plan.networks(chosen), *plan.networks(ends)]
     found = measure(session, meter, models, plan.config)
 
+    factor = machine_factor(table, found.summaries) if ends else 1.0
     predicted = {name: table.total(decisions) for name, decisions in chosen.items()}
     measured = {name: found.summaries[name].median_ms for name in chosen}
-    verdict = judge(list(predicted.values()), list(measured.values()))
+    verdict = judge(list(predicted.values()), list(measured.values()), factor)
     _report(predicted, found.summaries, verdict)
     record = {
         "date": utc_now(),
         "drawn": plan.config.verify_draw,
         **verdict.to_dict(),
         "noise": round(found.noise, 4),
-        **({"pace": _pace(fitted, list(ends), found)} if ends else {}),
         "measured": _networks_record(chosen, predicted, found.summaries),
     }
     write_table(out, replace(table, provenance={**table.provenance, "verification": record}))
     # The table with its verdict first: a failed drawing must not cost the measurement.
     picture = out.with_suffix(".png")
     title = f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau {verdict.kendall_tau:.3f}"
-    draw_verdict({name: (predicted[name], measured[name]) for name in chosen}, title, picture)
+    draw_verdict(
+        {name: (factor * predicted[name], measured[name]) for name in chosen}, title, picture
+    )
     session.close()
     log.info("%s holds the verdict, %s shows it", out, picture)
 
 
-def _check_conditions(table: CostTable, plan: ProfilePlan, meter: Meter, out: Path) -> None:
+def check_conditions(table: CostTable, plan: ProfilePlan, meter: Meter, origin: str) -> None:
     """Raise UserError where a table was made under other conditions than those of now."""
     now = {
         "runtime": meter.version,
@@ -89,7 +88,7 @@ def _check_conditions(table: CostTable, plan: ProfilePlan, meter: Meter, out: Pa
     for key, value in now.items():
         if then[key] != value:
             raise UserError(
-                f"{out}: measured with {key} {then[key]!r}, now it is {value!r}; measure again, "
+                f"{origin}: measured with {key} {then[key]!r}, now it is {value!r}; measure again, "
                 "with another --out"
             )
 
@@ -109,36 +108,24 @@ def _networks_record(
     }
 
 
-def _pace(fitted: Mapping[str, Any], ends: list[str], found: Measurement) -> float:
-    """How slow the machine is now, relative to the profile.
-
-    Args:
-        fitted: networks of the fit by name, as the table's provenance holds them.
-        ends: names of those that were measured again.
-        found: what they took now.
-    """
-    ratios = [found.summaries[name].median_ms / fitted[name]["median_ms"] for name in ends]
-    pace = float(np.mean(ratios))
-    log.info(
-        "the smallest and the largest network took %.3f of their time in the profile: "
-        "the machine's own change",
-        pace,
-    )
-    return round(pace, 4)
-
-
 def _report(
     predicted: Mapping[str, float], summaries: Mapping[str, Summary], verdict: Verdict
 ) -> None:
+    factor = verdict.machine_factor
+    log.info(
+        "machine: the smallest and the largest network took %.3f of their time by the table, which "
+        "is no error of the table: predictions are multiplied by it",
+        factor,
+    )
     log.info("%-20s %10s %10s %8s %8s", "network", "predicted", "measured", "error", "spread")
     for name, milliseconds in predicted.items():
         measured = summaries[name]
         log.info(
             "%-20s %10.3f %10.3f %+7.1f%% %7.1f%%",
             name,
-            milliseconds,
+            factor * milliseconds,
             measured.median_ms,
-            100 * (milliseconds / measured.median_ms - 1),
+            100 * (factor * milliseconds / measured.median_ms - 1),
             100 * measured.spread,
         )
     log.info(

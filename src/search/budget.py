@@ -13,6 +13,7 @@ from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.data.preprocessing import Preprocessing
 from src.data.sources import open_sources
 from src.errors import UserError
+from src.latency.machine import days_since
 from src.latency.runtimes import installed_version
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def open_table(
         table = load_table(config.latency_table, space)
         _check_blocks(table, space, images)
         _warn_of_another_version(table)
+        _tell_age(table)
         return table
     if config.latency_table is not None:
         raise UserError(
@@ -92,6 +94,21 @@ def _warn_of_another_version(table: CostTable) -> None:
             table.name,
             table.runtime,
             installed,
+        )
+
+
+def _tell_age(table: CostTable) -> None:
+    """Say how old the machine's speed in a table is, where the table was measured here."""
+    facts = table.provenance
+    merged = [part["date"] for part in facts.get("merged", ()) if part["date"]]
+    date = facts.get("rescaled", facts).get("date") or max(merged, default=None)
+    if date:
+        log.info(
+            "table '%s': for the machine's speed of %d days ago (%s); "
+            "scripts/profile_latency.py --rescale measures it again in seconds",
+            table.name,
+            days_since(date),
+            date,
         )
 
 

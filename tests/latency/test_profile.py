@@ -17,6 +17,7 @@ from src.arch.cost_table import CostTable, arithmetic_table, load_table, write_t
 from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
 from src.errors import UserError
+from src.latency.drift import scaled
 from src.latency.plan import ProfilePlan
 from src.latency.profile import profile
 from src.latency.runtimes import installed_version
@@ -207,7 +208,8 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     record = json.loads(out.read_text())["provenance"]["verification"]
     measured = [entry["median_ms"] for entry in record["measured"].values()]
     predicted = [entry["predicted_ms"] for entry in record["measured"].values()]
-    verdict = judge(predicted, measured)
+    verdict = judge(predicted, measured, record["machine_factor"])
+    assert 0.2 < record["machine_factor"] < 5
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(
         verdict.rmse, abs=1e-3
     )
@@ -244,7 +246,8 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
         1,
     )
     done = call_program("search.py", *flags, "--checkpoint_path", tmp_path)
-    assert done.returncode == 0 and "latency table" not in done.stdout, done.stderr
+    assert done.returncode == 0 and "installed is" not in done.stdout, done.stderr
+    assert "table 'mine': for the machine's speed of 0 days ago (20" in done.stdout
     decisions = load_architecture(tmp_path / "random_0.json").provenance["decisions"]
     assert abs(table.total(decisions) / target - 1) <= 0.02
     write_table(tmp_path / "old.json", replace(table, runtime="MindSpore Lite 1.9.0"))
@@ -264,6 +267,29 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
         assert done.returncode == 2 and reason in done.stderr
     done = call_program("search.py", *flags, "--cost", "macs", "--checkpoint_path", tmp_path)
     assert done.returncode == 2 and "latency_table is for --cost latency" in done.stderr
+
+
+def test_a_table_is_scaled_to_the_speed_of_now(table_file, run, space_file, tmp_path):
+    space = load_space(space_file)
+    table, out = load_table(table_file, space), tmp_path / "today.json"
+    # As if the machine had been three times as slow, and the table had been scaled for it.
+    write_table(tmp_path / "slow.json", scaled(scaled(table, 2.0), 1.5))
+    slow = load_table(tmp_path / "slow.json", space)
+    assert slow.provenance["rescaled"]["factor"] == 3
+    done = run("--rescale", tmp_path / "slow.json", "--out", out, "--max_rounds", 40)
+    assert done.returncode == 0, done.stderr
+    found = load_table(out, space)
+    factor = found.provenance["rescaled"]["factor"]
+    assert f"today.json: scaled by {factor / 3:.3f}" in done.stdout and 0.2 < factor < 2.5
+    assert found.constant == pytest.approx(factor * table.constant, abs=1e-4)
+    assert found.total(["K5E6"] * 3) == pytest.approx(factor * table.total(["K5E6"] * 3), rel=1e-3)
+    assert found.provenance["networks"] == table.provenance["networks"]
+    done = run("--rescale", table_file, "--out", out)
+    assert done.returncode == 2 and "today.json: is there already" in done.stderr
+    merged = replace(table, provenance={**table.provenance, "networks": {}})
+    write_table(tmp_path / "merged.json", merged)
+    done = run("--rescale", tmp_path / "merged.json", "--out", tmp_path / "merged.json")
+    assert done.returncode == 2 and "merged.json: holds no measured networks" in done.stderr
 
 
 @pytest.mark.slow

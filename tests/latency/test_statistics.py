@@ -95,3 +95,7 @@ def test_verdict_counts_pairs_and_errors():
         np.mean(errors / measured)
     ) and verdict.worst == pytest.approx(0.76)
     assert not verdict.passed and judge([1, 2, 3.1], [1, 2, 3]).passed
+    # A machine that has become slower is no error of the table.
+    slower = judge(predicted, [1.17 * value for value in measured], machine_factor=1.17)
+    assert slower.rmse == pytest.approx(verdict.rmse) and slower.machine_factor == 1.17
+    assert not judge([1, 2, 3], [1.2, 2.4, 3.6]).passed
