@@ -5,8 +5,8 @@
     bash ascend310_infer/build.sh
     python benchmarks/inference.py runs/model.mindir runs/model_onnx.onnx FOLDER_OF_IMAGES
 
-Needs, in any Python and for this benchmark only: pip install onnxruntime opencv-python-headless.
-Measures them in turn and prints medians over rounds and the ratio of medians. Latency: one image
+The application computes in each runtime that it was built with. Measures all in turn and prints
+medians over rounds and ratios of medians to the Python program's better one. Latency: one image
 after another, all cores on each. Throughput: all cores on many images, in the Python program once
 with one thread per core and once with all cores on one image at a time.
 """
@@ -24,13 +24,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
 
-APPLICATION = Path(__file__).resolve().parents[1] / "ascend310_infer/out/main"
+from src.latency.cpp_program import APPLICATION
+from src.latency.runtimes import LIBRARIES, Runtime
 
 
 class PythonProgram:
@@ -62,26 +64,36 @@ class PythonProgram:
         return int(self._session.run(None, {"x": np.ascontiguousarray(tensor)})[0].argmax())
 
 
-def run_application(model: str, images: str, *flags: object) -> tuple[float, float]:
-    """Median milliseconds from JPEG to answer, and images per second, by the application."""
+def run_application(runtime: Runtime, model: str, images: str, workers: int) -> str:
+    """What the application prints of its times."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            str(APPLICATION),
-            "--mindir_path",
-            os.path.abspath(model),
-            "--dataset_path",
-            os.path.abspath(images),
-            "--device",
-            "CPU",
-            *map(str, flags),
-        ]
-        text = subprocess.run(
+        command = [str(APPLICATION), "--model_path", os.path.abspath(model), *runtime.flags]
+        command += ["--dataset_path", os.path.abspath(images), "--threads", str(workers)]
+        return subprocess.run(
             command, cwd=folder, check=True, capture_output=True, text=True
         ).stdout
-    return (
-        number_in(text, r"JPEG to answer: .*p50 ([\d.]+) ms"),
-        number_in(text, r"throughput: ([\d.]+) images/s"),
-    )
+
+
+def application_latency_ms(runtime: Runtime, model: str, images: str) -> float:
+    """Median milliseconds from JPEG to answer, one image after another."""
+    text = run_application(runtime, model, images, workers=1)
+    return number_in(text, r"JPEG to answer: .*p50 ([\d.]+) ms")
+
+
+def application_throughput(runtime: Runtime, model: str, images: str, workers: int) -> float:
+    """Images per second, with so many at work at once."""
+    text = run_application(runtime, model, images, workers)
+    return number_in(text, r"throughput: ([\d.]+) images/s")
+
+
+def application_runtimes() -> list[tuple[str, str]]:
+    """Names and precisions of what the application was built with."""
+    return [
+        (name, precision)
+        for name, library in LIBRARIES.items()
+        if library.in_cpp and library.installed()
+        for precision in library.precisions
+    ]
 
 
 def number_in(text: str, pattern: str) -> float:
@@ -115,16 +127,19 @@ def compare(args: argparse.Namespace) -> None:
     files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
     cv2.setNumThreads(1)  # images are small, and the cores have other images
     whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
-    ours = "C++, MindSpore Lite"
+    models = {"MINDIR": args.mindir, "ONNX": args.onnx}
+    latency: dict[str, Callable[[], float]] = {}
+    throughput: dict[str, Callable[[], float]] = {}
+    for name, precision in application_runtimes():
+        title = f"C++, {LIBRARIES[name].title}, {precision}"
+        files = models[str(LIBRARIES[name].file_format)], args.images
+        whole_machine, one_core = Runtime(name, precision, args.threads), Runtime(name, precision)
+        latency[title] = partial(application_latency_ms, whole_machine, *files)
+        throughput[title] = partial(application_throughput, one_core, *files, args.threads)
     contenders: dict[str, dict[str, Callable[[], float]]] = {
-        "latency, ms": {
-            ours: lambda: run_application(
-                args.mindir, args.images, "--threads", 1, "--runtime_threads", args.threads
-            )[0],
-            "Python, ONNX Runtime": lambda: python_latency_ms(whole, files),
-        },
+        "latency, ms": {**latency, "Python, ONNX Runtime": lambda: python_latency_ms(whole, files)},
         "throughput, images/s": {
-            ours: lambda: run_application(args.mindir, args.images, "--threads", args.threads)[1],
+            **throughput,
             "Python, ONNX Runtime": lambda: python_throughput(single, files, args.threads),
             "Python, ONNX Runtime, one at a time": lambda: python_throughput(whole, files, 1),
         },
@@ -140,12 +155,13 @@ def compare(args: argparse.Namespace) -> None:
         for _ in range(args.rounds):
             for name, run in runs.items():
                 values[name].append(run())
-        base = statistics.median(values[ours])
+        medians = {name: statistics.median(found) for name, found in values.items()}
+        best = min if measure.startswith("latency") else max
+        base = best(value for name, value in medians.items() if name.startswith("Python"))
         for name, found in values.items():
-            median = statistics.median(found)
             print(
-                f"{measure:21} {name:36} {median:8.2f}  ({min(found):.2f}..{max(found):.2f})  "
-                f"C++ is {base / median:.2f} of it",
+                f"{measure:21} {name:36} {medians[name]:8.2f}  "
+                f"({min(found):.2f}..{max(found):.2f})  {medians[name] / base:.2f} of Python's",
                 flush=True,
             )
 

@@ -1,7 +1,9 @@
-"""The C++ application against Python on the same files: top-1, accuracies, logits.
+r"""The C++ application against Python on the same files: top-1, accuracies, logits.
 
     bash ascend310_infer/build.sh
     python benchmarks/inference_parity.py CKPT MODEL.mindir FOLDER_OF_CLASS_FOLDERS
+    python benchmarks/inference_parity.py CKPT MODEL.onnx FOLDER_OF_CLASS_FOLDERS \
+        --runtime openvino --precision bfloat16
 
 Python evaluates the checkpoint as eval.py does, with the unfolded network of stock operators.
 """
@@ -16,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contenders import ROOT
 from src.errors import UserError
+from src.latency.cpp_program import APPLICATION
+from src.latency.runtimes import LIBRARIES, Runtime
 
-APPLICATION = ROOT / "ascend310_infer/out/main"
 
-
-def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
+def compare(checkpoint_file: str, model: str, folder: str, runtime: Runtime) -> None:
     """Print how the two agree; raises UserError for files that do not fit."""
     from mindspore import Tensor
 
@@ -40,7 +41,7 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     loader = Loader(source, checkpoint.meta.preprocessing, batch_size=20, training=False)
     python = np.concatenate([network(Tensor(images)).asnumpy() for images, _ in loader.epoch()])
     names = [Path(source.name(index)).relative_to(source.path) for index in range(len(source))]
-    cpp = logits_of_application(mindir, source.path, names)
+    cpp = logits_of_application(model, source.path, names, runtime)
     same = int((cpp.argmax(1) == python.argmax(1)).sum())
     accuracies = [
         100 * float((logits.argmax(1) == source.labels).mean()) for logits in (python, cpp)
@@ -53,10 +54,12 @@ def compare(checkpoint_file: str, mindir: str, folder: str) -> None:
     )
 
 
-def logits_of_application(mindir: str, folder: Path, names: list[Path]) -> np.ndarray:
+def logits_of_application(
+    model: str, folder: Path, names: list[Path], runtime: Runtime
+) -> np.ndarray:
     """Logits (N, classes) of the files of a folder."""
-    command: list[str | Path] = [APPLICATION, "--mindir_path", Path(mindir).resolve()]
-    command += ["--dataset_path", folder.resolve(), "--device", "CPU"]
+    command: list[str | Path] = [APPLICATION, "--model_path", Path(model).resolve()]
+    command += ["--dataset_path", folder.resolve(), *runtime.flags]
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
         results = Path(scratch) / "result_Files"
@@ -69,14 +72,17 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint")
-    parser.add_argument("mindir")
+    parser.add_argument("model", help=".mindir, or .onnx for OpenVINO")
     parser.add_argument("images", help="folder of class folders")
+    names = [name for name, library in LIBRARIES.items() if library.in_cpp]
+    parser.add_argument("--runtime", choices=names, default="lite")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args(argv)
     if not APPLICATION.exists():
         print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
         return 2
     try:
-        compare(args.checkpoint, args.mindir, args.images)
+        compare(args.checkpoint, args.model, args.images, Runtime(args.runtime, args.precision))
     except (UserError, subprocess.CalledProcessError) as error:
         print(f"inference_parity.py: error: {error}", file=sys.stderr)
         return 2
