@@ -660,6 +660,34 @@ class ExportConfig(DeviceConfig):
         False, "keep batch normalisation instead of folding it into the convolutions"
     )
 
+    # A model of int8 beside the one of float32, if it is worth it.
+    int8: bool = _key(
+        False,
+        "also quantise the ONNX model to int8, measure what that costs and gains, and keep the "
+        "result only within max_drop and min_gain",
+    )
+    calibration: str | None = _key(
+        None, "folder of images for int8, which tell the range of the activations"
+    )
+    images: int = _key(500, "images of the calibration", ge=1)
+    threads: int = _key(1, "threads of the runtimes in which int8 is measured", ge=1)
+    max_drop: float = _key(0.5, "points of top-1 that int8 may lose", ge=0)
+    min_gain: float = _key(
+        1.2,
+        "least ratio of the fastest time in float32 or bfloat16, in any runtime, to that of int8",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _int8_of_onnx(self) -> ExportConfig:
+        if self.int8 and (self.file_format != "ONNX" or not self.calibration):
+            raise PydanticCustomError(
+                "int8", "int8 is for --file_format ONNX, and needs --calibration FOLDER"
+            )
+        if self.calibration and not self.int8:
+            raise PydanticCustomError("int8", "calibration is for --int8, which is not given")
+        return self
+
 
 class ProfileConfig(ProgramConfig):
     """Keys of ``scripts/profile_latency.py``."""

@@ -92,12 +92,13 @@ def python(tmp_path) -> Path:
 
 
 def test_every_requirement_is_pinned_and_has_its_reason():
-    extras = [extra(name) for name in ("test", "dev", "docs")]
-    for text in (REQUIREMENTS, *extras):
+    texts = [REQUIREMENTS, *map(extra, ("runtimes", "int8", "test", "dev", "docs"))]
+    for text in texts:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = [line for line in lines if "spnas[" not in line]  # other extras of this project
         assert len(pins(text)) == len(lines) > 0
         assert all(len(reason) > 4 for _, reason in pins(text).values())
-    names = [name for text in (REQUIREMENTS, *extras) for name in pins(text)]
+    names = [name for text in texts for name in pins(text)]
     assert len(set(names)) == len(names)
     assert not list(ROOT.glob("requirements-*.txt"))
 
@@ -114,6 +115,8 @@ def test_what_src_imports_is_required_and_what_is_required_is_imported():
         name: {file.parts[0].removesuffix(".py") for file in importlib.metadata.files(name) or ()}
         for name in pins(REQUIREMENTS)
     }
+    # Imported only where they are installed: of the extra int8, and runtimes to compare with.
+    provided["onnxruntime"] |= {"onnx", "ncnn", "MNN", "_tools"}
     provided["pydantic"] |= {"pydantic_core", "typing_extensions"}  # which it needs itself
     assert imported - sys.stdlib_module_names - {"src"} <= set().union(*provided.values())
     assert [name for name, modules in provided.items() if not modules & imported] == []

@@ -125,7 +125,7 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
     """
     count = max(CHECK_IMAGES, batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        source, name = _validation_set(checkpoint), checkpoint.meta.config.get("dataset_name")
+        source, name = validation_set(checkpoint), checkpoint.meta.config.get("dataset_name")
         if source is None:
             source, name = _digits(Path(folder)), "digits"
         loader = Loader(
@@ -144,7 +144,7 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
     return list(images.reshape(batches, batch_size, *images.shape[1:])), str(name)
 
 
-def _validation_set(checkpoint: Checkpoint) -> Source | None:
+def validation_set(checkpoint: Checkpoint) -> Source | None:
     """That of the training; None where it was the embedded digits, or is not there any more."""
     config = checkpoint.meta.config
     name = config.get("dataset_name")

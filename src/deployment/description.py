@@ -28,6 +28,7 @@ class ModelFile:
         folded: whether batch normalisation is part of the convolutions.
         bytes: size of the file.
         sha256: of the file, in hexadecimal.
+        precision: of its weights and activations, "float32" or "int8".
     """
 
     file: str
@@ -36,6 +37,7 @@ class ModelFile:
     folded: bool
     bytes: int
     sha256: str
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

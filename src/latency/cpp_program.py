@@ -46,4 +46,4 @@ def build_program() -> None:
     )
     if build.returncode:
         lines = build.stderr.strip().splitlines() or ["the build failed"]
-        raise UserError(f"{lines[-1]}; --runtime mindspore measures without C++")
+        raise UserError(lines[-1])

@@ -38,6 +38,7 @@ class Library:
         devices: on which it computes.
         packages: what ``pip install`` would bring.
         in_cpp: it is part of the C++ programs.
+        int8: it also computes models that are quantised to int8.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Library:
     devices: tuple[str, ...] = ("CPU",)
     packages: str = ""
     in_cpp: bool = False
+    int8: bool = False
 
 
 def _package(title: str, *packages: str) -> Callable[[], str | None]:
@@ -77,6 +79,7 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
             precisions=("float32", "bfloat16"),
             packages="openvino",
             in_cpp=True,
+            int8=True,
         ),
         "mindspore": Library(
             "MindSpore",
@@ -86,7 +89,10 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
             packages="mindspore",
         ),
         "onnxruntime": Library(
-            "ONNX Runtime", _package("ONNX Runtime", "onnxruntime"), packages="onnxruntime"
+            "ONNX Runtime",
+            _package("ONNX Runtime", "onnxruntime"),
+            packages="onnxruntime",
+            int8=True,
         ),
         "ncnn": Library(
             "ncnn", _package("ncnn", "ncnn", "pnnx"), packages="ncnn, and --no-deps pnnx"
@@ -141,7 +147,10 @@ class Runtime:
             UserError: it is not there.
         """
         if self.library.in_cpp:
-            build_program()
+            try:
+                build_program()
+            except UserError as error:
+                raise UserError(f"{error}; --runtime mindspore measures without C++") from None
         version = self.library.installed()
         if version is None:
             raise UserError(

@@ -1,0 +1,206 @@
+"""A model of int8, kept only if it is worth it: what it loses and gains is measured first."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from src.checkpoint.format import Checkpoint
+from src.config import ExportConfig
+from src.deployment.check import validation_set
+from src.deployment.classifier import load_classifier
+from src.deployment.export import export
+from src.deployment.predict import find_images
+from src.deployment.quantisation import check_tools, quantise
+from src.errors import Fault
+from src.files import read_json, sha256, whole, write_json
+from src.latency.comparison import (
+    INT8,
+    LIMITS,
+    Files,
+    Images,
+    Outcome,
+    check_answers,
+    compare,
+    find_candidates,
+    full_batches,
+    open_images,
+    read_images,
+    table,
+)
+from src.latency.runtimes import Runtime
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 200  # turns of each candidate
+TEST_IMAGES = 10_000  # at most; as many as the test set of CIFAR-10 has
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model of int8 is worth it.
+
+    Attributes:
+        drop: points of top-1 that are lost; without labels, the percent of images whose first
+            class is another one.
+        gain: the fastest time in float32 or bfloat16, divided by the fastest in int8.
+        max_drop: the limit of ``drop``.
+        min_gain: the limit of ``gain``.
+        fastest: title of what is fastest in float32 or bfloat16.
+        fastest_int8: title of what is fastest in int8.
+    """
+
+    drop: float
+    gain: float
+    max_drop: float
+    min_gain: float
+    fastest: str
+    fastest_int8: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether both limits are kept."""
+        return self.drop <= self.max_drop and self.gain >= self.min_gain
+
+    def __str__(self) -> str:
+        return (
+            f"{self.drop:.2f} points of top-1 lost (at most {self.max_drop:g}), "
+            f"{self.gain:.2f} times as fast (at least {self.min_gain:g}), {self.fastest_int8} "
+            f"against {self.fastest}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the description of the model."""
+        return {**asdict(self), "drop": round(self.drop, 3), "gain": round(self.gain, 3)}
+
+
+def judge_int8(
+    outcomes: Sequence[Outcome], network_top1: float | None, max_drop: float, min_gain: float
+) -> Verdict:
+    """The verdict on a model of int8, in the runtime where it is fastest.
+
+    Args:
+        outcomes: of one number of threads, in all precisions.
+        network_top1: accuracy of the float32 network, percent; None without labels.
+        max_drop: see ``Verdict``.
+        min_gain: see ``Verdict``.
+
+    Raises:
+        Fault: nothing computed the model of int8, or that of float32.
+    """
+    best = {}
+    for int8 in (False, True):
+        kind = [each for each in outcomes if each.candidate.int8 is int8]
+        if not kind:
+            raise Fault(f"no runtime here could compute the model of {INT8 if int8 else 'float32'}")
+        best[int8] = min(kind, key=lambda each: each.latency.median_ms)
+    before, after = best[False], best[True]
+    # Of images without labels, each that changes its class may have lost the right one.
+    drop = 100 - after.agreement
+    if network_top1 is not None and after.top1 is not None:
+        drop = network_top1 - after.top1
+    return Verdict(
+        drop=drop,
+        gain=before.latency.median_ms / after.latency.median_ms,
+        max_drop=max_drop,
+        min_gain=min_gain,
+        fastest=before.candidate.title,
+        fastest_int8=after.candidate.title,
+    )
+
+
+def check_before(config: ExportConfig) -> None:
+    """Raise UserError for what would only be found out after the export."""
+    assert config.calibration is not None  # ExportConfig has checked it
+    find_images([config.calibration])
+    Runtime("onnxruntime", threads=config.threads).check()
+    check_tools()
+
+
+def export_int8(path: Path, checkpoint: Checkpoint, config: ExportConfig) -> Path:
+    """Quantise a model, measure, and keep the result beside it if it is worth it.
+
+    Args:
+        path: the ONNX model of float32, which stays as it is.
+        checkpoint: that the model was exported from; says where its validation images are.
+        config: of the export.
+
+    Returns:
+        Path of the model of int8, ``NAME_int8.onnx``, with a description of its own.
+
+    Raises:
+        Fault: int8 is not worth it, with the figures, or a runtime computes another answer than the
+            network. Nothing is left of the model of int8.
+    """
+    assert config.calibration is not None  # ExportConfig has checked it
+    classifier = load_classifier(str(path))
+    size = classifier.batch_size
+    calibration, labelled = open_images(config.calibration, classifier.classes)
+    pixels = full_batches(
+        read_images(calibration, classifier, labelled, config.images).pixels, size
+    )
+    # Images that were used for the scales would flatter them.
+    validation = validation_set(checkpoint)
+    source, labelled = (validation, True) if validation else (calibration, labelled)
+    images = read_images(source, classifier, labelled, TEST_IMAGES)
+    out = path.with_name(f"{path.stem}_{INT8}.onnx")
+    with whole(out) as scratch:
+        quantise(path, pixels.reshape(-1, size, *pixels.shape[1:]), scratch)
+        log.info("%s: scales by %d images of %s", out.name, len(pixels), config.calibration)
+        outcomes = _measure({"ONNX": path, INT8: scratch}, checkpoint, images, size, config)
+        log.info("%s, %d images:", source.path, len(images.pixels))
+        log.info("%s", table(outcomes))
+        check_answers(outcomes)
+        network_top1 = images.top1(images.logits)
+        verdict = judge_int8(outcomes, network_top1, config.max_drop, config.min_gain)
+        if not verdict.passed:
+            raise Fault(f"int8 is not worth it: {verdict}; {path} of float32 stays")
+    log.info("%s: int8 is worth it: %s", out, verdict)
+    _describe(path, out, verdict, outcomes, len(images.pixels), str(source.path))
+    return out
+
+
+def _measure(
+    files: Files, checkpoint: Checkpoint, images: Images, batch_size: int, config: ExportConfig
+) -> list[Outcome]:
+    with tempfile.TemporaryDirectory() as folder:
+        # For MindSpore Lite, with which int8 is compared too.
+        mindir = export(
+            checkpoint,
+            file_name=f"{folder}/float32",
+            batch_size=batch_size,
+            fold=not config.no_fold,
+        )
+        candidates, left_out = find_candidates(
+            {**files, "MINDIR": mindir}, [config.threads], [*LIMITS, INT8]
+        )
+        outcomes, unable = compare(candidates, images, batch_size, ROUNDS)
+    for title, reason in {**left_out, **unable}.items():
+        log.info("%s: left out: %s", title, reason)
+    return outcomes
+
+
+def _describe(
+    path: Path, out: Path, verdict: Verdict, outcomes: Sequence[Outcome], count: int, data: str
+) -> None:
+    """Write the description of a model of int8: that of the float32 model but for the file."""
+    (best,) = (each for each in outcomes if each.candidate.title == verdict.fastest_int8)
+    record = read_json(path.with_suffix(".json"))
+    record["model"] |= {
+        "file": out.name,
+        "bytes": out.stat().st_size,
+        "sha256": sha256(out),
+        "precision": INT8,
+    }
+    record["checked"] = {
+        "runtime": best.candidate.runtime.library.installed(),
+        "data": data,
+        "images": count,
+        "largest_difference": best.difference,
+    }
+    record[INT8] = verdict.to_dict()
+    write_json(out.with_suffix(".json"), record)

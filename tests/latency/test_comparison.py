@@ -1,0 +1,153 @@
+"""Runtimes side by side, and the verdict on int8, on a small network and real images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.restore import cell_weights
+from src.data.preprocessing import Preprocessing
+from src.data.sources import ImageFolder
+from src.deployment.classifier import load_classifier
+from src.deployment.export import export
+from src.deployment.quantisation import quantise
+from src.errors import Fault, UserError
+from src.latency import comparison, int8
+from src.latency.comparison import Candidate, Outcome
+from src.latency.runtimes import Runtime
+from src.latency.statistics import summarise
+from src.spnasnet import SPNASNet
+from tests.conftest import TINY
+
+PREPROCESSING = Preprocessing(32, 32, 32, (127.5,) * 3, (64.0,) * 3)
+
+
+def outcome(name: str, precision: str, milliseconds: float, **found: float) -> Outcome:
+    candidate = Candidate(Runtime(name), Path("any.onnx"), int8=precision == "int8")
+    if precision == "bfloat16":
+        candidate = replace(candidate, runtime=Runtime(name, precision))
+    facts = {"file_bytes": 10**6, "difference": 1e-6, "agreement": 100.0, "top1": None, **found}
+    return Outcome(candidate, summarise(np.full(20, milliseconds)), **facts)
+
+
+FLOATS = [
+    outcome("lite", "float32", 8.0, top1=93.0),
+    outcome("openvino", "float32", 7.0, top1=93.0),
+    outcome("openvino", "bfloat16", 5.0, difference=0.05, agreement=99.5, top1=92.9),
+]
+
+
+def test_the_verdict_is_that_of_the_fastest_on_either_side():
+    quantised = [
+        outcome("onnxruntime", "int8", 6.0, difference=0.3, agreement=99, top1=93.0),
+        outcome("openvino", "int8", 4.0, difference=0.3, agreement=98, top1=92.6),
+    ]
+    verdict = int8.judge_int8([*FLOATS, *quantised], 93.0, max_drop=0.5, min_gain=1.2)
+    assert verdict.passed and verdict.gain == 1.25 and verdict.drop == pytest.approx(0.4)
+    assert (verdict.fastest, verdict.fastest_int8) == ("OpenVINO, bfloat16", "OpenVINO, int8")
+    assert not replace(verdict, min_gain=1.3).passed and not replace(verdict, max_drop=0.3).passed
+    assert "0.40 points of top-1 lost (at most 0.5), 1.25 times as fast" in str(verdict)
+    # Without labels, what changes its class counts as lost.
+    assert int8.judge_int8([*FLOATS, *quantised], None, 0.5, 1.2).drop == 2
+    with pytest.raises(Fault, match="no runtime here could compute the model of int8"):
+        int8.judge_int8(FLOATS, None, 0.5, 1.2)
+
+
+def test_what_is_recommended_agrees_with_the_network():
+    advice = comparison.advice(FLOATS)
+    assert advice == (
+        "take with 1 thread OpenVINO, bfloat16, 5.00 ms, 0.62 of the time of MindSpore Lite, "
+        "float32"
+    )
+    rounded = replace(FLOATS[2], agreement=90.0)
+    assert comparison.fastest([*FLOATS[:2], rounded]) == FLOATS[1]
+    wrong = replace(FLOATS[0], difference=0.02)
+    with pytest.raises(Fault, match=r"MindSpore Lite, float32: its logits differ .* 2.0e-02"):
+        comparison.check_answers([wrong])
+    comparison.check_answers(FLOATS)
+
+
+@pytest.fixture(scope="module")
+def tiny(few_digits, tmp_path_factory):
+    """A checkpoint of random weights, and its ONNX model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    network = SPNASNet(TINY, 10).set_train(False)
+    meta = Meta(TINY, PREPROCESSING, tuple("0123456789"))
+    write_checkpoint(folder / "tiny.ckpt", cell_weights(network), meta)
+    checkpoint = read_checkpoint(folder / "tiny.ckpt")
+    return checkpoint, export(checkpoint, file_name=str(folder / "tiny"), file_format="ONNX")
+
+
+def test_candidates_compute_the_same_images_and_take_turns(tiny, few_digits, tmp_path):
+    pytest.importorskip("onnx")
+    _, model = tiny
+    classifier = load_classifier(str(model))
+    source = ImageFolder(few_digits / "val")
+    images = comparison.read_images(source, classifier, True, 20)
+    assert images.pixels.shape == (20, 3, 32, 32) and images.labels is not None
+    quantise(model, images.pixels[:, None], tmp_path / "int8.onnx")
+    runtime = Runtime("onnxruntime")
+    candidates = [
+        Candidate(runtime, model),
+        Candidate(runtime, tmp_path / "int8.onnx", int8=True),
+        Candidate(runtime, tmp_path / "missing.onnx"),
+    ]
+    (plain, quantised), left_out = comparison.compare(candidates, images, 1, 6)
+    assert plain.difference < 1e-5 and plain.agreement == 100 and plain.latency.samples == 12
+    assert plain.top1 == images.top1(images.logits)
+    # Rounded to 8 bits, so neither equal nor another network.
+    assert 1e-4 < quantised.difference < 0.5 and quantised.right
+    assert "missing.onnx" in left_out["ONNX Runtime, float32"]
+    lines = comparison.table([plain, quantised]).splitlines()
+    assert lines[0].split()[0] == "runtime" and len(lines) == 3
+    other = replace(images, logits=images.logits[::-1].copy())
+    with pytest.raises(Fault, match="ONNX Runtime, float32: its logits differ"):
+        comparison.check_answers(comparison.compare(candidates[:1], other, 1, 1)[0])
+
+
+def test_int8_is_kept_only_if_it_is_worth_it(tiny, few_digits, call_program, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(int8, "ROUNDS", 3)
+    # Without building C++: ONNX Runtime computes both.
+    monkeypatch.setattr(comparison, "build_program", no_program)
+    flags = ["--ckpt_file", tiny[0].path, "--file_format", "ONNX", "--file_name", "net"]
+    flags += ["--int8", "--calibration", few_digits / "train", "--images", 20]
+    done = call_program("export.py", *flags, "--min_gain", 1000)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "int8 is not worth it: " in done.stderr and "(at least 1000)" in done.stderr
+    assert (tmp_path / "net.onnx").is_file() and not list(tmp_path.glob("*int8*"))
+    done = call_program("export.py", *flags, "--min_gain", 0.001, "--max_drop", 100)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "net_int8.json").read_text())
+    assert record["model"]["precision"] == "int8" and record["int8"]["gain"] > 0
+    assert load_classifier(str(tmp_path / "net_int8.onnx")).classes == tuple("0123456789")
+
+
+def no_program():
+    raise UserError("packages are missing")
+
+
+def test_a_comparison_from_the_command_line(tiny, few_digits, call_program, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "build_program", no_program)
+    flags = [tiny[1], "--images", few_digits / "val", "--rounds", 3]
+    done = call_program("scripts/compare_runtimes.py", *flags, "--out", "found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["image_count"] == 50 and found["advice"].startswith("take with 1 thread ")
+    names = [line["runtime"] for line in found["runtimes"]]
+    assert any(name.startswith("ONNX Runtime 1.") for name in names)
+    assert "MindSpore Lite: left out: " in done.stdout
+    (tmp_path / "empty").mkdir()
+    for more, message in (
+        (["--images", tmp_path / "empty"], "empty: holds no image"),
+        (["--threads", 4096], "threads is 4096; this machine has"),
+        (["--threads", "two"], "threads should be whole numbers"),
+        (["--precisions", "float8"], "precisions has 'float8'"),
+    ):
+        done = call_program("scripts/compare_runtimes.py", *flags, *more)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
