@@ -132,10 +132,10 @@ def compare(args: argparse.Namespace) -> None:
     throughput: dict[str, Callable[[], float]] = {}
     for name, precision in application_runtimes():
         title = f"C++, {LIBRARIES[name].title}, {precision}"
-        files = models[str(LIBRARIES[name].file_format)], args.images
+        paths = models[str(LIBRARIES[name].file_format)], args.images
         whole_machine, one_core = Runtime(name, precision, args.threads), Runtime(name, precision)
-        latency[title] = partial(application_latency_ms, whole_machine, *files)
-        throughput[title] = partial(application_throughput, one_core, *files, args.threads)
+        latency[title] = partial(application_latency_ms, whole_machine, *paths)
+        throughput[title] = partial(application_throughput, one_core, *paths, args.threads)
     contenders: dict[str, dict[str, Callable[[], float]]] = {
         "latency, ms": {**latency, "Python, ONNX Runtime": lambda: python_latency_ms(whole, files)},
         "throughput, images/s": {

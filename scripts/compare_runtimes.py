@@ -106,7 +106,7 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     if quantised:
         pixels = comparison.full_batches(images.pixels[:CALIBRATION_IMAGES], batch_size)
         files["int8"] = folder / "int8.onnx"
-        quantise(files["ONNX"], pixels.reshape(-1, batch_size, *pixels.shape[1:]), files["int8"])
+        quantise(files["ONNX"], pixels, files["int8"])
     candidates, left_out = comparison.find_candidates(files, args.threads, args.precisions)
     log.info(
         "%s: %d images%s, %d candidates, %d rounds",

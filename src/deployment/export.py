@@ -85,9 +85,11 @@ def write_model(
         file_format: "MINDIR", "ONNX" or "AIR".
         mindir_version: format version of a MindIR file.
     """
-    ms.export(
-        network, Tensor(np.zeros(shape, np.float32)), file_name=str(file), file_format=file_format
-    )
+    image = Tensor(np.zeros(shape, np.float32))
+    if file_format == "ONNX":
+        ms.onnx.export(network, image, file_name=str(file))
+    else:
+        ms.export(network, image, file_name=str(file), file_format=file_format)
     os.chmod(file, 0o644)  # MindSpore makes files that nobody may write
     if file_format == "MINDIR" and mindir_version == 1:
         file.write_bytes(to_version_1(file.read_bytes()))

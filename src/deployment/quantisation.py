@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def check_tools() -> None:
         ) from None
 
 
-def quantise(model: Path, batches: Iterable[np.ndarray], out: Path) -> None:
+def quantise(model: Path, images: np.ndarray, out: Path) -> None:
     """Write a model whose convolutions and products compute in int8.
 
     Weights have a scale per output channel; activations one per tensor, by their least and largest
@@ -36,7 +36,7 @@ def quantise(model: Path, batches: Iterable[np.ndarray], out: Path) -> None:
 
     Args:
         model: an ONNX model of float32.
-        batches: images that it takes.
+        images: (N, 3, H, W), N a multiple of its batch size.
         out: the file to write.
 
     Raises:
@@ -47,14 +47,13 @@ def quantise(model: Path, batches: Iterable[np.ndarray], out: Path) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    images, original = list(batches), onnx.load(model)
-    name = original.graph.input[0].name
+    original = onnx.load(model)
+    name, batches = original.graph.input[0].name, images.reshape(-1, *open_onnx(model)[1])
 
     class Reader(quantization.CalibrationDataReader):
         """The images, one batch after the other."""
 
-        def __init__(self) -> None:
-            self._batches = iter(images)
+        _batches = iter(batches)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             """The next inputs; None after the last."""
@@ -64,7 +63,7 @@ def quantise(model: Path, batches: Iterable[np.ndarray], out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, _no_warnings():
         newer, prepared = Path(folder) / "newer.onnx", Path(folder) / "prepared.onnx"
         onnx.save(version_converter.convert_version(original, OPSET), str(newer))
-        _check_conversion(model, newer, images[0])
+        _check_conversion(model, newer, batches[0])
         quant_pre_process(str(newer), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared),

@@ -326,10 +326,10 @@ def _place(outcome: Outcome) -> tuple[int, float]:
     return outcome.candidate.runtime.threads, outcome.latency.median_ms
 
 
-def fastest(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The fastest of those whose answers are those of the float32 network."""
+def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those whose answers are those of the float32 network, the fastest first."""
     usable = [each for each in outcomes if each.right and each.agreement >= AGREEMENT]
-    return min(usable, key=lambda each: each.latency.median_ms, default=None)
+    return sorted(usable, key=lambda each: each.latency.median_ms)
 
 
 def advice(outcomes: Sequence[Outcome]) -> str:
@@ -337,20 +337,14 @@ def advice(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for threads in sorted({each.candidate.runtime.threads for each in outcomes}):
         count = "1 thread" if threads == 1 else f"{threads} threads"
-        here = [each for each in outcomes if each.candidate.runtime.threads == threads]
-        best = fastest(here)
-        if best is None:
+        here = ranked([each for each in outcomes if each.candidate.runtime.threads == threads])
+        if not here:
             parts.append(f"with {count} none, as none agrees on {AGREEMENT:g} %")
             continue
+        best = here[0]
         text = f"with {count} {best.candidate.title}, {best.latency.median_ms:.2f} ms"
-        others = [
-            each
-            for each in here
-            if each.candidate.runtime.name != best.candidate.runtime.name
-            and each.right
-            and each.agreement >= AGREEMENT
-        ]
-        second = min(others, key=lambda each: each.latency.median_ms, default=None)
+        name = best.candidate.runtime.name
+        second = next((each for each in here if each.candidate.runtime.name != name), None)
         if second:
             share = best.latency.median_ms / second.latency.median_ms
             text += f", {share:.2f} of the time of {second.candidate.title}"

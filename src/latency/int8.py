@@ -149,7 +149,7 @@ def export_int8(path: Path, checkpoint: Checkpoint, config: ExportConfig) -> Pat
     images = read_images(source, classifier, labelled, TEST_IMAGES)
     out = path.with_name(f"{path.stem}_{INT8}.onnx")
     with whole(out) as scratch:
-        quantise(path, pixels.reshape(-1, size, *pixels.shape[1:]), scratch)
+        quantise(path, pixels, scratch)
         log.info("%s: scales by %d images of %s", out.name, len(pixels), config.calibration)
         outcomes = _measure({"ONNX": path, INT8: scratch}, checkpoint, images, size, config)
         log.info("%s, %d images:", source.path, len(images.pixels))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
@@ -24,12 +26,10 @@ class MindSporeMeter:
     """
 
     def __init__(self, runtime: Runtime, version: str) -> None:
-        import mindspore as ms
-
         from src import kernels
 
         setup_device(runtime.device, runtime.device_id)
-        ms.set_context(runtime_num_threads=runtime.threads)
+        _limit_threads(runtime.threads)
         self.version = version
         self._kernels = kernels.available()
         self._prepared: dict[str, tuple[nn.Cell, Tensor]] = {}
@@ -67,3 +67,12 @@ class MindSporeMeter:
                     cell(image).asnumpy()
                     samples.append((int(index), (time.perf_counter() - start) * 1e3))
             yield samples
+
+
+@functools.cache
+def _limit_threads(threads: int) -> None:
+    """Set the threads of operators, of MindSpore and of this project; once per process."""
+    from mindspore.device_context.cpu import op_tuning
+
+    op_tuning.threads_num(threads)
+    os.environ["SPNAS_KERNEL_THREADS"] = str(threads)  # read at the first operator, kernels/pool.h

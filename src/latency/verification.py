@@ -53,7 +53,14 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     models = [*plan.networks(chosen), *plan.networks(ends)]
     found = measure(session, meter, models, plan.config)
 
-    factor = machine_factor(table, found.summaries) if ends else 1.0
+    factor = 1.0
+    if ends:
+        factor = machine_factor(table, found.summaries)
+        log.info(
+            "machine: the smallest and the largest network took %.3f of their time by the table, "
+            "which is no error of the table: predictions are multiplied by it",
+            factor,
+        )
     predicted = {name: table.total(decisions) for name, decisions in chosen.items()}
     measured = {name: found.summaries[name].median_ms for name in chosen}
     verdict = judge(list(predicted.values()), list(measured.values()), factor)
@@ -112,11 +119,6 @@ def _report(
     predicted: Mapping[str, float], summaries: Mapping[str, Summary], verdict: Verdict
 ) -> None:
     factor = verdict.machine_factor
-    log.info(
-        "machine: the smallest and the largest network took %.3f of their time by the table, which "
-        "is no error of the table: predictions are multiplied by it",
-        factor,
-    )
     log.info("%-20s %10s %10s %8s %8s", "network", "predicted", "measured", "error", "spread")
     for name, milliseconds in predicted.items():
         measured = summaries[name]

@@ -99,25 +99,27 @@ OPENERS: dict[str, Callable[[Path, int], tuple[Predict, list[int]]]] = {
 }
 
 
-def measure(models: Sequence[tuple[Predict, list[int]]], args: argparse.Namespace) -> None:
+def measure(
+    models: Sequence[tuple[Predict, list[int]]], repeats: int, seed: int, answers: IO[str]
+) -> None:
     """Measure the models once for each line of standard input."""
-    random = np.random.default_rng(args.seed)
+    random = np.random.default_rng(seed)
     inputs = [random.standard_normal(shape).astype(np.float32) for _, shape in models]
     for (predict, _), batch in zip(models, inputs, strict=True):
         for _ in range(WARM_UP):
             predict(batch)
-    print(READY, file=args.answers)
+    print(READY, file=answers)
     for number, _ in enumerate(iter(sys.stdin.readline, "")):
         lines = []
         for index in random.permutation(len(models)).tolist():
             (predict, _), batch = models[index], inputs[index]
             predict(batch)  # brings its weights back into the caches
-            for _ in range(args.repeats):
+            for _ in range(repeats):
                 start = time.perf_counter()
                 predict(batch)
                 milliseconds = (time.perf_counter() - start) * 1e3
                 lines.append({"model": index, "round": number, "ms": milliseconds})
-        args.answers.write("".join(json.dumps(line) + "\n" for line in lines))
+        answers.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def answer(model: tuple[Predict, list[int]], inputs: Path, outputs: Path) -> None:
@@ -146,14 +148,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, or answer; returns the exit code."""
-    answers: IO[str] = take_turns()
+    answers = take_turns()
     args = parse_arguments(argv)
-    args.answers = answers
     models = [OPENERS[args.runtime](file, args.runtime_threads) for file in args.models]
     if args.inputs:
         answer(models[0], args.inputs, args.outputs)
     else:
-        measure(models, args)
+        measure(models, args.repeats, args.seed, answers)
     return 0
 
 
