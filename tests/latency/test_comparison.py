@@ -79,7 +79,8 @@ def tiny(few_digits, tmp_path_factory):
     """A checkpoint of random weights, and its ONNX model."""
     folder = tmp_path_factory.mktemp("tiny")
     network = SPNASNet(TINY, 10).set_train(False)
-    meta = Meta(TINY, PREPROCESSING, tuple("0123456789"))
+    data = {"dataset_name": "imagenet", "data_path": str(few_digits), "val_data_path": None}
+    meta = Meta(TINY, PREPROCESSING, tuple("0123456789"), config=data)
     write_checkpoint(folder / "tiny.ckpt", cell_weights(network), meta)
     checkpoint = read_checkpoint(folder / "tiny.ckpt")
     return checkpoint, export(checkpoint, file_name=str(folder / "tiny"), file_format="ONNX")
@@ -151,6 +152,7 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     kept = int8.export_int8(tmp_path / "net.onnx", checkpoint, config)
     record = json.loads(kept.with_suffix(".json").read_text())
     assert record["model"]["precision"] == "int8" and record["int8"]["gain"] > 0
+    assert record["checked"]["images"] == 50  # of the validation set
     assert load_classifier(str(kept)).classes == tuple("0123456789")
 
 
