@@ -36,8 +36,7 @@ class ImageFolder:
     hidden subfolders, are left out.
 
     Raises:
-        UserError: there is no such folder, it has fewer than two subfolders, or one of them holds
-            no image.
+        UserError: there is no such folder, it has no subfolders, or one of them holds no image.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -85,11 +84,6 @@ class ImageFolder:
         )
         if not folders:
             raise UserError(f"{self.path}: holds no class folders; {expected}")
-        if len(folders) == 1:
-            raise UserError(
-                f"{self.path}: holds one class folder, '{folders[0]}'; a classifier needs two or "
-                "more"
-            )
         return tuple(folders)
 
     def __len__(self) -> int:

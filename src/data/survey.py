@@ -42,10 +42,15 @@ def survey(data_path: str, val_data_path: str | None = None) -> Survey:
         val_data_path: likewise.
 
     Raises:
-        UserError: there are no class folders, one of them holds no image, or none of the sample
-            can be read as an image.
+        UserError: there are fewer than two class folders, one of them holds no image, or none of
+            the sample can be read as an image.
     """
     source = ImageFolder(split_folder("train", data_path, val_data_path))
+    if len(source.classes) == 1:
+        raise UserError(
+            f"{source.path}: holds one class folder, '{source.classes[0]}'; a classifier needs two "
+            "or more"
+        )
     sample = np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(int).tolist()
     sides = []
     for index in sample:
