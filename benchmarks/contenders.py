@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from src.errors import EXIT_FAULT, Fault, UserError
-from src.latency.turns import READY, TurnProcess, take_turns
+from src.latency.turns import READY, TurnProcess, python_path, take_turns
 from src.utils import allocator_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,11 +68,6 @@ def work(create: Callable[[], Callable[[], float]]) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=answers)
 
 
-def python_path() -> str:
-    """PYTHONPATH for an interpreter in which this project may not be installed."""
-    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-
-
 class Contender(TurnProcess):
     """A worker process, seen from the parent, and what it took in its turns."""
 
@@ -80,7 +75,7 @@ class Contender(TurnProcess):
         self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
         inherited = {key: value for key, value in os.environ.items() if key != WAITING}
-        own = {"PYTHONPATH": python_path(), **(environment or {})}
+        own = {"PYTHONPATH": python_path(inherited), **(environment or {})}
         super().__init__(name, command, {**inherited, **own})
         self.seconds: list[float] = []
 

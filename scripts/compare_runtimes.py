@@ -84,6 +84,7 @@ def model_files(model: str, folder: Path) -> dict[str, Path]:
 def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     """Compare, print, and write what was found."""
     from src.deployment.classifier import load_classifier
+    from src.deployment.logits import full_batches
     from src.deployment.quantisation import check_tools, quantise
     from src.files import make_folder, write_json
     from src.latency import comparison
@@ -104,7 +105,7 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     batch_size = classifier.batch_size if args.model in map(str, files.values()) else 1
     images = comparison.read_images(source, classifier, labelled, args.max_images)
     if quantised:
-        pixels = comparison.full_batches(images.pixels[:CALIBRATION_IMAGES], batch_size)
+        pixels = full_batches(images.pixels[:CALIBRATION_IMAGES], batch_size)
         files["int8"] = folder / "int8.onnx"
         quantise(files["ONNX"], pixels, files["int8"])
     candidates, left_out = comparison.find_candidates(files, args.threads, args.precisions)

@@ -16,7 +16,8 @@ from src.checkpoint.restore import build_network
 from src.data.sources import Source, open_sources, prepare_digits
 from src.dataset import Loader
 from src.deployment.description import Check
-from src.deployment.onnx_session import Predict, open_onnx
+from src.deployment.logits import Predict, check_difference, full_batches
+from src.deployment.onnx_session import open_onnx
 from src.errors import Fault, UserError
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,14 @@ def check_model(
     if folded:  # otherwise ``network`` is the trained one itself
         trained = _logits(_cell_predict(build_network(checkpoint)), batches)
         what, advice = "folding batch normalisation", "--no_fold exports without it"
-        _compare(exported, trained, FOLD_TOLERANCE, what, advice)
+        check_difference(exported, trained, FOLD_TOLERANCE, what, advice)
     try:
         runtime, predict = load_model(file)
     except NoRuntimeError as reason:
         log.warning("%s: not checked: %s", file.name, reason)
         return None
     what, advice = f"{file.name}, computed by {runtime},", "no model was written"
-    difference = _compare(_logits(predict, batches), exported, FILE_TOLERANCE, what, advice)
+    difference = check_difference(_logits(predict, batches), exported, FILE_TOLERANCE, what, advice)
     check = Check(runtime, data, len(batches) * batch_size, difference)
     log.info(
         "%s: checked in %s on %d images (%s): logits differ by at most %.1e of the largest",
@@ -101,23 +102,6 @@ def _logits(predict: Predict, batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([predict(batch) for batch in batches])
 
 
-def _compare(
-    got: np.ndarray, expected: np.ndarray, tolerance: float, what: str, advice: str
-) -> float:
-    """The largest difference of logits, relative to the largest expected one.
-
-    Raises:
-        Fault: it is above the tolerance, or no number.
-    """
-    difference = float(np.abs(got - expected).max() / np.abs(expected).max())
-    if not difference <= tolerance:  # true for NaN, which compares with nothing
-        raise Fault(
-            f"{what} changes the logits by {difference:.1e} of the largest one, more than "
-            f"{tolerance:.0e}; {advice}"
-        )
-    return difference
-
-
 def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarray], str]:
     """Full batches of preprocessed images, and the name of their data set.
 
@@ -138,10 +122,8 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
         images = np.concatenate([batch for batch, _ in loader.epoch()])
     if not len(images):
         raise Fault(f"{source.path}: no image could be read")
-    # The model takes full batches: images are repeated up to the next one.
-    batches = -(-len(images) // batch_size)
-    images = np.resize(images, (batches * batch_size, *images.shape[1:]))
-    return list(images.reshape(batches, batch_size, *images.shape[1:])), str(name)
+    whole = full_batches(images, batch_size)
+    return list(whole.reshape(-1, batch_size, *images.shape[1:])), str(name)
 
 
 def validation_set(checkpoint: Checkpoint) -> Source | None:

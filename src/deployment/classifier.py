@@ -15,7 +15,7 @@ from src.checkpoint.restore import build_network
 from src.data.preprocessing import Preprocessing
 from src.deployment.check import NoRuntimeError, load_model
 from src.deployment.description import FORMAT, VERSION, ModelFile
-from src.deployment.onnx_session import Predict
+from src.deployment.logits import Predict
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json, sha256
 from src.kernels import use_kernels

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-Predict = Callable[[np.ndarray], np.ndarray]  # from images (N, 3, H, W) to logits (N, classes)
+from src.deployment.logits import Predict
 
 
 def open_onnx(file: Path, threads: int = 0) -> tuple[Predict, list[int]]:

@@ -20,6 +20,7 @@ from src.data.decoding import EXTENSIONS
 from src.data.sources import ImageFolder
 from src.dataset import Loader
 from src.deployment.classifier import Classifier, load_classifier
+from src.deployment.logits import full_batches
 from src.errors import EXIT_FAULT, Fault, UserError
 from src.files import make_folder
 from src.utils import setup_device
@@ -200,9 +201,7 @@ def classify(classifier: Classifier, loader: Loader, top: int) -> Iterator[Predi
             count = len(numbers)
             if not count:  # a batch of images that could not be decoded
                 continue
-            # A short batch is filled up: an exported model takes full ones only.
-            padding = [(0, loader.batch_size - count)] + [(0, 0)] * 3
-            logits = classifier.logits(np.pad(batch, padding))[:count]
+            logits = classifier.logits(full_batches(batch, loader.batch_size))[:count]
             probabilities = softmax(logits.astype(np.float64), axis=1)
             # Of equal ones the lower class comes first, as in evaluation.
             order = np.argsort(-logits, axis=1, kind="stable")[:, :top]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.deployment.logits import check_difference
 from src.deployment.onnx_session import open_onnx
-from src.errors import Fault, UserError
+from src.errors import UserError
 
 OPSET = 13  # the first whose quantisation knows weights with a scale per channel
 TOLERANCE = 1e-4  # of logits after the conversion to it, relative to the largest
@@ -90,9 +91,5 @@ def _no_warnings() -> Iterator[None]:
 
 def _check_conversion(before: Path, after: Path, batch: np.ndarray) -> None:
     expected, got = (open_onnx(file)[0](batch) for file in (before, after))
-    difference = float(np.abs(got - expected).max() / np.abs(expected).max())
-    if not difference <= TOLERANCE:  # true for NaN
-        raise Fault(
-            f"{before}: the conversion to opset {OPSET} changes the logits by {difference:.1e} of "
-            f"the largest one, more than {TOLERANCE:.0e}; no model of int8 was written"
-        )
+    what, advice = f"{before}: the conversion to opset {OPSET}", "no model of int8 was written"
+    check_difference(got, expected, TOLERANCE, what, advice)

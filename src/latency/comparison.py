@@ -16,6 +16,7 @@ import numpy as np
 from src.data.sources import ImageFolder, Source
 from src.dataset import Loader
 from src.deployment.classifier import Classifier
+from src.deployment.logits import full_batches, largest_difference
 from src.deployment.predict import ImageFiles, find_images
 from src.errors import Fault, UserError
 from src.latency.cpp_program import build_program
@@ -161,12 +162,6 @@ def open_images(folder: str, classes: Sequence[str]) -> tuple[Source, bool]:
     return source, list(source.classes) == list(classes)
 
 
-def full_batches(images: np.ndarray, size: int) -> np.ndarray:
-    """The images, with as many repeated as fill the last batch of ``size``."""
-    count = -(-len(images) // size) * size
-    return np.resize(images, (count, *images.shape[1:]))
-
-
 def find_candidates(
     files: Files, threads: Sequence[int], precisions: Sequence[str]
 ) -> tuple[list[Candidate], dict[str, str]]:
@@ -264,7 +259,7 @@ def _outcome(candidate: Candidate, latency: Summary, logits: np.ndarray, images:
         candidate,
         latency,
         file_bytes=candidate.file.stat().st_size,
-        difference=float(np.abs(logits - expected).max() / np.abs(expected).max()),
+        difference=largest_difference(logits, expected),
         agreement=100 * float((logits.argmax(1) == expected.argmax(1)).mean()),
         top1=images.top1(logits),
     )

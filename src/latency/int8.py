@@ -14,6 +14,7 @@ from src.config import ExportConfig
 from src.deployment.check import validation_set
 from src.deployment.classifier import load_classifier
 from src.deployment.export import export
+from src.deployment.logits import full_batches
 from src.deployment.predict import find_images
 from src.deployment.quantisation import check_tools, quantise
 from src.errors import Fault
@@ -27,7 +28,6 @@ from src.latency.comparison import (
     check_answers,
     compare,
     find_candidates,
-    full_batches,
     open_images,
     read_images,
     table,

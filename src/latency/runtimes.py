@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 from src.errors import UserError
 from src.latency.cpp_program import ENVIRONMENT, PROGRAM, build_program, version_in_program
-
-ROOT = Path(__file__).resolve().parents[2]
+from src.latency.turns import python_path
 
 # Inferences of a model before its first round: the first one compiles, the next ones still allocate
 # memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that all are measured alike.
@@ -179,8 +178,7 @@ class Runtime:
 
 def environment() -> dict[str, str]:
     """For the processes that ``Runtime.command`` starts."""
-    paths = filter(None, (str(ROOT), ENVIRONMENT.get("PYTHONPATH")))
-    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**ENVIRONMENT, "PYTHONPATH": python_path(ENVIRONMENT)}
 
 
 def installed_version(version: str) -> str | None:

@@ -14,12 +14,19 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from src.errors import EXIT_USER, Fault, UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 READY = "ready"  # what a process says before its first turn
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def python_path(environment: Mapping[str, str]) -> str:
+    """PYTHONPATH for an interpreter in which this project may not be installed."""
+    return os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
 
 
 def take_turns() -> IO[str]:

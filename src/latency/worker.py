@@ -21,7 +21,8 @@ from typing import IO
 import numpy as np
 
 from src.cli import Parser
-from src.deployment.onnx_session import Predict, open_onnx
+from src.deployment.logits import Predict
+from src.deployment.onnx_session import open_onnx
 from src.errors import UserError
 from src.files import whole
 from src.latency.runtimes import WARM_UP

@@ -21,12 +21,7 @@ from src.files import append_jsonl, different_settings, make_folder, read_jsonl,
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
 from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION
-from src.search.subnet_evaluation import (
-    Split,
-    SuperkernelEvaluator,
-    open_images,
-    read_supernet,
-)
+from src.search.subnet_evaluation import Split, SuperkernelEvaluator, open_images, read_supernet
 from src.training.evaluation import Result
 
 log = logging.getLogger(__name__)
