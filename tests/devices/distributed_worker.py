@@ -41,9 +41,6 @@ from src.training.task import Task
 from src.utils import run_main, setup_device
 
 PROCESSES = 2
-# Of the published network the first block of each early stage, and one that adds its input: each
-# process compiles them in a fifth of the time that all 21 blocks take.
-PUBLISHED_BLOCKS = (0, 1, 4, 5)
 BATCH = 8  # images per batch on each of the processes
 ARCH = {
     "format": "spnas-architecture",
@@ -163,9 +160,7 @@ class Work:
         self.args, self.folder = args, args.folder
         self.processes = int(os.environ.get("MS_WORKER_NUM", 1))
         self.batch = BATCH * PROCESSES // self.processes
-        published = load_architecture("spnas_pixel1_32").to_dict()
-        published["blocks"] = [published["blocks"][index] for index in PUBLISHED_BLOCKS]
-        for name, value in (("arch", ARCH), ("published_arch", published), ("space", SPACE)):
+        for name, value in (("arch", ARCH), ("space", SPACE)):
             (self.folder / f"{name}.{os.getpid()}").write_text(json.dumps(value))
             os.replace(self.folder / f"{name}.{os.getpid()}", self.folder / f"{name}.json")
 
@@ -332,17 +327,6 @@ class Work:
             "evaluation": self.evaluation(),
             "own_statistics": self.of_all_ranks(
                 "own_statistics", train_images=4 * PROCESSES * BATCH
-            ),
-            # One step: at its start this network turns the last bit of a gradient into a percent
-            # of the next one.
-            "published": self.of_all_ranks(
-                "published",
-                arch=str(self.folder / "published_arch.json"),
-                image_height=32,
-                resize=32,
-                image_width=32,
-                train_images=PROCESSES * BATCH,
-                lr_init=0.01,
             ),
         }
         if self.processes > 1:

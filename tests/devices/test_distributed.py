@@ -32,7 +32,6 @@ STEPS = {
     "elastic": 20,
     "one_shot": 20,
     "own_statistics": 4,
-    "published": 1,
 }
 
 

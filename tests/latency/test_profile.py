@@ -53,7 +53,7 @@ SPACE = {
     "bn_epsilon": 1e-5,
     "provenance": {},
 }
-FLAGS = ("--num_classes", 10, "--max_rounds", 40)
+FLAGS = ("--num_classes", 10, "--max_rounds", 40, "--fit_networks", 6)
 
 
 @pytest.fixture(scope="module")

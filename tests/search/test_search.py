@@ -234,11 +234,11 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
 def test_cost_falls_as_its_weight_grows(flags, call_program, tmp_path):
     """From the largest network, which the cross-entropy alone could change, to the smallest.
 
-    Three searches of two layers, one of which can be skipped.
+    Two searches of two layers, one of which can be skipped.
     """
     file, costs = tmp_path / "smaller.json", []
     file.write_text(json.dumps({**SPACE, "layers": SPACE["layers"][:3]}))
-    for weight in (0, 0.02, 100):
+    for weight in (0, 100):
         run = call_program(
             "search.py",
             *flags,
@@ -252,8 +252,7 @@ def test_cost_falls_as_its_weight_grows(flags, call_program, tmp_path):
         assert run.returncode == 0, run.stderr
         costs.append(load_architecture(tmp_path / str(weight) / "arch.json").provenance["cost"])
     low, high = macs_table(file).range()
-    assert costs[0] == pytest.approx(high) and costs[2] == pytest.approx(low)
-    assert costs[2] <= costs[1] <= costs[0]
+    assert costs == pytest.approx([high, low])
 
 
 @pytest.mark.slow

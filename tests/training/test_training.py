@@ -196,9 +196,9 @@ def test_compile_cache_does_not_go_stale(train, run_program, tmp_path):
     plain, first_cached = last_loss("plain")
     again, second_cached = last_loss("again")
     assert again == plain and not first_cached and second_cached
-    changed = {"weight_decay": 0.05, "label_smooth_factor": 0.3, "momentum": 0.5}
+    changed = {"weight_decay": 0.05, "label_smooth_factor": 0.3}
     results = {key: last_loss(key, f"--{key}", value)[0] for key, value in changed.items()}
-    assert len({plain, *results.values()}) == 4
+    assert len({plain, *results.values()}) == 3
     uncached, _ = last_loss("uncached", "--weight_decay", 0.05, "--compile_cache", "false")
     assert uncached == results["weight_decay"]
 
