@@ -102,9 +102,9 @@ def held_out(checkpoint: Checkpoint) -> float:
 
 
 def open_source(
-    checkpoint: Checkpoint, config: DataKeys, split: Literal["train", "held", "val"]
+    checkpoint: Checkpoint, config: DataKeys | None, split: Literal["train", "held", "val"]
 ) -> Source:
-    """A split of the data that ``config`` names, or of that of the training where it names none.
+    """A split of the data that ``config`` names, or of the training's data where it names none.
 
     Args:
         checkpoint: of the training.
@@ -113,13 +113,22 @@ def open_source(
             them, "val" for the others; the held ones too, where a folder has no others.
 
     Raises:
-        UserError: it cannot be opened, its classes are others than those of the training, or that
-            has kept no images apart.
+        UserError: nothing names a folder, it cannot be opened, its classes are others than those
+            of the training, or that has kept no images apart.
     """
     trained, classes = checkpoint.meta.config, checkpoint.meta.classes
-    data_path = config.data_path or trained["data_path"]
-    val_data_path = config.val_data_path or (None if config.data_path else trained["val_data_path"])
-    dataset_name = config.dataset_name or trained["dataset_name"]
+    dataset_name, data_path, val_data_path = (
+        trained.get(key) for key in ("dataset_name", "data_path", "val_data_path")
+    )
+    if config is not None:
+        if config.data_path:
+            data_path, val_data_path = config.data_path, None
+        val_data_path = config.val_data_path or val_data_path
+        dataset_name = config.dataset_name or dataset_name
+    if not dataset_name or not data_path:
+        raise UserError(
+            f"{checkpoint.path}: does not say where its images are; --data_path names their folder"
+        )
     share = held_out(checkpoint)
     if split == "val" and share and dataset_name == "folder":
         if not split_folder("val", data_path, val_data_path).is_dir():

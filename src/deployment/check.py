@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.checkpoint.format import Checkpoint
-from src.checkpoint.restore import build_network
+from src.checkpoint.restore import build_network, open_source
 from src.data.sources import Source, open_sources, prepare_digits
 from src.dataset import Loader
 from src.deployment.description import Check
@@ -129,15 +129,14 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
 def validation_set(checkpoint: Checkpoint) -> Source | None:
     """That of the training; None where it was the embedded digits, or is not there any more."""
     config = checkpoint.meta.config
-    name = config.get("dataset_name")
-    if not name or name == "digits":  # weights of other origin have no data set
+    # Weights of other origin have no data set, those of a packed supernet no path to it.
+    if config.get("dataset_name") == "digits" or not config.get("data_path"):
         return None
     try:
-        sources = open_sources(name, config["data_path"], config["val_data_path"], splits=("val",))
+        return open_source(checkpoint, None, "val")
     except UserError as error:
         log.info("%s; the export is checked on the embedded digits instead", error)
         return None
-    return sources["val"]
 
 
 def _digits(folder: Path) -> Source:

@@ -276,6 +276,8 @@ def test_a_packed_supernet_serves_without_images(packed, supernet, call_program,
     assert decisions in contents.statistics and contents.meta.space.name == "tiny"
     assert "data_path" not in network.meta.config
     assert network.meta.metrics["top1"] == contents.accuracies[decisions]
+    run = call_program("eval.py", "--checkpoint_path", tmp_path / "inherited.ckpt")
+    assert run.returncode == 2 and "does not say where its images are" in run.stderr
 
     # The same network by the supernet itself: weights differ by the rounding to float16.
     checkpoint, space = read_supernet(str(supernet))
