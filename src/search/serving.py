@@ -19,12 +19,17 @@ from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
 from src.config import ServeConfig, TrainConfig
 from src.errors import UserError
-from src.files import make_folder, read_json, write_json
+from src.files import different_settings, make_folder, read_json, write_json
 from src.search.budget import cost_bound, open_table, parse_targets
 from src.search.choosing import Choice, Chooser, Predictor, decide
-from src.search.result_files import ACCURACIES, FRONT, SERVE
+from src.search.result_files import ACCURACIES, FRONT, IMAGES, SERVE
 from src.search.subnet_accuracies import Accuracies
-from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
+from src.search.subnet_evaluation import (
+    SuperkernelEvaluator,
+    describe_images,
+    open_images,
+    read_supernet,
+)
 from src.search.superkernel import inherit
 from src.training.single import train_network
 from src.utils import environment
@@ -191,9 +196,10 @@ def _open_folder(config: ServeConfig, meta: Meta) -> Path:
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": meta.epoch,
         "step": meta.step,
+        IMAGES: describe_images(config, meta),
     }
     file = folder / SERVE
-    if file.is_file() and read_json(file) != settings:
+    if file.is_file() and different_settings(read_json(file), settings, free=(IMAGES,)):
         raise UserError(
             f"{folder}: holds networks of other settings ({SERVE}); another --checkpoint_path "
             "starts beside them"

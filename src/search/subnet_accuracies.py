@@ -20,8 +20,14 @@ from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
-from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION
-from src.search.subnet_evaluation import Split, SuperkernelEvaluator, open_images, read_supernet
+from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION, IMAGES
+from src.search.subnet_evaluation import (
+    Split,
+    SuperkernelEvaluator,
+    describe_images,
+    open_images,
+    read_supernet,
+)
 from src.training.evaluation import Result
 
 log = logging.getLogger(__name__)
@@ -100,6 +106,7 @@ class Accuracies:
             "split": split,
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
+            IMAGES: describe_images(config, checkpoint.meta),
         }
         self._file, self._evaluate = file, evaluate
         self._table = multiply_adds(checkpoint, space)
@@ -197,8 +204,8 @@ def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dic
         write_jsonl(file, [header])
         return {}
     before, *lines = read_jsonl(file) or [{}]
-    for key, (old, new) in different_settings(before, header).items():
+    for key, (old, new) in different_settings(before, header, free=(IMAGES,)).items():
         raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
-    write_jsonl(file, [before, *lines])
+    write_jsonl(file, [header, *lines])
     return {tuple(line["decisions"]): line for line in lines}

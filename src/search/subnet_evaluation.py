@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from src.arch.space import SearchSpace
 from src.checkpoint.folder import CheckpointFolder
-from src.checkpoint.format import Checkpoint, read_checkpoint
+from src.checkpoint.format import Checkpoint, Meta, read_checkpoint
 from src.checkpoint.packed import find_packed, read_packed
 from src.checkpoint.restore import load_weights, open_source, overwrite
 from src.config import SubnetDataConfig
@@ -58,6 +58,15 @@ def read_supernet(path: str | None) -> tuple[Checkpoint, SearchSpace]:
             "of superkernels, scripts/run_spnas.py a one-shot one"
         )
     return checkpoint, checkpoint.meta.space
+
+
+def describe_images(config: SubnetDataConfig, meta: Meta) -> dict[str, Any]:
+    """What the files of a search in a supernet say of its images, under the key ``IMAGES``."""
+    return {
+        "dataset_name": config.dataset_name or meta.config.get("dataset_name"),
+        "num_classes": len(meta.classes),
+        "image_size": [meta.preprocessing.height, meta.preprocessing.width],
+    }
 
 
 class Batches:

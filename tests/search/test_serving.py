@@ -38,6 +38,7 @@ DIGITS = (
     "--batch_size",
     20,
 )
+IMAGES = {"dataset_name": "digits", "num_classes": 10, "image_size": [16, 16]}
 SERVE = ("--cost", "macs", "--evaluations", 10, "--calibration_images", 40, "--batch_size", 20)
 
 
@@ -154,6 +155,7 @@ def test_each_limit_has_its_network(served):
     page = (served / "report.html").read_text(encoding="utf-8")
     assert all(load_architecture(row["arch"]).name in page for row in front["networks"])
     assert len(read_jsonl(served / "subnets.jsonl")) == 1 + 10
+    assert json.loads((served / "serve.json").read_text())["images"] == IMAGES
 
 
 def test_an_interrupted_command_goes_on_and_finds_the_same(
@@ -163,8 +165,11 @@ def test_an_interrupted_command_goes_on_and_finds_the_same(
     flags = ("--from_supernet", supernet, *SERVE, "--sweep", "0.3,0.5")
     folder.mkdir()
     lines = (served / "subnets.jsonl").read_text().splitlines(keepends=True)
-    # Cut short in the middle of the fifth network.
-    (folder / "subnets.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    # Cut short in the middle of the fifth network, and of a time when headers named no images.
+    header = json.loads(lines[0])
+    assert header.pop("images") == IMAGES
+    begun = [json.dumps(header) + "\n", *lines[1:5], lines[5][:20]]
+    (folder / "subnets.jsonl").write_text("".join(begun))
     run = call_program("search.py", *flags, "--checkpoint_path", folder)
     assert run.returncode == 0, run.stderr
     assert (folder / "subnets.jsonl").read_text() == "".join(lines)
