@@ -19,8 +19,8 @@ chooses a path of a one-shot supernet that ``scripts/run_spnas.py`` has trained,
     python search.py --from_supernet runs/elastic --latency_table TABLE --target_latency_ms 3
 
 serves a network of an elastic supernet that ``train.py --space`` has trained, within minutes and
-without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several. Searches of
-superkernels and served networks end with ``report.html``, a page of them (``scripts/report.py``).
+without another training; ``--sweep 2,3,4`` or ``--front 10`` serve several. Searches and served
+networks end with ``report.html``, a page of them (``scripts/report.py``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def find_method(
     return find_kind(methods, "method", argv)
 
 
-def show(config: SearchConfig | ServeConfig, depth: int) -> int:
+def show(config: SearchConfig | OneShotSearchConfig | ServeConfig, depth: int) -> int:
     """Write the page of what was found, in folders down to ``depth``; returns the exit code."""
     from src.errors import UserError
     from src.report.page import write_report
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, OneShotSearchConfig):
         from src.search.one_shot_search import search_paths
 
-        return search_paths(config)
+        return search_paths(config) or show(config, depth=0)
     if isinstance(config, ServeConfig):
         from src.search.serving import serve
 

@@ -22,7 +22,6 @@ from src.arch.space import SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import cell_weights, write_inherited
 from src.config import OneShotSearchConfig
-from src.drawing import draw_path_search
 from src.errors import UserError
 from src.files import (
     append_jsonl,
@@ -35,8 +34,13 @@ from src.files import (
 )
 from src.search.budget import cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
-from src.search.result_files import PATHS, SEARCH
-from src.search.subnet_evaluation import PathEvaluator, open_images, read_supernet
+from src.search.result_files import IMAGES, PATHS, SEARCH
+from src.search.subnet_evaluation import (
+    PathEvaluator,
+    describe_images,
+    open_images,
+    read_supernet,
+)
 from src.utils import environment
 
 log = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ def search_paths(config: OneShotSearchConfig) -> int:
     images = open_images(config, checkpoint, space)
     folder = make_folder(Path(config.checkpoint_path))
     results = _take_up(config, checkpoint, folder)
+    write_json(folder / "space.json", space.to_dict())
     draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
     with images.compiling:
         evaluator = PathEvaluator(checkpoint, images)
@@ -91,6 +96,7 @@ def _take_up(
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": checkpoint.meta.epoch,
         "step": checkpoint.meta.step,
+        IMAGES: describe_images(config, checkpoint.meta),
     }
     file, history = folder / SEARCH, folder / PATHS
     if history.is_file() and not config.resume:
@@ -102,7 +108,7 @@ def _take_up(
         write_json(file, settings)
         return {}
     before = read_json(file)
-    for key, (old, new) in different_settings(before, settings).items():
+    for key, (old, new) in different_settings(before, settings, (IMAGES,)).items():
         if key in settings:  # others were of an earlier version of this program
             raise UserError(
                 f"{file}: {key} is {old!r} in the search that is resumed, and {new!r} now"
@@ -260,14 +266,16 @@ def _write_found(
     draws: PathDraws,
     history: History,
 ) -> None:
-    """Write what was found: architecture, inherited weights, picture."""
+    """Write what was found: architecture and inherited weights."""
     folder, space, unit = Path(config.checkpoint_path), draws.space, draws.table.unit
     best, versions = history.ranked()[0], environment(config.device_target)
     path = tuple(best["path"])
+    decisions = path_names(space, path)
     provenance = {
         "source": "search.py --method one_shot",
         "strategy": config.strategy,
         "path": list(path),
+        "decisions": decisions,
         "top1": best["top1"],
         "images": best["images"],
         "evaluated": len(history.lines),
@@ -281,13 +289,12 @@ def _write_found(
         "commit": versions["commit"],
     }
     name = f"{config.name}_{best['cost']:.4g}{unit[0]}"
-    arch = space.derive(path_names(space, path), name, provenance)
+    arch = space.derive(decisions, name, provenance)
     write_json(folder / "arch.json", arch.to_dict())
     evaluator.calibrate(path)
     weights = inherit(cell_weights(evaluator.network), path)
     metrics = {"top1": best["top1"]}
     write_inherited(folder, weights, replace(checkpoint.meta, arch=arch, step=0, metrics=metrics))
-    draw_path_search(history.lines, config.strategy, unit, folder / "search.png")
     log.info(
         "best of %d paths: %s, top-1 %.2f %%, %.2f %s; %s",
         len(history.lines),

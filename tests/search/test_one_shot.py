@@ -552,7 +552,13 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
     for line in lines:
         derived = space.derive(path_names(space, line["path"]), "x")
         assert line["cost"] == pytest.approx(network_cost(derived, 10).macs / 1e6)
-    assert (found / "search.png").is_file()
+    assert arch.name in (found / "report.html").read_text(encoding="utf-8")
+    settings = json.loads((found / "search.json").read_text())
+    assert settings["images"] == {
+        "dataset_name": "cifar10",
+        "num_classes": 10,
+        "image_size": [32, 32],
+    }
 
 
 def test_statistics_are_those_of_the_path(found, supernet, call_program, cifar, tmp_path):
