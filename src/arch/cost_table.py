@@ -87,6 +87,14 @@ class CostTable:
                     f"{origin}: {name} has entries {sorted(entries)}, should have {sorted(choices)}"
                 )
 
+    def for_space(self, space: SearchSpace, origin: str = "") -> CostTable:
+        """The table with its layers in the order of ``space``, against which it is checked.
+
+        ``total`` pairs entries and decisions by their order, and a file may have another one.
+        """
+        self.check(space, origin)
+        return replace(self, layers={name: self.layers[name] for name in space.searched})
+
     def total(self, decisions: Sequence[str]) -> float:
         """Cost of the network of some decisions."""
         # fsum rounds once: the sum does not depend on the order of the layers.
@@ -157,9 +165,7 @@ def space_of(name_or_file: str | Path) -> str:
 def load_table(name_or_file: str | Path, space: SearchSpace) -> CostTable:
     """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
     table, path = _read_table(name_or_file)
-    table.check(space, path)
-    # ``total`` pairs entries and decisions by their order, which is the space's and not the file's.
-    return replace(table, layers={name: table.layers[name] for name in space.searched})
+    return table.for_space(space, path)
 
 
 def measured_name(block: AnyBlock, height: int, width: int) -> str:
@@ -176,7 +182,7 @@ def write_table(path: Path, table: CostTable) -> None:
     write_text(path, text + "\n")
 
 
-_ARITHMETIC_UNITS: Mapping[ArithmeticCost, str] = {
+ARITHMETIC_UNITS: Mapping[ArithmeticCost, str] = {
     "macs": "million multiply-adds",
     "params": "million parameters",
 }
@@ -213,7 +219,7 @@ def arithmetic_table(
         device="any",
         runtime="arithmetic",
         batch_size=1,
-        unit=_ARITHMETIC_UNITS[cost],
+        unit=ARITHMETIC_UNITS[cost],
         constant=whole - math.fsum(largest),
         layers=layers,
     )

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, TypeAlias
 
 import altair as alt
 
-from src.arch.cost_table import CostTable
+from src.arch.cost_table import UNIT, CostTable
 from src.arch.space import SKIP, SearchSpace, layer_index
-from src.report.folders import Point
-from src.report.runs import Network, Run, verified
+from src.report.folders import Point, RuntimeOutcome
+from src.report.runs import Network, Run, machine_factor, verified
 from src.training.classes import OfClass
 
 Row: TypeAlias = dict[str, Any]
@@ -39,6 +39,15 @@ def thin(length: int, most: int) -> range:
     """Evenly spaced indices below ``length``, at most ``most`` of them, with the last."""
     stride = max(1, math.ceil(length / most))
     return range((length - 1) % stride, length, stride)
+
+
+def known(row: Row) -> Row:
+    """A row without what is not known or not finite; numbers are rounded to six digits."""
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in row.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def finish(chart: Any, description: str, **datasets: Sequence[Row]) -> Spec:
@@ -72,6 +81,7 @@ def finish(chart: Any, description: str, **datasets: Sequence[Row]) -> Spec:
             labelLimit=260,
             orient="top",
         ),
+        header=alt.HeaderConfig(labelColor="currentColor"),
         title=alt.TitleConfig(color="currentColor", anchor="start", fontWeight="normal"),
         range=alt.RangeConfig(category=PALETTE),
     )
@@ -146,23 +156,12 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
 
 def network_row(index: int, run: Run, network: Network) -> Row:
     """What the page knows of a network; what is not known is left out."""
-    row = {
-        "i": index,
-        "run": run.label,
-        "group": run.folder.group,
-        **{
-            key: getattr(network, key)
-            for key in (
-                *("name", "kind", "cost", "top1", "predicted", "tested", "answered"),
-                *("predicted_ms", "measured_ms", "macs", "params", "command"),
-            )
-        },
-    }
-    return {
-        key: round(value, 4) if isinstance(value, float) else value
-        for key, value in row.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-    }
+    keys = (
+        *("name", "kind", "cost", "top1", "predicted", "tested", "answered"),
+        *("predicted_ms", "measured_ms", "macs", "params", "command"),
+    )
+    own = {key: getattr(network, key) for key in keys}
+    return known({"i": index, "run": run.label, "group": run.folder.group, **own})
 
 
 def _kernel_color() -> alt.Color:
@@ -175,9 +174,10 @@ def _kernel_color() -> alt.Color:
 
 def _layer_bars(chart: alt.Chart, unit: str, costs: bool) -> list[Any]:
     """A network drawn layer by layer, and below what each layer costs."""
-    x = alt.X("layer:O", title=None if costs else "layer", axis=alt.Axis(labelAngle=0))
+    # In the order of the rows: "rest" makes layers text, of which 10 would stand before 2.
+    x = alt.X("layer:O", title="layer", sort=None, axis=alt.Axis(labelAngle=0))
     base = chart.encode(
-        x=x,
+        x=x.title(None) if costs else x,
         tooltip=[
             alt.Tooltip("layer:O"),
             alt.Tooltip("choice:N"),
@@ -196,10 +196,7 @@ def _layer_bars(chart: alt.Chart, unit: str, costs: bool) -> list[Any]:
     )
     panels = [alt.layer(bars, names).properties(width=WIDTH, height=130)]
     if costs:
-        below = base.mark_bar(color=PALETTE[0]).encode(
-            x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("cost:Q", title=unit),
-        )
+        below = base.mark_bar(color=PALETTE[0]).encode(x=x, y=alt.Y("cost:Q", title=unit))
         panels.append(below.properties(width=WIDTH, height=110))
     return panels
 
@@ -225,19 +222,13 @@ def curve_rows(label: str, points: Sequence[Point], most: int) -> list[Row]:
             row = {
                 "run": label,
                 "kind": name,
-                "progress": round(point.progress, 4),
+                "progress": point.progress,
                 "loss": point.loss,
                 "top1": point.top1,
                 "low": point.top1_smallest,
                 "high": point.top1_largest,
             }
-            rows.append(
-                {
-                    key: float(f"{value:.5g}") if isinstance(value, float) else value
-                    for key, value in row.items()
-                    if value is not None
-                }
-            )
+            rows.append(known(row))
     return rows
 
 
@@ -346,17 +337,13 @@ def history(run: Run, most: int) -> Spec:
     """
     assert run.space and run.layers
     folder, space = run.folder, run.space
-    for line in folder.steps:
-        space.check(line.decisions)
+    for found in folder.steps:
+        space.check(found.decisions)
     kept = thin(len(folder.steps), most)
-    steps = [
-        {
-            "step": index + 1,
-            "loss": round(folder.steps[index].cross_entropy, 4),
-            "cost": round(folder.steps[index].cost, 4),
-        }
-        for index in kept
-    ]
+    steps = []
+    for index in kept:
+        line = folder.steps[index]
+        steps.append(known({"step": index + 1, "loss": line.cross_entropy, "cost": line.cost}))
     slider = alt.param(
         name="step",
         value=steps[-1]["step"],
@@ -420,32 +407,77 @@ def history(run: Run, most: int) -> Spec:
     )
 
 
+def paths(run: Run, most: int) -> Spec:
+    """The history of a one-shot search: top-1 of its paths, and of the best one so far.
+
+    Args:
+        run: the search.
+        most: paths that are shown.
+    """
+    lines = run.folder.paths
+    best = list(accumulate((line.top1 for line in lines), max))
+    rows = [
+        known(
+            {
+                **{"number": index + 1, "generation": lines[index].generation},
+                **{"top1": lines[index].top1, "cost": lines[index].cost, "best": best[index]},
+            }
+        )
+        for index in thin(len(lines), most)
+    ]
+    scale = alt.Scale(zero=False, padding=12)
+    base = alt.Chart(alt.NamedData("paths")).encode(
+        x=alt.X(
+            "number:Q",
+            title="evaluated path",
+            scale=alt.Scale(zero=False, padding=12),
+            axis=alt.Axis(tickMinStep=1),
+        ),
+        tooltip=[
+            alt.Tooltip("number:Q", title="path"),
+            "generation:Q",
+            alt.Tooltip("top1:Q", title="top-1 (%)", format=".2f"),
+            alt.Tooltip("best:Q", title="best so far (%)", format=".2f"),
+            alt.Tooltip("cost:Q", title=run.unit, format=".4~g"),
+        ],
+    )
+    points = base.mark_circle(color=PALETTE[0], opacity=0.6).encode(
+        y=alt.Y("top1:Q", title="top-1 (%)", scale=scale)
+    )
+    line = base.mark_line(interpolate="step-after", color=PALETTE[5]).encode(
+        y=alt.Y("best:Q", title="top-1 (%)", scale=scale)
+    )
+    chart = alt.layer(points, line).properties(width=WIDTH, height=220)
+    description = f"The search {run.label}: top-1 of its paths, and of the best one so far."
+    return finish(chart, description, paths=rows)
+
+
 # Latency tables.
 
 
 def heat_map(table: CostTable) -> Spec:
     """The entries of a table by layer and choice."""
     rows: list[Row] = [
-        {"layer": layer_index(layer), "choice": choice, "ms": cost}
+        {"layer": layer_index(layer), "choice": choice, "cost": cost}
         for layer, entries in table.layers.items()
         for choice, cost in entries.items()
         if choice != SKIP
     ]
-    highest = max(row["ms"] for row in rows)
+    highest = max(row["cost"] for row in rows)
     base = alt.Chart(alt.NamedData("entries")).encode(
         x=alt.X("layer:O", title="searched layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("choice:N", title=None),
-        tooltip=["layer:O", "choice:N", alt.Tooltip("ms:Q", format=".4f")],
+        tooltip=["layer:O", "choice:N", alt.Tooltip("cost:Q", title=table.unit, format=".4f")],
     )
     cells = base.mark_rect().encode(
         color=alt.Color(
-            "ms:Q", title=table.unit, scale=alt.Scale(scheme="cividis", domain=[0, highest])
+            "cost:Q", title=table.unit, scale=alt.Scale(scheme="cividis", domain=[0, highest])
         )
     )
     # White on the dark end of the scale, black on the light one.
     numbers = base.mark_text(fontSize=9).encode(
-        text=alt.Text("ms:Q", format=".2f"),
-        color=alt.condition(alt.datum.ms < 0.5 * highest, alt.value("white"), alt.value("black")),
+        text=alt.Text("cost:Q", format=".2f"),
+        color=alt.condition(alt.datum.cost < 0.5 * highest, alt.value("white"), alt.value("black")),
     )
     chart = alt.layer(cells, numbers).properties(width=WIDTH, height=alt.Step(24))
     description = f"Latency table {table.name}: {table.unit} by layer and choice."
@@ -453,13 +485,24 @@ def heat_map(table: CostTable) -> Spec:
 
 
 def prediction_rows(tables: Mapping[str, CostTable]) -> list[Row]:
-    """Networks that were measured: milliseconds predicted and measured."""
+    """Networks that were measured: milliseconds predicted and measured.
+
+    The machine may have changed its speed in between, which is no error of the table: predictions
+    are for its speed when the network was measured.
+    """
     rows = []
     for label, table in tables.items():
+        if table.unit != UNIT:
+            continue
         fitted = table.provenance.get("networks", {})
-        for kind, networks in (("fitted", fitted), ("not fitted", verified(table))):
+        since_profile = table.provenance.get("rescaled", {}).get("factor", 1.0)
+        for kind, networks, factor in (
+            ("fitted", fitted, 1 / since_profile),
+            ("not fitted", verified(table), machine_factor(table)),
+        ):
             for name, facts in networks.items():
-                predicted = facts.get("predicted_ms", table.total(facts["decisions"].split()))
+                total = table.total(facts["decisions"].split())
+                predicted = factor * facts.get("predicted_ms", total)
                 rows.append(
                     {
                         "table": label,
@@ -506,6 +549,39 @@ def predictions(rows: Sequence[Row]) -> Spec:
     chart = alt.layer(band, line, points).properties(width=380, height=380)
     description = "Milliseconds of networks: predicted by the table over measured."
     return finish(chart, description, ends=ends, networks=rows)
+
+
+# Runtimes.
+
+
+def runtimes(outcomes: Sequence[RuntimeOutcome]) -> Spec:
+    """Milliseconds of each runtime: bars of the median, ticks of the 90th percentile."""
+    rows = [
+        known({**vars(own), "with": "1 thread" if own.threads == 1 else f"{own.threads} threads"})
+        for own in sorted(outcomes, key=lambda own: own.threads)
+    ]
+    base = alt.Chart().encode(
+        y=alt.Y("runtime:N", title=None, axis=alt.Axis(labelLimit=200)),
+        yOffset="precision:N",
+        tooltip=[
+            *("runtime:N", "precision:N", "threads:O"),
+            alt.Tooltip("median_ms:Q", title="ms, median", format=".3f"),
+            alt.Tooltip("p90_ms:Q", title="ms, 90th percentile", format=".3f"),
+            alt.Tooltip("spread:Q", format=".1%"),
+            alt.Tooltip("agreement:Q", title="agreement with the network (%)", format=".2f"),
+            alt.Tooltip("top1:Q", title="top-1 (%)", format=".2f"),
+        ],
+    )
+    bars = base.mark_bar().encode(
+        x=alt.X("median_ms:Q", title="ms, median; tick: 90th percentile"),
+        color=alt.Color("precision:N", title="precision"),
+    )
+    ticks = base.mark_tick(color="currentColor", thickness=2).encode(x="p90_ms:Q")
+    panels = alt.layer(bars, ticks, data=alt.NamedData("runtimes")).properties(width=WIDTH - 160)
+    header = alt.Header(title=None, labelOrient="top", labelAnchor="start")
+    chart = panels.facet(row=alt.Row("with:N", sort=None, header=header))
+    description = "Milliseconds of one inference in each runtime, by precision and threads."
+    return finish(chart, description, runtimes=rows)
 
 
 # Classes.

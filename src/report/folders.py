@@ -12,7 +12,7 @@ from src.arch.cost_table import FORMAT as TABLE_FORMAT
 from src.arch.cost_table import SHIPPED as SHIPPED_TABLES
 from src.arch.cost_table import VERSION as TABLE_VERSION
 from src.arch.cost_table import CostTable, CostTableError
-from src.arch.space import SearchSpace
+from src.arch.space import SearchSpace, SpaceError, load_space
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json, read_jsonl, read_yaml
 from src.search.result_files import (
@@ -31,8 +31,9 @@ T = TypeVar("T")
 
 ARCH = "arch.json"
 DEPTH = 3  # folders within a folder: quick start, served, target_2, finetuned
-# What programs write beside runs, and what may hold very many files.
-NO_RUNS = ("ckpt_0", "result_Files", "time_Result", "train", "val", "test")
+NO_RUNS = ("ckpt_0", "result_Files", "time_Result")  # what programs write beside runs
+RUNTIMES_FORMAT, RUNTIMES_VERSION = "spnas-runtimes", 1  # of scripts/compare_runtimes.py
+IMAGES_OF_RUNS = ("train", "val", "test")  # in the folder of a run: very many files, but no run
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ class Step:
 
 @dataclass(frozen=True)
 class EvaluatedPath:
-    """A line of the history of a one-shot search."""
+    """A line of the history of a one-shot search; all of a random search are of generation 0."""
 
     path: tuple[int, ...]
     cost: float
     top1: float
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,62 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Runs and latency tables; tables by label."""
+class RuntimeOutcome:
+    """A runtime in a comparison; agreement with the network and top-1 in percent."""
 
-    folders: Sequence[Folder]
-    tables: Mapping[str, CostTable]
+    runtime: str
+    precision: str
+    threads: int
+    median_ms: float
+    p90_ms: float
+    spread: float
+    file_bytes: int
+    largest_difference: float
+    agreement: float
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """A comparison of runtimes on one network.
+
+    Attributes:
+        network_top1: percent; None for images without labels.
+        left_out: reasons, by the title of what could not be compared.
+    """
+
+    model: str
+    images: str
+    image_count: int
+    batch_size: int
+    rounds: int
+    device: str
+    date: str
+    network_top1: float | None
+    runtimes: tuple[RuntimeOutcome, ...]
+    left_out: Mapping[str, str]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Runs, latency tables and comparisons of runtimes; the latter two by label."""
+
+    folders: Sequence[Folder] = ()
+    tables: Mapping[str, CostTable] = field(default_factory=dict)
+    runtimes: Mapping[str, Runtimes] = field(default_factory=dict)
+
+    def __add__(self, other: Found) -> Found:
+        return Found(
+            [*self.folders, *other.folders],
+            {**self.tables, **other.tables},
+            {**self.runtimes, **other.runtimes},
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """Of everything."""
+        return [*(folder.label for folder in self.folders), *self.tables, *self.runtimes]
 
 
 def find(names: Sequence[str], depth: int = DEPTH) -> Found:
@@ -162,40 +215,76 @@ def find(names: Sequence[str], depth: int = DEPTH) -> Found:
 
     Args:
         names: folders of runs, or of folders of runs, latency tables (files, or shipped ones by
-            name), and accuracies of networks.
+            name), accuracies of networks, and comparisons of runtimes.
         depth: how deep within the folders runs are looked for.
 
     Raises:
         UserError: a name is given twice, or holds nothing that can be shown.
     """
-    folders: list[Folder] = []
-    tables: dict[str, CostTable] = {}
-    seen: set[Path] = set()
+    all_found, seen = Found(), set[Path]()
     for name in names:
         path, shipped = Path(name), SHIPPED_TABLES / f"{name}.json"
         if not path.exists() and shipped.is_file():
             path = shipped
-        place = path.resolve()
-        if place in seen:
-            raise UserError(f"{path}: is given twice")
-        seen.add(place)
-        label = place.name
-        if label in tables or any(folder.label == label for folder in folders):
-            label = str(path)
+        if not _is_new(path, seen):
+            raise UserError(f"{path}: is given twice, by itself or within a folder that is given")
+        label = _new_label(path.resolve(), all_found.labels)
         if path.is_file():
             found = _read_file(path, label)
         elif path.is_dir():
-            found = _search(path, label, label, depth)
+            found = _search(path, label, label, depth, seen)
             _check_found(path, found)
         else:
             raise UserError(f"{path}: no such folder or file")
-        folders += found.folders
-        tables.update(found.tables)
-    return Found([folder for folder in folders if folder.shows_something], tables)
+        all_found += found
+    folders = [folder for folder in all_found.folders if folder.shows_something]
+    spaces = {folder.space.name: folder.space for folder in folders if folder.space}
+    tables = {
+        label: table.for_space(space, label)
+        if (space := find_space(table.space, spaces))
+        else table
+        for label, table in all_found.tables.items()
+    }
+    return replace(all_found, folders=folders, tables=tables)
+
+
+def _is_new(path: Path, seen: set[Path]) -> bool:
+    """Whether a file or the run of a folder was not there before; notes that it is now."""
+    place = run_folder(path).resolve()
+    if place in seen:
+        return False
+    seen.add(place)
+    return True
+
+
+def _new_label(place: Path, labels: Sequence[str]) -> str:
+    """The last parts of a path, as many as tell it from what has a label already."""
+    parts = place.parts
+    names = (str(Path(*parts[-count:])) for count in range(1, len(parts) + 1))
+    return next(
+        name
+        for name in names
+        # What lies in a folder has labels that begin with the folder's.
+        if not any(label == name or label.startswith(f"{name}/") for label in labels)
+    )
+
+
+def find_space(
+    name: str | None, spaces: Mapping[str, SearchSpace] | None = None
+) -> SearchSpace | None:
+    """A space by name: of the runs, or shipped; None where it is neither."""
+    if name is None:
+        return None
+    if spaces and name in spaces:
+        return spaces[name]
+    try:
+        return load_space(name)
+    except SpaceError:
+        return None
 
 
 def _check_found(path: Path, found: Found) -> None:
-    if found.tables or any(folder.shows_something for folder in found.folders):
+    if found.tables or found.runtimes or any(folder.shows_something for folder in found.folders):
         return
     if found.folders:
         raise UserError(
@@ -204,46 +293,61 @@ def _check_found(path: Path, found: Found) -> None:
         )
     raise UserError(
         f"{path}: holds no run, none of {RunLog.METRICS}, {HISTORY}, {FRONT}, {ACCURACIES}, "
-        f"{PATHS}, and no latency table"
+        f"{PATHS}, no latency table and no comparison of runtimes"
     )
 
 
 def _read_file(path: Path, label: str) -> Found:
     if path.suffix == ".json":
-        return Found([], {label: read_table(path)})
+        return _read_json(path, label)
     header, lines = _accuracies(path)
     if not header:
         raise UserError(
-            f"{path}: should be the folder of a run, a latency table (.json) or accuracies of "
-            f"networks ({ACCURACIES})"
+            f"{path}: should be the folder of a run, a latency table or a comparison of runtimes "
+            f"(.json), or accuracies of networks ({ACCURACIES})"
         )
-    return Found([Folder(path, label, label, evaluated=lines, header=header)], {})
+    return Found([Folder(path, label, label, evaluated=lines, header=header)])
 
 
-def _search(path: Path, label: str, group: str, depth: int) -> Found:
-    """Runs and tables of a folder and of those in it."""
+def _search(path: Path, label: str, group: str, depth: int, seen: set[Path]) -> Found:
+    """What there is in a folder and in those in it, without what was seen before."""
     folder = read_folder(path, label, group)
-    folders = [folder] if folder.is_run else []
-    tables = {f"{label}/{file.name}": table for file, table in _tables(path)}
+    found = Found([folder] if folder.is_run else [])
+    for file in _known_files(path):
+        if _is_new(file, seen):
+            found += _read_json(file, f"{label}/{file.name}")
+    left_out = (*NO_RUNS, *(IMAGES_OF_RUNS if folder.is_run else ()))
     if depth:
         for inner in sorted(path.iterdir()):
-            if inner.is_dir() and inner.name not in NO_RUNS and inner.name[0] != ".":
+            hidden = inner.name in left_out or inner.name[0] == "."
+            if inner.is_dir() and not hidden and _is_new(inner, seen):
                 name = f"{label}/{inner.name}"
                 # The searches of a sweep, one per target, are one front.
                 own = label if inner.name.startswith("target_") else name
-                found = _search(inner, name, own, depth - 1)
-                folders += found.folders
-                tables.update(found.tables)
-    return Found(folders, tables)
+                found += _search(inner, name, own, depth - 1, seen)
+    return found
 
 
-def _tables(path: Path) -> Iterator[tuple[Path, CostTable]]:
-    """Latency tables that lie in a folder."""
+def _known_files(path: Path) -> Iterator[Path]:
+    """Latency tables and comparisons of runtimes that lie in a folder."""
     for file in sorted(path.glob("*.json")):
         if file.name not in (FRONT, SERVE, SEARCH, ARCH):
             data = read_json(file)
-            if isinstance(data, dict) and data.get("format") == TABLE_FORMAT:
-                yield file, read_table(file)
+            if isinstance(data, dict) and data.get("format") in (TABLE_FORMAT, RUNTIMES_FORMAT):
+                yield file
+
+
+def _read_json(file: Path, label: str) -> Found:
+    """A latency table or a comparison of runtimes."""
+    if _json(file).get("format") == RUNTIMES_FORMAT:
+        return Found(runtimes={label: read_runtimes(file)})
+    return Found(tables={label: read_table(file)})
+
+
+def read_runtimes(file: Path) -> Runtimes:
+    """A comparison of runtimes."""
+    record = check_header(read_json(file), RUNTIMES_FORMAT, RUNTIMES_VERSION, str(file), UserError)
+    return parse_record(Runtimes, record, str(file))
 
 
 def read_table(file: Path) -> CostTable:
@@ -266,7 +370,10 @@ def _accuracies(file: Path) -> tuple[Mapping[str, Any], list[Evaluated]]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    data = read_json(file) if file.is_file() else {}
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: holds {type(data).__name__}, should hold keys and values")
+    return data
 
 
 def read_folder(path: Path, label: str, group: str) -> Folder:
@@ -292,6 +399,8 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
         space=SearchSpace.from_dict(_json(space), str(space)) if space.is_file() else None,
         costs=read_table(costs) if costs.is_file() else None,
     )
+    if folder.costs and folder.space:
+        folder = replace(folder, costs=folder.costs.for_space(folder.space, str(costs)))
     if (path / FRONT).is_file():
         front = parse_record(Front, _json(path / FRONT), str(path / FRONT))
         folder = replace(folder, front=front)
@@ -302,13 +411,22 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
     return replace(folder, top1=top1, classes=classes)
 
 
+@dataclass(frozen=True)
+class _Result:
+    """A checkpoint in eval.json."""
+
+    top1: float
+    per_class: tuple[dict[str, Any], ...] = ()
+
+
 def read_evaluation(path: Path) -> tuple[float | None, list[OfClass]]:
     """Top-1 in percent, and classes, of the last checkpoint in eval.json of a folder."""
-    results = _json(path / "eval.json").get("results")
+    file = path / "eval.json"
+    results = _lines(_Result, file, _json(file).get("results", ()))
     if not results:
         return None, []
     rows = [
         {"name" if key == "class" else key: value for key, value in row.items()}
-        for row in results[-1].get("per_class", ())
+        for row in results[-1].per_class
     ]
-    return results[-1]["top1"], _lines(OfClass, path / "eval.json", rows)
+    return results[-1].top1, _lines(OfClass, file, rows)

@@ -9,7 +9,8 @@ function smooth(rows, weight) {
   const before = {};
   // Vega marks the rows that it draws; a copy without the mark is another row to it.
   return structuredClone(rows).map((row) => {
-    if (row.kind !== "training") return row;
+    // A loss that was not finite is left out of the row.
+    if (row.kind !== "training" || row.loss === undefined) return row;
     const last = before[row.run] ?? row;
     const mix = (key) => weight * last[key] + (1 - weight) * row[key];
     return (before[row.run] = { ...row, loss: mix("loss"), top1: mix("top1") });

@@ -17,8 +17,8 @@ from src.arch.cost_table import CostTable
 from src.errors import UserError
 from src.files import make_folder, write_text
 from src.report import charts
-from src.report.folders import DEPTH, find
-from src.report.runs import Layers, Network, Run, build_runs
+from src.report.folders import DEPTH, Found, Runtimes, find
+from src.report.runs import Layers, Network, Run, build_runs, machine_factor
 from src.training.classes import ClassCounts
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Table:
 
 
 def write_report(names: Sequence[str], out: Path, depth: int = DEPTH) -> int:
-    """Write the page of runs and latency tables; returns the exit code.
+    """Write the page of runs, latency tables and runtimes; returns the exit code.
 
     Args:
         names: as ``find`` takes them.
@@ -52,7 +52,7 @@ def write_report(names: Sequence[str], out: Path, depth: int = DEPTH) -> int:
     for run in runs:
         if run.state:
             log.warning("%s: %s; the page shows what is there", run.folder.path, run.state)
-    text = create_page(runs, found.tables)
+    text = create_page(runs, found)
     size = len(text.encode())
     if size > LARGEST:
         raise UserError(
@@ -61,13 +61,14 @@ def write_report(names: Sequence[str], out: Path, depth: int = DEPTH) -> int:
         )
     make_folder(out.parent)
     write_text(out, text)
-    shown = ", ".join([run.label for run in runs] + list(found.tables))
+    shown = ", ".join(found.labels)
     log.info("%s: %s; %.1f MB, open it in a browser", out, shown, size / 1e6)
     return 0
 
 
-def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
-    """The text of the page."""
+def create_page(runs: Sequence[Run], found: Found) -> str:
+    """The text of the page of what was found, of which ``runs`` are the runs."""
+    tables = found.tables
     specs: dict[str, charts.Spec] = {}
     networks = [(run, network) for run in runs for network in run.networks]
     rows = [charts.network_row(index, *pair) for index, pair in enumerate(networks)]
@@ -91,14 +92,18 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
     curves = [row for run in runs for row in charts.curve_rows(run.label, run.folder.points, most)]
     if curves:
         specs["curves"] = charts.curves(curves)
-    searches = [run for run in runs if run.folder.steps and run.space]
+    searches = [run for run in runs if run.folder.paths or (run.folder.steps and run.space)]
     for number, run in enumerate(searches):
-        specs[f"history-{number}"] = charts.history(run, most)
+        draw = charts.paths if run.folder.paths else charts.history
+        specs[f"history-{number}"] = draw(run, most)
     for number, table in enumerate(tables.values()):
         specs[f"table-{number}"] = charts.heat_map(table)
     predictions = charts.prediction_rows(tables)
     if predictions:
         specs["predictions"] = charts.predictions(predictions)
+    for number, comparison in enumerate(found.runtimes.values()):
+        if comparison.runtimes:
+            specs[f"runtimes-{number}"] = charts.runtimes(comparison.runtimes)
     class_tables = [(run, content) for run in runs if (content := _class_table(run)).rows]
     for number, (run, _) in enumerate(class_tables):
         if run.folder.classes:
@@ -114,7 +119,7 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("page.html").render(
-        title=", ".join([run.label for run in runs] + list(tables)),
+        title=", ".join(found.labels),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         library=_library(),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
@@ -130,6 +135,10 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
         tables=[(label, table, _entries(table)) for label, table in tables.items()],
         verdicts=_verdicts(tables),
         predictions=_prediction_table(predictions),
+        runtimes=[
+            (label, own, _runtime_table(own), Table(LEFT_OUT_HEAD, list(own.left_out.items())))
+            for label, own in found.runtimes.items()
+        ],
         class_tables=class_tables,
         settings=_side_by_side({run.label: run.folder.config for run in runs}),
         environments=_side_by_side(
@@ -142,6 +151,7 @@ def create_page(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> str:
                 if network.provenance
             }
             | {label: _circumstances(table) for label, table in tables.items()}
+            | {label: _comparison(own) for label, own in found.runtimes.items()}
         ),
     )
 
@@ -184,7 +194,7 @@ def _run_table(runs: Iterable[Run]) -> Table:
         top1 = [point.top1 for point in run.folder.points if point.kind == "val"]
         rows.append(
             (
-                *(run.label, run.kind, run.state or "ended", run.data_set or "-"),
+                *(run.label, run.kind, run.state or "ended", str(run.images)),
                 run.space.name if run.space else "-",
                 _number(max(top1, default=None), 2),
                 _number(top1[-1] if top1 else None, 2),
@@ -231,11 +241,13 @@ def _verdicts(tables: Mapping[str, CostTable]) -> list[str]:
     for label, table in tables.items():
         verdict = table.provenance.get("verification")
         if verdict:
+            factor = machine_factor(table)
             found.append(
                 f"{label}: {verdict['networks']} networks that it was not fitted to, mean error "
                 f"{verdict['mean_error']:+.1%}, RMSE {verdict['rmse']:.1%}, Kendall's tau "
                 f"{verdict['kendall_tau']:.3f}: "
                 + ("within the limits" if verdict["passed"] else "not within the limits")
+                + (f"; predictions times {factor:.3f}, the machine's speed" if factor != 1 else "")
             )
     return found
 
@@ -252,6 +264,32 @@ def _prediction_table(rows: Sequence[charts.Row]) -> Table:
             for row in rows
         ],
     )
+
+
+RUNTIME_HEAD = (
+    *("runtime", "precision", "threads", "ms, median", "ms, 90th percentile", "spread"),
+    *("MB", "agreement", "top-1", "largest difference"),
+)
+LEFT_OUT_HEAD = ("left out", "reason")
+
+
+def _runtime_table(comparison: Runtimes) -> Table:
+    """Each runtime of a comparison, the fastest first."""
+    rows = [
+        (
+            *(own.runtime, own.precision, str(own.threads), f"{own.median_ms:.3f}"),
+            *(f"{own.p90_ms:.3f}", f"{own.spread:.1%}", f"{own.file_bytes / 1e6:.1f}"),
+            *(f"{own.agreement:.2f}", _number(own.top1, 2), f"{own.largest_difference:.1e}"),
+        )
+        for own in sorted(comparison.runtimes, key=lambda own: (own.threads, own.median_ms))
+    ]
+    return Table(RUNTIME_HEAD, rows)
+
+
+def _comparison(comparison: Runtimes) -> dict[str, Any]:
+    """What a comparison says of itself in single values."""
+    own = vars(comparison)
+    return {key: own[key] for key in own if key not in ("runtimes", "left_out", "advice")}
 
 
 def _class_table(run: Run) -> Table:

@@ -6,23 +6,66 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from src.arch.architecture import Architecture, load_architecture
 from src.arch.blocks import AnyBlock
-from src.arch.cost import layer_costs, network_cost
-from src.arch.cost_table import CostTable, arithmetic_table, load_table
-from src.arch.space import SKIP, AnySearchedLayer, SearchSpace, SpaceError, choice_name, load_space
+from src.arch.cost import Cost, Size, layer_costs, network_cost
+from src.arch.cost_table import (
+    ARITHMETIC_UNITS,
+    UNIT,
+    CostTable,
+    arithmetic_table,
+    load_table,
+)
+from src.arch.space import SKIP, AnySearchedLayer, SearchSpace, choice_name
 from src.errors import UserError
-from src.report.folders import ARCH, Evaluated, Folder, Found, read_evaluation
+from src.report.folders import ARCH, Evaluated, Folder, Found, find_space, read_evaluation
+from src.search.result_files import IMAGES
 from src.training.run_log import run_folder
 
-MILLISECONDS = "ms"
-MACS = "million multiply-adds"
-CLASSES = {"cifar10": 10, "digits": 10}  # of other data sets 1000, as in ImageNet
+MACS = ARITHMETIC_UNITS["macs"]
+CLASSES = {"cifar10": 10, "digits": 10}  # where a run does not say; of others 1000, as of ImageNet
 
 Options: TypeAlias = Mapping[str, Mapping[str, Any]]  # what a layer may be, by choice
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run; None where its files do not say.
+
+    Attributes:
+        name: of the data set.
+        path: of a folder of images.
+        classes: how many.
+        size: height and width in pixels.
+    """
+
+    name: str | None = None
+    path: str | None = None
+    classes: int | None = None
+    size: Size | None = None
+
+    def __str__(self) -> str:
+        name = " ".join(filter(None, (self.name, self.path))) or "-"
+        return f"{name} ({self.classes} classes)" if self.classes else name
+
+    def differ(self, other: Images) -> bool:
+        """Whether what is known of both is of different images, whatever their size."""
+        mine, theirs = ((own.name, own.path, own.classes) for own in (self, other))
+        pairs = zip(mine, theirs, strict=True)
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+    def cost(self, arch: Architecture) -> Cost:
+        """Parameters and multiply-adds of a network for these images."""
+        return network_cost(arch, self.outputs, self.size)
+
+    @property
+    def outputs(self) -> int:
+        """Of the classifier."""
+        return self.classes or CLASSES.get(self.name or "", 1000)
 
 
 @dataclass(frozen=True)
@@ -86,6 +129,7 @@ class Run:
         kind: for example "superkernel search".
         state: what is missing, empty of a run that has ended.
         unit: of the costs of its networks.
+        images: what it was trained or evaluated on.
         layers: of the networks of its space.
         latency: the latency table that tells their milliseconds.
     """
@@ -94,7 +138,8 @@ class Run:
     kind: str
     state: str
     unit: str
-    networks: Sequence[Network]
+    images: Images
+    networks: Sequence[Network] = ()
     space: SearchSpace | None = None
     layers: Layers | None = None
     latency: CostTable | None = None
@@ -103,15 +148,6 @@ class Run:
     def label(self) -> str:
         """Names the run on the page."""
         return self.folder.label
-
-    @property
-    def data_set(self) -> str | None:
-        """Its images; None where its files do not say."""
-        for settings in (self.folder.config, self.folder.settings):
-            name = settings.get("dataset_name")
-            if name:
-                return f"{name} {settings.get('data_path')}" if name == "folder" else name
-        return None
 
 
 def build_runs(found: Found) -> list[Run]:
@@ -127,13 +163,11 @@ def build_runs(found: Found) -> list[Run]:
 
 
 def _check_together(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> None:
-    known = [run for run in runs if run.data_set]
-    for run in known[1:]:
-        if run.data_set != known[0].data_set:
+    for one, other in combinations(runs, 2):
+        if one.images.differ(other.images):
             raise UserError(
-                f"{known[0].folder.path} is of {known[0].data_set}, {run.folder.path} of "
-                f"{run.data_set}: accuracies of different images do not belong on one page; make "
-                "a page of each"
+                f"{one.folder.path} is of {one.images}, {other.folder.path} of {other.images}: "
+                "accuracies of different images do not belong on one page; make a page of each"
             )
     spaces = {run.space.name for run in runs if run.space}
     for label, table in tables.items():
@@ -142,6 +176,23 @@ def _check_together(runs: Sequence[Run], tables: Mapping[str, CostTable]) -> Non
                 f"{label}: a latency table of space '{table.space}', the runs are of "
                 f"{', '.join(sorted(spaces))}; make a page of each"
             )
+
+
+def images_of(folder: Folder) -> Images:
+    """The images of a run."""
+    config, settings = folder.config, folder.settings
+    facts = settings.get(IMAGES) or folder.header.get(IMAGES) or {}
+    names = (own.get("dataset_name") for own in (config, facts, settings))
+    name = next(filter(None, names), None)
+    classes = len(folder.counts.classes) if folder.counts else None
+    side = config.get("image_height"), config.get("image_width")
+    size = side if all(side) else facts.get("image_size")
+    return Images(
+        name,
+        config.get("data_path") if name == "folder" else None,
+        classes or config.get("num_classes") or facts.get("num_classes"),
+        tuple(size) if size else None,
+    )
 
 
 def kind_of(folder: Folder) -> str:
@@ -175,20 +226,6 @@ def state_of(folder: Folder, kind: str) -> str:
     return ""
 
 
-def find_space(
-    name: str | None, spaces: Mapping[str, SearchSpace] | None = None
-) -> SearchSpace | None:
-    """A space by name: of the runs, or shipped; None where it is neither."""
-    if name is None:
-        return None
-    if spaces and name in spaces:
-        return spaces[name]
-    try:
-        return load_space(name)
-    except SpaceError:
-        return None
-
-
 def _build(
     folder: Folder, spaces: Mapping[str, SearchSpace], tables: Mapping[str, CostTable]
 ) -> Run:
@@ -196,15 +233,13 @@ def _build(
     named = [folder.header.get("space")]
     named += [folder.arch.provenance.get("space")] if folder.arch else []
     space = folder.space or next(filter(None, (find_space(name, spaces) for name in named)), None)
-    classes = folder.config.get("num_classes") or CLASSES.get(
-        folder.config.get("dataset_name", ""), 1000
-    )
+    images = images_of(folder)
     latency = _find_latency(folder, space, tables)
-    layers = space_layers(space, latency, classes) if space else None
-    unit = _unit(folder, space)
-    run = Run(folder, kind, state_of(folder, kind), unit, (), space, layers, latency)
+    layers = space_layers(space, latency, images) if space else None
+    unit = _unit(folder)
+    run = Run(folder, kind, state_of(folder, kind), unit, images, (), space, layers, latency)
     makers = [_served, _evaluated, _paths, _own]
-    networks = [network for make in makers for network in make(run, classes)]
+    networks = [network for make in makers for network in make(run)]
     return replace(run, networks=networks)
 
 
@@ -212,22 +247,22 @@ def _find_latency(
     folder: Folder, space: SearchSpace | None, tables: Mapping[str, CostTable]
 ) -> CostTable | None:
     """The latency table of a run: its own, the one it names, or one of its space on the page."""
-    if folder.costs and folder.costs.unit == MILLISECONDS:
+    if folder.costs and folder.costs.unit == UNIT:
         return folder.costs
     if space is None:
         return None
-    fitting = [table for table in tables.values() if table.space == space.name]
+    fitting = [t for t in tables.values() if (t.space, t.unit) == (space.name, UNIT)]
     named = folder.settings.get("latency_table")
-    same = [table for table in fitting if named and table.name == Path(named).stem]
-    if not same and named:
-        try:
-            return load_table(named, space)
-        except UserError:  # it lies elsewhere now, or is another one
-            pass
-    return next(iter([*same, *fitting]), None)
+    if named is None:
+        return next(iter(fitting), None)
+    same = [table for table in fitting if table.name == Path(named).stem]
+    try:
+        return same[0] if same else load_table(named, space)
+    except UserError:  # it lies elsewhere now, and one of another device would not be its own
+        return None
 
 
-def _unit(folder: Folder, space: SearchSpace | None) -> str:
+def _unit(folder: Folder) -> str:
     if folder.front:
         return folder.front.unit
     if folder.costs:
@@ -235,9 +270,7 @@ def _unit(folder: Folder, space: SearchSpace | None) -> str:
     if folder.arch and "unit" in folder.arch.provenance and not folder.config:
         return folder.arch.provenance["unit"]
     cost = folder.settings.get("cost", "macs")
-    if cost == "latency":
-        return MILLISECONDS
-    return arithmetic_table(space, cost).unit if space else MACS
+    return UNIT if cost == "latency" else ARITHMETIC_UNITS[cost]
 
 
 def _option(block: AnyBlock | None, cost: float) -> dict[str, Any]:
@@ -252,9 +285,9 @@ def _option(block: AnyBlock | None, cost: float) -> dict[str, Any]:
     }
 
 
-def space_layers(space: SearchSpace, latency: CostTable | None, classes: int) -> Layers:
+def space_layers(space: SearchSpace, latency: CostTable | None, images: Images) -> Layers:
     """The layers of a space, with milliseconds of a table, or multiply-adds without one."""
-    table = latency or arithmetic_table(space, "macs", classes)
+    table = latency or arithmetic_table(space, "macs", images.outputs, images.size)
     entries = iter(table.layers.values())
     options: list[Options] = []
     for layer in space.layers:
@@ -271,9 +304,10 @@ def space_layers(space: SearchSpace, latency: CostTable | None, classes: int) ->
     return Layers(options, table.unit, table.constant)
 
 
-def arch_layers(arch: Architecture, classes: int) -> tuple[list[str], Layers]:
+def arch_layers(arch: Architecture, images: Images) -> tuple[list[str], Layers]:
     """Choices and layers of a network of no space, with multiply-adds."""
-    costs = {name: cost.macs / 1e6 for name, cost in layer_costs(arch, classes)}
+    found = layer_costs(arch, images.outputs, images.size)
+    costs = {name: cost.macs / 1e6 for name, cost in found}
     choices, options = [], []
     for index, block in enumerate(arch.blocks):
         option = _option(block, costs.pop(f"blocks.{index}"))
@@ -296,6 +330,11 @@ def verified(table: CostTable) -> Mapping[str, Mapping[str, Any]]:
     return table.provenance.get("verification", {}).get("measured", {})
 
 
+def machine_factor(table: CostTable) -> float:
+    """How slow the machine was at the verification of a table, relative to the table."""
+    return table.provenance.get("verification", {}).get("machine_factor", 1.0)
+
+
 def _measured_ms(run: Run, decisions: Sequence[str]) -> float | None:
     if run.latency:
         for facts in verified(run.latency).values():
@@ -305,11 +344,11 @@ def _measured_ms(run: Run, decisions: Sequence[str]) -> float | None:
 
 
 def _of_decisions(
-    run: Run, decisions: Sequence[str], classes: int, arch: Architecture | None = None
+    run: Run, decisions: Sequence[str], arch: Architecture | None = None
 ) -> dict[str, Any]:
     """What follows from the decisions of a network; ``arch`` is what they derive."""
     assert run.space
-    cost = network_cost(arch or run.space.derive(decisions, "network"), classes)
+    cost = run.images.cost(arch or run.space.derive(decisions, "network"))
     return {
         "choices": all_choices(run.space, decisions),
         "layers": run.layers,
@@ -337,7 +376,7 @@ def read_answers(place: Path) -> float | None:
     return 100 * float(found[1]) if found else None
 
 
-def _served(run: Run, classes: int) -> Iterator[Network]:
+def _served(run: Run) -> Iterator[Network]:
     """The networks of a front."""
     for row in run.folder.front.networks if run.folder.front else ():
         # In a folder that was moved; that of a single limit holds it itself.
@@ -345,7 +384,7 @@ def _served(run: Run, classes: int) -> Iterator[Network]:
         place = place if (place / ARCH).is_file() else run.folder.path
         arch = load_architecture(place / ARCH)
         decisions = arch.provenance.get("decisions", ())
-        facts = _of_decisions(run, decisions, classes, arch) if run.space else {}
+        facts = _of_decisions(run, decisions, arch) if run.space else {}
         yield Network(
             **{
                 **facts,
@@ -366,46 +405,48 @@ def _served(run: Run, classes: int) -> Iterator[Network]:
 
 def _cost(run: Run, line: Evaluated, facts: Mapping[str, Any]) -> float | None:
     """Cost of an evaluated network in the unit of its run."""
-    return {MACS: line.macs, MILLISECONDS: facts.get("predicted_ms")}.get(
-        run.unit, facts.get("params")
-    )
+    return {MACS: line.macs, UNIT: facts.get("predicted_ms")}.get(run.unit, facts.get("params"))
 
 
-def _evaluated(run: Run, classes: int) -> Iterator[Network]:
+def _evaluated(run: Run) -> Iterator[Network]:
     """The evaluated networks of a supernet."""
     for number, line in enumerate(run.folder.evaluated, start=1):
-        facts = _of_decisions(run, line.decisions, classes) if run.space else {}
+        facts = _of_decisions(run, line.decisions) if run.space else {}
         cost = _cost(run, line, facts)
         if cost is not None:
             facts = {**facts, "macs": line.macs}
             yield Network(f"evaluated {number}", "evaluated", cost, line.top1, **facts)
 
 
-def _paths(run: Run, classes: int) -> Iterator[Network]:
+def _paths(run: Run) -> Iterator[Network]:
     """The evaluated paths of a one-shot search."""
     for number, line in enumerate(run.folder.paths, start=1):
         facts: dict[str, Any] = {}
         if run.space and run.space.one_shot:
             names = [layer.names for layer in run.space.block_layers]
             decisions = [own[choice] for own, choice in zip(names, line.path, strict=True)]
-            facts = _of_decisions(run, decisions, classes)
+            facts = _of_decisions(run, decisions)
         yield Network(f"path {number}", "evaluated", line.cost, line.top1, **facts)
 
 
-def _own(run: Run, classes: int) -> Iterator[Network]:
+def _own(run: Run) -> Iterator[Network]:
     """The network that was trained, or that a search has found."""
     folder, arch = run.folder, run.folder.arch
     if arch is None or folder.front:
         return
     found = bool(folder.steps or folder.paths)
     validated = [point.top1 for point in folder.points if point.kind == "val"]
-    top1 = validated[-1] if validated else arch.provenance.get("top1") if found else folder.top1
+    # A search leaves its last weights, a training is exported from its best checkpoint.
+    if validated:
+        top1: float | None = validated[-1] if found else max(validated)
+    else:
+        top1 = arch.provenance.get("top1") if found else folder.top1
     decisions = arch.provenance.get("decisions")
     if run.space and decisions:
-        facts = _of_decisions(run, decisions, classes, arch)
+        facts = _of_decisions(run, decisions, arch)
     else:
-        choices, layers = arch_layers(arch, classes)
-        cost = network_cost(arch, classes)
+        choices, layers = arch_layers(arch, run.images)
+        cost = run.images.cost(arch)
         facts = {"choices": choices, "layers": layers}
         facts |= {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
     place = folder.path if found else run_folder(folder.path)

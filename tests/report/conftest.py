@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.arch.cost import network_cost
+from src.arch.cost import ArithmeticCost, network_cost
 from src.arch.cost_table import CostTable, arithmetic_table, write_table
 from src.arch.space import SKIP, load_space
 from src.files import write_json, write_jsonl
 from src.latency.statistics import judge
 
+DIGITS = {"dataset_name": "digits", "num_classes": 10, "image_size": [32, 32]}
+FACTOR = 1.1  # machine's speed at the verification of the table
 SPACE = load_space("nas_bench_macro")
 LARGEST = list(SPACE.largest_choices)
 FOUND = ["K5E6", "K3E3", "K5E6", "K5E6", SKIP, "K3E3", SKIP, SKIP]
 SMALLEST = list(SPACE.smallest_choices)
 STEPS = 30
+PATHS = load_space("one_shot_32")
 
 
 def latency_table() -> CostTable:
@@ -31,10 +34,10 @@ def latency_table() -> CostTable:
     own = {"unit": "ms", "device": "test", "runtime": "test 1.0", "constant": 0.2}
     table = replace(macs, name="table", layers=layers, **own)
     predicted = [table.total(decisions) for decisions in (FOUND, LARGEST)]
-    measured = [1.02 * ms for ms in predicted]
+    measured = [1.02 * FACTOR * ms for ms in predicted]
     names = zip(("found", "largest"), (FOUND, LARGEST), measured, strict=True)
     record = {
-        **judge(predicted, measured).to_dict(),
+        **judge(predicted, measured, FACTOR).to_dict(),
         "measured": {
             name: {"decisions": " ".join(decisions), "median_ms": round(ms, 5)}
             for name, decisions, ms in names
@@ -105,7 +108,8 @@ def write_served(folder: Path) -> Path:
             }
         )
     write_json(served / "front.json", {"unit": "ms", "networks": rows})
-    write_json(served / "serve.json", {"cost": "latency", "latency_table": "elsewhere/table.json"})
+    settings = {"cost": "latency", "latency_table": "elsewhere/table.json", "dataset_name": None}
+    write_json(served / "serve.json", {**settings, "images": DIGITS})
     header = {"format": "spnas-subnets", "version": 1, "space": SPACE.name}
     macs = arithmetic_table(SPACE, "macs", 10)
     lines = [
@@ -114,6 +118,46 @@ def write_served(folder: Path) -> Path:
     ]
     write_jsonl(served / "subnets.jsonl", [header, *lines])
     return folder
+
+
+def write_one_shot(folder: Path, cost: ArithmeticCost = "params") -> Path:
+    """A one-shot search by the number of parameters, in two generations."""
+    folder.mkdir(parents=True)
+    table = arithmetic_table(PATHS, cost, 10)
+    write_json(folder / "space.json", PATHS.to_dict())
+    settings = {"method": "one_shot", "cost": cost, "dataset_name": None, "images": DIGITS}
+    write_json(folder / "search.json", settings)
+    lines = []
+    for number, choice in enumerate((0, 1, 2)):
+        decisions = [layer.names[choice] for layer in PATHS.block_layers]
+        own = {"path": [choice] * len(decisions), "generation": number // 2}
+        top1 = (60.0, 70.0, 65.0)[number]
+        lines.append({**own, "top1": top1, "cost": table.total(decisions)})
+    write_jsonl(folder / "paths.jsonl", lines)
+    best = [layer.names[1] for layer in PATHS.block_layers]
+    facts = {"cost": table.total(best), "unit": table.unit, "top1": 70.0, "decisions": best}
+    write_json(folder / "arch.json", PATHS.derive(best, "best_path", facts).to_dict())
+    return folder
+
+
+def write_runtimes(file: Path) -> Path:
+    """What scripts/compare_runtimes.py writes."""
+    shared = {"threads": 1, "spread": 0.05, "file_bytes": 2_000_000, "samples": 400}
+    shared |= {"largest_difference": 1e-6, "agreement": 100.0, "top1": 90.0}
+    outcomes = [
+        {"runtime": "Runtime A 1.0", "precision": "float32", "median_ms": 2.0, "p90_ms": 2.2},
+        {"runtime": "Runtime B 2.0", "precision": "int8", "median_ms": 1.0, "p90_ms": 1.1},
+    ]
+    record = {
+        **{"format": "spnas-runtimes", "version": 1, "model": "net.onnx", "images": "val"},
+        **{"image_count": 100, "batch_size": 1, "rounds": 200, "device": "test"},
+        **{"date": "2026-01-01T00:00:00Z", "network_top1": 90.0},
+        "runtimes": [{**shared, **own} for own in outcomes],
+        "left_out": {"Runtime C, float32": "not installed"},
+        "advice": "take with 1 thread Runtime B 2.0, int8, 1.00 ms",
+    }
+    write_json(file, record)
+    return file
 
 
 def write_classes(folder: Path) -> None:
@@ -127,8 +171,10 @@ def write_classes(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
-    """A quick start and a search, in one folder."""
+    """A quick start, searches and a comparison of runtimes, in one folder."""
     folder = tmp_path_factory.mktemp("runs")
+    write_one_shot(folder / "paths")
+    write_runtimes(folder / "runtimes.json")
     write_classes(write_served(folder / "quick"))
     for target in (25, 50):
         write_search(folder / f"sweep/target_{target}")

@@ -40,7 +40,7 @@ def opened(browser, runs, tmp_path_factory):
     from selenium.webdriver.support.ui import WebDriverWait
 
     out = tmp_path_factory.mktemp("page") / "report.html"
-    names = [str(runs / name) for name in ("quick", "search")]
+    names = [str(runs / name) for name in ("quick", "search", "paths", "runtimes.json")]
     assert main([*names, "--out", str(out)]) == 0
     browser.get(out.as_uri())
     WebDriverWait(browser, WAIT).until(
@@ -102,6 +102,23 @@ def test_the_keyboard_chooses_a_network_and_a_step(opened):
     assert "step 30: " in text_of(opened, '[data-chart="history-0"] svg')
     slider.send_keys(*[Keys.ARROW_LEFT] * 2)
     assert "step 28: " in text_of(opened, '[data-chart="history-0"] svg')
+
+
+def test_layers_are_in_their_order_and_of_one_unit(opened):
+    from selenium.webdriver.common.by import By
+
+    figures = {
+        unit: opened.find_element(By.CSS_SELECTOR, f'[data-chart="layers-{unit}"]')
+        for unit in ("ms", "million multiply-adds")
+    }
+    for name, shown in (("best_path", "million multiply-adds"), ("served_1.5", "ms")):
+        buttons = opened.find_elements(By.CSS_SELECTOR, "button[data-network]")
+        next(button for button in buttons if button.text == name).click()
+        assert {unit for unit, figure in figures.items() if figure.is_displayed()} == {shown}
+        labels = figures[shown].find_elements(By.CSS_SELECTOR, ".role-axis-label text")
+        numbers = [int(label.text) for label in labels if label.text.isdigit()]
+        layers = numbers[: numbers.index(0, 1)] if 0 in numbers[1:] else numbers
+        assert layers == list(range(len(layers))) and len(layers) >= 8
 
 
 def test_curves_change_with_scale_and_smoothing(opened):
