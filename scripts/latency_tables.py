@@ -1,12 +1,11 @@
-r"""Merge, compare and draw latency tables.
+r"""Merge and compare latency tables.
 
     python scripts/latency_tables.py --diff pixel1 tables/mycpu.json
     python scripts/latency_tables.py --merge tables/monday.json tables/friday.json \
         --out tables/mycpu.json
-    python scripts/latency_tables.py --plot pixel1 tables/mycpu.json --out tables/both.png
 
 Tables are files or names of shipped ones. They belong to one space: a shipped one, or that of the
-file given with --space.
+file given with --space. ``scripts/report.py`` draws them.
 """
 
 from __future__ import annotations
@@ -67,16 +66,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="TABLE",
         help="write the mean of measurements of one kind to --out",
     )
-    task.add_argument("--plot", nargs="+", metavar="TABLE", help="draw tables to --out")
-    parser.add_argument("--out", help="file to write: .json for --merge, .png or .svg for --plot")
+    parser.add_argument("--out", help="file to write, .json")
     parser.add_argument("--space", help="space file, where the tables are of none that is shipped")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, merge or draw; returns the exit code."""
+    """Compare or merge; returns the exit code."""
     args = parse_arguments(argv)
-    files = args.diff or args.merge or args.plot
+    files = args.diff or args.merge
     # A table names its space; that of the first one decides, and the others have to be of it.
     space = load_space(args.space or space_of(files[0]))
     tables = {file: load_table(file, space) for file in files}
@@ -84,20 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second = (tables[file] for file in files)
         diff(first, second, space)
         return 0
-    endings = (".json",) if args.merge else (".png", ".svg")
     out = Path(args.out or "")
-    if out.suffix not in endings:
-        raise UserError(
-            f"out is '{args.out}', should be a file that ends in {' or '.join(endings)}"
-        )
+    if out.suffix != ".json":
+        raise UserError(f"out is '{args.out}', should be a file that ends in .json")
     make_folder(out.parent)
-    if args.merge:
-        write_table(out, merge_tables(tables, out.stem))
-    else:
-        # Importing Matplotlib takes a second.
-        from src.drawing import draw_tables
-
-        draw_tables(list(tables.values()), out)
+    write_table(out, merge_tables(tables, out.stem))
     log.info("%s: written", out)
     return 0
 

@@ -28,19 +28,17 @@ DRAWS = {
 
 
 def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
-    """Measure networks, compare them with a table, write the verdict into it and draw it.
+    """Measure networks, compare them with a table, and write the verdict into it.
 
     Args:
         plan: names the space, and the networks to measure.
         meter: measures them.
         folder: keeps the samples until the verdict is written.
-        out: the table; the drawing lies beside it.
+        out: the table.
 
     Raises:
         UserError: the table was measured under other conditions than those of now.
     """
-    from src.drawing import draw_verdict  # importing Matplotlib takes a second
-
     table = load_table(out, plan.space)
     check_conditions(table, plan, meter, str(out))
     fitted = table.provenance.get("networks", {})
@@ -73,14 +71,8 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
         "measured": _networks_record(chosen, predicted, found.summaries),
     }
     write_table(out, replace(table, provenance={**table.provenance, "verification": record}))
-    # The table with its verdict first: a failed drawing must not cost the measurement.
-    picture = out.with_suffix(".png")
-    title = f"{table.name}: RMSE {verdict.rmse:.1%}, Kendall's tau {verdict.kendall_tau:.3f}"
-    draw_verdict(
-        {name: (factor * predicted[name], measured[name]) for name in chosen}, title, picture
-    )
     session.close()
-    log.info("%s holds the verdict, %s shows it", out, picture)
+    log.info("%s holds the verdict; scripts/report.py %s draws it", out, out)
 
 
 def check_conditions(table: CostTable, plan: ProfilePlan, meter: Meter, origin: str) -> None:

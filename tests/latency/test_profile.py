@@ -223,7 +223,8 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
         for entry in json.loads(out.read_text())["provenance"]["networks"].values()
     }
     assert not fitted & {entry["decisions"] for entry in record["measured"].values()}
-    assert (tmp_path / "mine.png").is_file() and not (tmp_path / "mine.partial").exists()
+    assert f"scripts/report.py {out} draws it" in done.stdout
+    assert not (tmp_path / "mine.partial").exists()
 
 
 def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path):
