@@ -3,8 +3,8 @@
     python scripts/report.py runs/search runs/found --out report.html
 
 RUN is the folder of a training, a search, a sweep or served networks, a folder of such folders, a
-latency table (a file, or a shipped one by name), or accuracies of a supernet's networks
-(``subnets.jsonl``). docs/report.md shows the page.
+latency table (a file, or a shipped one by name), a comparison of runtimes, or accuracies of a
+supernet's networks (``subnets.jsonl``). docs/report.md shows the page.
 """
 
 from __future__ import annotations
