@@ -131,6 +131,12 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig | ServeConfig) -> floa
     return config.target
 
 
+def check_limit(table: CostTable, limit: float) -> None:
+    """Raise UserError where no network is within a limit; one that all are within is none."""
+    if limit < table.range()[0]:
+        table.check_target(limit)
+
+
 def parse_targets(key: str, text: str, table: CostTable) -> list[float]:
     """The costs of a key such as ``sweep``: numbers with commas between them.
 
