@@ -9,8 +9,8 @@ the first run's losses against the second's, both with their sign, and the verdi
     ... Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s
 
 Steps are compared in their order; of a step that was logged twice, after a resume, the last line
-counts. With ``--by_epoch`` the means of the epochs are compared, and each has to be near enough. The
-exit code is 0 for pass, 1 for fail.
+counts. With ``--by_epoch`` the means of the epochs are compared, and each has to be near enough.
+The exit code is 0 for pass, 1 for fail.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class CheckpointFolder:
                 known = _entry(self.BEST, read_checkpoint(self.path / self.BEST).meta)
             except UserError as error:
                 log.warning("%s", error)
-        # A crash after the file was replaced leaves the index behind; that checkpoint is the newest.
+        # A crash after the file was replaced leaves the index behind: the newest is its checkpoint.
         entries = [*self.entries(), *([known] if known else [])]
         return max(entries, key=lambda entry: entry.top1, default=None)
 
