@@ -98,8 +98,7 @@ def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: s
     path = given.pop("config")
     flags = {key: _value(kind, key, text) for key, text in given.items()}
     from_file = read_yaml(path) if path else {}
-    # What a flag replaces is not checked: the method of the file may be another one than that of the
-    # flag.
+    # What a flag replaces is not checked: the flag may be of another method than the file.
     rest = {key: value for key, value in from_file.items() if key not in flags}
     values = {**rest, **flags}
     try:

@@ -731,7 +731,8 @@ class ProfileConfig(ProgramConfig):
     rescale: str | None = _key(
         None,
         "table to scale to the machine's speed of now, by its smallest and largest network, in "
-        "seconds; it is written to out, which may be the same file",
+        "seconds; it is written to out, which may be the same file; the table says under which "
+        "conditions, and a space that is not shipped is given by space",
     )
 
     # The table against networks that it was not made from.
@@ -750,3 +751,9 @@ class ProfileConfig(ProgramConfig):
         None, "architecture files to measure too, with commas between them"
     )
     seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)
+
+    @model_validator(mode="after")
+    def _rescale_or_verify(self) -> ProfileConfig:
+        if self.rescale and self.verify:
+            raise ConfigError("rescale and verify are both given; verify what rescale has written")
+        return self

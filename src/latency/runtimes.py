@@ -181,17 +181,21 @@ def environment() -> dict[str, str]:
     return {**ENVIRONMENT, "PYTHONPATH": python_path(ENVIRONMENT)}
 
 
-def installed_version(version: str) -> str | None:
-    """The installed version of the runtime that made a table.
+def runtime_of(version: str) -> str | None:
+    """Key of ``LIBRARIES`` for the runtime that made a table; None where it is unknown.
 
     Args:
         version: name and version of the runtime, as in a latency table.
-
-    Returns:
-        Name and version, None where the runtime is unknown or its version cannot be told.
     """
-    known = [each for each in LIBRARIES.values() if version.startswith(each.title)]
-    if not known:
-        return None
+    known = [name for name, library in LIBRARIES.items() if version.startswith(library.title)]
     # The name of MindSpore Lite begins with that of MindSpore.
-    return max(known, key=lambda library: len(library.title)).installed()
+    return max(known, key=lambda name: len(LIBRARIES[name].title), default=None)
+
+
+def installed_version(version: str) -> str | None:
+    """Name and installed version of the runtime that made a table.
+
+    None where the runtime is unknown or its version cannot be told.
+    """
+    name = runtime_of(version)
+    return LIBRARIES[name].installed() if name else None
