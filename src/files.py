@@ -5,6 +5,7 @@ Validation is pydantic's, for files as for flags (``src.cli``). Imports no frame
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -195,13 +196,9 @@ def first_problem(error: ValidationError, known: Collection[str] = (), data: Any
     return f"{value}: {message[0].lower()}{message[1:]}"
 
 
-_adapters: dict[Any, TypeAdapter[Any]] = {}  # making one takes longer than using it
-
-
+@functools.cache  # making one takes longer than using it
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
+    return TypeAdapter(kind)
 
 
 def check_header(data: Any, form: str, version: int, origin: str, error: type[UserError]) -> Any:
