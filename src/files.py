@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -196,9 +196,8 @@ def first_problem(error: ValidationError, known: Collection[str] = (), data: Any
     return f"{value}: {message[0].lower()}{message[1:]}"
 
 
-@functools.cache  # making one takes longer than using it
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+# Making one takes longer than using it.
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def check_header(data: Any, form: str, version: int, origin: str, error: type[UserError]) -> Any:
