@@ -76,5 +76,7 @@ mv "$log" "$root/out/build.log"
 if [ "$root/out/profile" -nt "$root/out/runtime_versions" ]; then
     if "$root/out/profile" --version > "$root/out/runtime_versions.new"; then
         mv "$root/out/runtime_versions.new" "$root/out/runtime_versions"
-    fi  # otherwise the runtime lacks libraries here, those of a driver for example
+    else  # the runtime lacks libraries here, those of a driver for example
+        rm -f "$root/out/runtime_versions" "$root/out/runtime_versions.new"
+    fi
 fi

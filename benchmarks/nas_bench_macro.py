@@ -110,6 +110,16 @@ def equivalents() -> Mapping[str, tuple[str, ...]]:
     return groups
 
 
+def of_all_names(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies of networks by all of their names: one without its own has the canonical one's."""
+    return {
+        name: accuracies.get(name, accuracies.get(key, math.nan))
+        for key, names in equivalents().items()
+        for name in names
+        if name in accuracies or key in accuracies
+    }
+
+
 def within(names: Iterable[str], macs: float) -> list[str]:
     """Those of the networks that have ``macs`` multiply-adds, give or take 2 %."""
     return [name for name in names if abs(cost(name).macs - macs) <= TOLERANCE * macs]
@@ -515,8 +525,9 @@ def judge(args: argparse.Namespace) -> None:
     print(f"top-1 of the {FEWEST} with {FEWEST_PARAMETERS}: {', '.join(means)}")
     for path, accuracies in results:
         if isinstance(accuracies, dict):
-            truths = table.known(accuracies)
-            print_correlations(str(path), truths, {"supernet": accuracies.__getitem__})
+            every = of_all_names(accuracies)
+            truths = table.known(every)
+            print_correlations(str(path), truths, {"supernet": every.__getitem__})
             if missing := [name for name in accuracies if name not in truths]:
                 print(f"not in the table: {len(missing)}, the first is {missing[0]}")
     if found := [(path, name) for path, name in results if isinstance(name, str)]:

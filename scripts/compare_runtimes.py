@@ -22,11 +22,13 @@ from typing import Any
 
 from src.cli import Parser
 from src.errors import Fault, UserError
+from src.latency.runtimes import INT8, PRECISIONS
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16", "int8")
+FORMAT = "spnas-runtimes"
+VERSION = 1
 CALIBRATION_IMAGES = 300
 
 
@@ -46,12 +48,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     try:
-        args.threads = [int(word) for word in args.threads.split(",")]
+        args.threads = sorted({int(word) for word in args.threads.split(",")})
     except ValueError:
         args.threads = [0]
     if min(args.threads) < 1:
         raise UserError("threads should be whole numbers from 1, with commas between them")
-    args.precisions = args.precisions.split(",")
+    args.precisions = list(dict.fromkeys(args.precisions.split(",")))
     for precision in args.precisions:
         if precision not in PRECISIONS:
             raise UserError(f"precisions has '{precision}', should be of {', '.join(PRECISIONS)}")
@@ -84,7 +86,6 @@ def model_files(model: str, folder: Path) -> dict[str, Path]:
 def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     """Compare, print, and write what was found."""
     from src.deployment.classifier import load_classifier
-    from src.deployment.logits import full_batches
     from src.deployment.quantisation import check_tools, quantise
     from src.files import make_folder, write_json
     from src.latency import comparison
@@ -93,21 +94,24 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
 
     # First what costs nothing to find out.
     Runtime("onnxruntime", threads=max(args.threads)).check()
-    quantised = "int8" in args.precisions and Path(args.model).suffix != ".mindir"
+    quantised = INT8 in args.precisions and Path(args.model).suffix != ".mindir"
     if quantised:
         check_tools()
     if args.out:
         make_folder(args.out.parent)
     classifier = load_classifier(args.model)
+    if classifier.precision == INT8:
+        raise UserError(
+            f"{args.model}: a model of int8; give that of float32, and --precisions int8"
+        )
     source, labelled = comparison.open_images(args.images, classifier.classes)
     files = model_files(args.model, folder)
     # A checkpoint's classifier takes batches of another size than the files exported from it.
-    batch_size = classifier.batch_size if args.model in map(str, files.values()) else 1
+    batch_size = classifier.batch_size if Path(args.model) in files.values() else 1
     images = comparison.read_images(source, classifier, labelled, args.max_images)
     if quantised:
-        pixels = full_batches(images.pixels[:CALIBRATION_IMAGES], batch_size)
-        files["int8"] = folder / "int8.onnx"
-        quantise(files["ONNX"], pixels, files["int8"])
+        files[INT8] = folder / "int8.onnx"
+        quantise(files["ONNX"], images.pixels[:CALIBRATION_IMAGES], files[INT8])
     candidates, left_out = comparison.find_candidates(files, args.threads, args.precisions)
     log.info(
         "%s: %d images%s, %d candidates, %d rounds",
@@ -125,6 +129,8 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     log.info("%s", advice)
     if args.out:
         record: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
             "model": args.model,
             "images": args.images,
             "image_count": len(images.pixels),

@@ -9,7 +9,8 @@ the first run's losses against the second's, both with their sign, and the verdi
     ... Epoch: 0 Iteration: 1 rank : 0 train.loss : 2.2649757862091064 train.ips : 2431.3 imgs/s
 
 Steps are compared in their order; of a step that was logged twice, after a resume, the last line
-counts. The exit code is 0 for pass, 1 for fail.
+counts. With ``--by_epoch`` the means of the epochs are compared, and each has to be near enough.
+The exit code is 0 for pass, 1 for fail.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ LINE = re.compile(
 )
 
 
-def read_losses(path: str) -> list[float]:
-    """Training losses of a log, in the order of its steps."""
+def read_losses(path: str) -> dict[tuple[int, float], float]:
+    """Training losses of a log by epoch and step, in their order."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -57,7 +58,27 @@ def read_losses(path: str) -> list[float]:
             f"{path}: holds no training losses; expected metrics.jsonl, or lines with "
             "'Epoch: 0 Iteration: 1 ... train.loss : 2.26'"
         )
-    return [losses[step] for step in sorted(losses)]
+    return dict(sorted(losses.items()))
+
+
+def epoch_means(losses: Mapping[tuple[int, float], float]) -> list[float]:
+    """Means of the losses of each epoch."""
+    epochs = {epoch: [] for epoch, _ in losses}
+    for (epoch, _), loss in losses.items():
+        epochs[epoch].append(loss)
+    return [sum(values) / len(values) for values in epochs.values()]
+
+
+def judge_epochs(means: Sequence[float], reference: Sequence[float]) -> bool:
+    """Print the means of epochs side by side; whether each is within ``RELATIVE``."""
+    print("epoch    mean  reference  difference")
+    errors = []
+    for number, (mean, other) in enumerate(zip(means, reference, strict=False), start=1):
+        errors.append(abs(mean / other - 1))
+        print(f"{number:5}  {mean:6.3f}     {other:6.3f}     {mean / other - 1:+7.1%}")
+    passed = max(errors) <= RELATIVE
+    print(f"{'pass' if passed else 'fail'} (each epoch within {RELATIVE:.0%})")
+    return passed
 
 
 def errors_of(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
@@ -71,8 +92,8 @@ def errors_of(losses: Sequence[float], reference: Sequence[float]) -> tuple[floa
     return sum(relative) / max(len(relative), 1), sum(differences) / len(differences)
 
 
-def draw(runs: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draw the loss curves of runs, which are given by name."""
+def draw(runs: Mapping[str, Sequence[float]], unit: str, path: Path) -> None:
+    """Draw the loss curves of runs, which are given by name, over steps or epochs."""
     # Importing Matplotlib takes a second.
     from matplotlib.figure import Figure
 
@@ -82,7 +103,7 @@ def draw(runs: Mapping[str, Sequence[float]], path: Path) -> None:
     axis = figure.subplots()
     for name, losses in runs.items():
         axis.plot(range(1, len(losses) + 1), losses, linewidth=0.8, label=name)
-    axis.set(xlabel="step", ylabel="training loss")
+    axis.set(xlabel=unit, ylabel="training loss")
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)
@@ -96,17 +117,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", default="loss.png", help="picture of both curves (default: loss.png)"
     )
+    parser.add_argument("--by_epoch", action="store_true", help="compare means of epochs")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns the exit code."""
     args = parse_arguments(argv)
-    losses, reference = read_losses(args.log_a), read_losses(args.log_b)
-    count = min(len(losses), len(reference))
+    of_runs = [read_losses(path) for path in (args.log_a, args.log_b)]
+    losses, reference = (
+        epoch_means(each) if args.by_epoch else list(each.values()) for each in of_runs
+    )
+    unit, count = "epochs" if args.by_epoch else "steps", min(len(losses), len(reference))
     if len(losses) != len(reference):
-        print(f"{len(losses)} and {len(reference)} steps; the first {count} of both are compared")
-    draw({f"A: {args.log_a}": losses, f"B: {args.log_b}": reference}, Path(args.output))
+        print(f"{len(losses)} and {len(reference)} {unit}; the first {count} of both are compared")
+    runs = {f"A: {args.log_a}": losses, f"B: {args.log_b}": reference}
+    draw(runs, unit.removesuffix("s"), Path(args.output))
+    if args.by_epoch:
+        return 0 if judge_epochs(losses, reference) else EXIT_FAULT
     relative, absolute = errors_of(losses, reference)
     print(f"MeanRelativeError: {relative:.6f}")
     print(f"MeanAbsoluteError: {absolute:.6f}")

@@ -8,8 +8,8 @@ runtime of ``ascend310_infer``, about four minutes on 2 CPU cores, and writes a 
 ``search.py --latency_table``. Interrupted, the same command continues. ``--verify 20`` measures 20
 random networks, and the shipped ones, and compares them with the table. ``--device Ascend310
 --device_id 0`` measures on that hardware, ``--runtime openvino --precision bfloat16`` another
-runtime of the deployment, ``--runtime mindspore`` that of training. ``--rescale TABLE`` adapts a
-table to the machine's speed of now, in seconds.
+runtime of the deployment, ``--runtime mindspore`` that of training. ``--rescale TABLE --out TABLE``
+adapts a table to the machine's speed of now, in seconds, under the conditions that the table says.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ done
 read -ra train_flags <<< "${TRAIN_FLAGS:-}"
 read -ra profile_flags <<< "${PROFILE_FLAGS:-}"
 read -ra serve_flags <<< "${SERVE_FLAGS:-}"
-run=${run:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
+if [ -z "$run" ]; then
+    run=runs/quickstart
+    [ ! -e $run ] || run+=-$(date +%Y%m%d-%H%M%S)
+fi
 
 number=0
 step() {

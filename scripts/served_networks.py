@@ -17,7 +17,10 @@ from src.report.folders import find
 from src.report.runs import Network, build_runs
 from src.utils import run_main
 
-HEAD = ("target", "predicted ms", "measured ms", "M multiply-adds", "top-1, Python", "top-1, C++")
+HEAD = (
+    *("target", "predicted ms", "measured ms", "M multiply-adds", "M parameters"),
+    *("top-1, Python", "top-1, C++"),
+)
 
 
 def row(network: Network) -> tuple[str, ...]:
@@ -26,6 +29,7 @@ def row(network: Network) -> tuple[str, ...]:
     return (
         *("-" if value is None else f"{value:.2f}" for value in milliseconds),
         "-" if network.macs is None else f"{network.macs:.1f}",
+        "-" if network.params is None else f"{network.params:.2f}",
         *(
             "-" if value is None else f"{value:.2f} %"
             for value in (network.tested, network.answered)

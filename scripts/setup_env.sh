@@ -3,7 +3,7 @@
 # and benchmarks can be imported from any folder. Takes no time where this was done before and
 # neither pins nor folder have changed.
 # Usage: bash scripts/setup_env.sh [--no-system-packages] [EXTRA...], those of pyproject.toml: test, dev,
-# docs, runtimes, int8
+# docs, runtimes, more_runtimes, int8
 # PYTHON chooses the interpreter, 3.10 to 3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,8 +14,9 @@ extras=()
 for word in "$@"; do
     case $word in
         --no-system-packages) packages=--suggest ;;
-        test | dev | docs | runtimes | int8) extras+=("$word") ;;
-        *) fail "'$word' is unknown, should be test, dev, docs, runtimes, int8 or --no-system-packages" ;;
+        test | dev | docs | runtimes | more_runtimes | int8) extras+=("$word") ;;
+        *) fail "'$word' is unknown, should be test, dev, docs, runtimes, more_runtimes, int8 or \
+--no-system-packages" ;;
     esac
 done
 

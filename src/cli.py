@@ -98,15 +98,29 @@ def parse_config(kind: type[ConfigT], argv: Sequence[str] | None, description: s
     path = given.pop("config")
     flags = {key: _value(kind, key, text) for key, text in given.items()}
     from_file = read_yaml(path) if path else {}
-    # First by itself, so that an error names the file. What a flag replaces is not checked: the
-    # method of the file may be another one than that of the flag.
+    # What a flag replaces is not checked: the flag may be of another method than the file.
     rest = {key: value for key, value in from_file.items() if key not in flags}
-    build_config(kind, rest, path or "")
     values = {**rest, **flags}
-    checked = build_config(kind, values)
+    try:
+        checked = build_config(kind, values)
+    except UserError as error:
+        if path:
+            _check_file(kind, rest, path, str(error))
+        raise
     # The preset depends on what is given, such as the data set, so it comes last and counts least.
     preset = kind.preset({key: getattr(checked, key) for key in values})
     return build_config(kind, {**preset, **values})
+
+
+def _check_file(
+    kind: type[ProgramConfig], values: Mapping[str, Any], path: str, mistake: str
+) -> None:
+    """Raise UserError that names the file if the mistake is its own, whatever the flags are."""
+    try:
+        build_config(kind, values)
+    except UserError as error:
+        if str(error) == mistake:
+            raise UserError(f"{path}: {mistake}") from None
 
 
 def find_kind(

@@ -23,6 +23,7 @@ from src.data.preprocessing import (
     PolicyName,
     Preprocessing,
 )
+from src.errors import UserError
 from src.lr_scheduler import ScheduleName
 from src.recipe import SHORT_SEARCH, Preset, Purpose, for_folder
 
@@ -156,6 +157,10 @@ _STEPS = re.compile(r"(\d+)-(\d+)")  # of profile_steps
 
 def _supernet_key() -> Any:
     return _key(None, "the supernet: its checkpoint, or the folder of its run")
+
+
+class ConfigError(UserError, ValueError):
+    """Keys that do not fit together; the message names them."""
 
 
 class ProgramConfig(BaseModel):
@@ -420,9 +425,7 @@ class TrainConfig(OptimizerConfig):
         values = dict(values)
         trains_space = bool(values.get("space"))
         if trains_space and values.get("arch"):
-            raise PydanticCustomError(
-                "space", "arch and space are both given; train one network or all of a space"
-            )
+            raise ConfigError("arch and space are both given; train one network or all of a space")
         if not trains_space and values.get("arch") is None:
             values["arch"] = "spnas_pixel1"
         return values
@@ -680,12 +683,13 @@ class ExportConfig(DeviceConfig):
 
     @model_validator(mode="after")
     def _int8_of_onnx(self) -> ExportConfig:
-        if self.int8 and (self.file_format != "ONNX" or not self.calibration):
-            raise PydanticCustomError(
-                "int8", "int8 is for --file_format ONNX, and needs --calibration FOLDER"
-            )
-        if self.calibration and not self.int8:
-            raise PydanticCustomError("int8", "calibration is for --int8, which is not given")
+        if self.int8:
+            if self.file_format != "ONNX" or not self.calibration:
+                raise ConfigError("int8 is for --file_format ONNX, and needs --calibration FOLDER")
+            return self
+        for key in ("calibration", "images", "threads", "max_drop", "min_gain"):
+            if key in self.model_fields_set:
+                raise ConfigError(f"{key} is for --int8, which is not given")
         return self
 
 
@@ -727,7 +731,8 @@ class ProfileConfig(ProgramConfig):
     rescale: str | None = _key(
         None,
         "table to scale to the machine's speed of now, by its smallest and largest network, in "
-        "seconds; it is written to out, which may be the same file",
+        "seconds; it is written to out, which may be the same file; the table says under which "
+        "conditions, and a space that is not shipped is given by space",
     )
 
     # The table against networks that it was not made from.
@@ -746,3 +751,9 @@ class ProfileConfig(ProgramConfig):
         None, "architecture files to measure too, with commas between them"
     )
     seed: int = _key(0, "seed of the random networks and of the order of measurement", ge=0)
+
+    @model_validator(mode="after")
+    def _rescale_or_verify(self) -> ProfileConfig:
+        if self.rescale and self.verify:
+            raise ConfigError("rescale and verify are both given; verify what rescale has written")
+        return self

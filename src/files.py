@@ -5,10 +5,11 @@ Validation is pydantic's, for files as for flags (``src.cli``). Imports no frame
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -195,13 +196,8 @@ def first_problem(error: ValidationError, known: Collection[str] = (), data: Any
     return f"{value}: {message[0].lower()}{message[1:]}"
 
 
-_adapters: dict[Any, TypeAdapter[Any]] = {}  # making one takes longer than using it
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
+# Making one takes longer than using it.
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 def check_header(data: Any, form: str, version: int, origin: str, error: type[UserError]) -> Any:

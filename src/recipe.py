@@ -165,7 +165,9 @@ def choose(facts: Facts, given: Mapping[str, Any], purpose: Purpose) -> Preset:
     values.update(_network(facts, side, given, purpose))
     if not found.has_val and not given.get("val_data_path"):
         values["holdout"] = HOLDOUT
-    images = round(found.images * (1 - given.get("holdout", values.get("holdout", 0.0))))
+    images, share = found.images, given.get("holdout", values.get("holdout", 0.0))
+    if share:  # of each class it is rounded, to one image at least
+        images = max(images - round(images * share) - found.classes, found.classes)
     images = min(images, given.get("train_images") or images)
     few = images < MANY_IMAGES
     values.update(_augmentation(found.short_side, side, few, given))

@@ -12,6 +12,7 @@ from src.config import (
     PRESETS,
     SEARCH_PRESETS,
     DatasetName,
+    ExportConfig,
     OneShotConfig,
     OneShotSearchConfig,
     SearchConfig,
@@ -167,6 +168,34 @@ def test_mistakes_in_a_file_name_it(text, reason, yaml_file):
     with pytest.raises(UserError) as error:
         train(*flags)
     assert str(error.value).startswith(f"{flags[1]}: {reason}") and "\n" not in str(error.value)
+
+
+def test_keys_that_belong_together_may_come_from_file_and_flags(yaml_file):
+    def export(text: str, *flags: str) -> ExportConfig:
+        return parse_config(ExportConfig, [*yaml_file(text), *flags], "")
+
+    for text, flags in (
+        ("int8: true\nfile_format: ONNX\n", ["--calibration", "images"]),
+        ("calibration: images\nimages: 9\n", ["--int8", "--file_format", "ONNX"]),
+    ):
+        config = export(text, *flags)
+        assert config.int8 and config.calibration == "images"
+    # The file is named if the mistake is its own, and no values are printed.
+    path = yaml_file("")[1]
+    needs = "int8 is for --file_format ONNX, and needs --calibration FOLDER"
+    for text, flags, message in (
+        ("int8: true\n", [], f"{path}: {needs}"),
+        ("int8: true\n", ["--batch_size", "2"], f"{path}: {needs}"),
+        ("batch_size: 2\n", ["--int8"], needs),
+        ("threads: 2\n", [], f"{path}: threads is for --int8, which is not given"),
+        ("", ["--max_drop", "1"], "max_drop is for --int8, which is not given"),
+        ("", ["--calibration", "images"], "calibration is for --int8, which is not given"),
+        # The file alone would lack its flag, but that is not what is wrong.
+        ("int8: true\nfile_format: ONNX\n", ["--images", "0"], "images is 0: input should be"),
+    ):
+        with pytest.raises(UserError) as error:
+            export(text, *flags)
+        assert str(error.value).startswith(message), text
 
 
 def test_flags_are_not_abbreviated_and_errors_are_no_exits():

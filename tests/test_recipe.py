@@ -66,6 +66,13 @@ def test_batches_and_epochs_follow_the_number_of_images(images, batch, epochs):
     assert choose(facts(20_000, 32), {}, "train")["batch_size"] == 64
 
 
+def test_a_batch_has_no_more_images_than_are_left_to_train_on():
+    for images in range(10, 200):  # of 5 classes, two or more of each
+        per_class = [images // 5 + (label < images % 5) for label in range(5)]
+        left = sum(count - max(round(0.2 * count), 1) for count in per_class)
+        assert choose(facts(images, has_val=False), {}, "train")["batch_size"] <= left, images
+
+
 def test_crops_follow_the_room_that_images_leave():
     shifts = {"crop_scale": None, "color_jitter": None}
     expect(choose(facts(short_side=32), {}, "train"), crop_padding=4, resize=32, **shifts)

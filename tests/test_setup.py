@@ -92,7 +92,10 @@ def python(tmp_path) -> Path:
 
 
 def test_every_requirement_is_pinned_and_has_its_reason():
-    texts = [REQUIREMENTS, *map(extra, ("runtimes", "int8", "test", "dev", "docs"))]
+    texts = [
+        REQUIREMENTS,
+        *map(extra, ("runtimes", "more_runtimes", "int8", "test", "dev", "docs")),
+    ]
     for text in texts:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         lines = [line for line in lines if "spnas[" not in line]  # other extras of this project
@@ -115,7 +118,7 @@ def test_what_src_imports_is_required_and_what_is_required_is_imported():
         name: {file.parts[0].removesuffix(".py") for file in importlib.metadata.files(name) or ()}
         for name in pins(REQUIREMENTS)
     }
-    # Imported only where they are installed: of the extra int8, and runtimes to compare with.
+    # Imported only where they are installed: of the extras int8 and more_runtimes.
     provided["onnxruntime"] |= {"onnx", "ncnn", "MNN", "_tools"}
     provided["pydantic"] |= {"pydantic_core", "typing_extensions"}  # which it needs itself
     assert imported - sys.stdlib_module_names - {"src"} <= set().union(*provided.values())

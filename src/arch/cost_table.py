@@ -151,7 +151,7 @@ class CostTable:
         return table
 
 
-def _read_table(name_or_file: str | Path) -> tuple[CostTable, str]:
+def read_table(name_or_file: str | Path) -> tuple[CostTable, str]:
     """A shipped table or that of a file, and its path."""
     path = find_file(name_or_file, SHIPPED, "latency table", CostTableError)
     return CostTable.from_dict(read_json(path, CostTableError), str(path)), str(path)
@@ -159,12 +159,12 @@ def _read_table(name_or_file: str | Path) -> tuple[CostTable, str]:
 
 def space_of(name_or_file: str | Path) -> str:
     """Name of the space that a table says it is of."""
-    return _read_table(name_or_file)[0].space
+    return read_table(name_or_file)[0].space
 
 
 def load_table(name_or_file: str | Path, space: SearchSpace) -> CostTable:
     """Load a shipped table by name, or any table by its JSON file, and check it against a space."""
-    table, path = _read_table(name_or_file)
+    table, path = read_table(name_or_file)
     return table.for_space(space, path)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
+
 import numpy as np
 
 from src.arch.cost_table import CostTable, CostTableError
-from src.arch.space import SearchSpace
+from src.arch.space import Network, SearchSpace
 
 # Networks that are drawn at a time, and how often, before the search for enough of them ends.
 _DRAWN, _DRAWS = 10_000, 20
@@ -121,6 +123,7 @@ class UniformInCost:
     """
 
     CANDIDATES = 32
+    DRAWS = 20  # per network that is needed, before a range counts as used up
     POINTS = 65  # costs over the range for which probabilities are computed once
 
     def __init__(
@@ -131,7 +134,7 @@ class UniformInCost:
         high: float | None = None,
     ) -> None:
         least, most = table.range()
-        self._space = space
+        self._space, self._table = space, table
         self._constant = table.constant
         self._low = least if low is None else low
         self._high = most if high is None else high
@@ -143,7 +146,26 @@ class UniformInCost:
             for point in self._points
         ]
 
-    def draw(self, random: np.random.Generator) -> tuple[str, ...]:
+    def distinct(
+        self, random: np.random.Generator, count: int, others: Container[Network] = ()
+    ) -> Iterator[Network]:
+        """``count`` networks within the range that differ from each other and from ``others``.
+
+        Fewer where there are hardly more.
+        """
+        found: set[Network] = set()
+        for _ in range(self.DRAWS * count):
+            if len(found) == count:
+                return
+            network = self.draw(random)
+            # The nearest to a cost within the range may be above it.
+            if self._table.total(network) > self._high:
+                continue
+            if network not in found and network not in others:
+                found.add(network)
+                yield network
+
+    def draw(self, random: np.random.Generator) -> Network:
         """Decisions of a network, in the form that names it."""
         cost = random.uniform(self._low, self._high)
         probabilities = self._probabilities[int(np.abs(self._points - cost).argmin())]

@@ -555,6 +555,11 @@ def _options(layer: Layer) -> dict[AnyBlock, str | None]:
     return {layer: None}
 
 
+def shipped_spaces() -> list[str]:
+    """Names of the spaces that come with the project."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
 def load_space(name_or_file: str | Path) -> SearchSpace:
     """Load a shipped space by name, or any space by its JSON file."""
     path = find_file(name_or_file, SHIPPED, "space", SpaceError)

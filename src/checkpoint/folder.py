@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -104,7 +104,20 @@ class CheckpointFolder:
 
     def best_top1(self) -> float:
         """Validation top-1 of ``best.ckpt``, in percent; -1 without one."""
-        return max((entry.top1 for entry in self.entries()), default=-1.0)
+        best = self._best()
+        return -1.0 if best is None else best.top1
+
+    def _best(self) -> Entry | None:
+        """The entry of ``best.ckpt``, which may be that of a checkpoint that is deleted by now."""
+        known = self._read_index().get(self.BEST)
+        if known is None and (self.path / self.BEST).is_file():  # the index is lost, or older
+            try:
+                known = _entry(self.BEST, read_checkpoint(self.path / self.BEST).meta)
+            except UserError as error:
+                log.warning("%s", error)
+        # A crash after the file was replaced leaves the index behind: the newest is its checkpoint.
+        entries = [*self.entries(), *([known] if known else [])]
+        return max(entries, key=lambda entry: entry.top1, default=None)
 
     def save(self, weights: Weights, meta: Meta, batches_per_epoch: int) -> Path:
         """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep.
@@ -115,9 +128,10 @@ class CheckpointFolder:
         epoch, step = (meta.epoch + 1, meta.step) if meta.step else (meta.epoch, batches_per_epoch)
         path = self.path / f"{self._name}-{epoch}_{step}.ckpt"
         # Before the new file is written: one that is not in the index yet would be read.
-        best, entries, new = self.best_top1(), self.entries(), _entry(path.name, meta)
+        best, entries, new = self._best(), self.entries(), _entry(path.name, meta)
         write_checkpoint(path, weights, meta)
-        if new.top1 > best:
+        if new.top1 > (-1.0 if best is None else best.top1):
+            best = new
             with whole(self.path / self.BEST) as scratch:
                 scratch.unlink(missing_ok=True)  # of a killed run with the same process number
                 os.link(path, scratch)
@@ -125,7 +139,8 @@ class CheckpointFolder:
         for entry in self._surplus(entries):
             (self.path / entry.file).unlink(missing_ok=True)
             entries.remove(entry)
-        write_json(self.path / self.INDEX, [asdict(entry) for entry in entries])
+        index = entries + ([replace(best, file=self.BEST)] if best and best.top1 >= 0 else [])
+        write_json(self.path / self.INDEX, [asdict(entry) for entry in index])
         return path
 
     def _surplus(self, entries: list[Entry]) -> list[Entry]:

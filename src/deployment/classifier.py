@@ -36,6 +36,7 @@ class Classifier:
         batch_size: images per call of ``logits``, never fewer.
         logits: from images (batch_size, 3, H, W) of float32 to logits (batch_size, classes).
         compiling: the context in which ``logits`` is called.
+        precision: of weights and activations, "float32" or "int8".
     """
 
     preprocessing: Preprocessing
@@ -43,6 +44,7 @@ class Classifier:
     batch_size: int
     logits: Predict
     compiling: contextlib.AbstractContextManager
+    precision: str = "float32"
 
 
 class _Input(BaseModel):
@@ -121,4 +123,5 @@ def _of_export(file: Path) -> Classifier:
         record.input.shape[0],
         logits,
         contextlib.nullcontext(),
+        record.model.precision,
     )

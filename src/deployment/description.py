@@ -54,7 +54,7 @@ class Check:
 
     Attributes:
         runtime: name and version of what computed the model file.
-        data: name of the data set of the images.
+        data: name of the data set of the images, or the folder of images that are of none.
         images: how many images were compared.
         largest_difference: of the logits, relative to the largest logit.
     """

@@ -59,7 +59,7 @@ def export(
     _check_device(file_format, device_target)
     path = _model_path(file_name, SUFFIXES[file_format])
     make_folder(path.parent)
-    _check_description_is_free(path)
+    check_description_is_free(path)
     network = build_network(checkpoint, folded=fold)
     size = checkpoint.meta.preprocessing
     shape = (batch_size, 3, size.height, size.width)
@@ -140,7 +140,7 @@ def _check_version(file: Path, wanted: int) -> int:
     return version
 
 
-def _check_description_is_free(path: Path) -> None:
+def check_description_is_free(path: Path) -> None:
     """Raise UserError if the description beside ``path`` is that of another model.
 
     The other model would lose it: v1.mindir and v1.onnx cannot both have v1.json.

@@ -17,10 +17,10 @@ Predict = Callable[[np.ndarray], np.ndarray]  # from images (N, 3, H, W) to logi
 def full_batches(images: np.ndarray, size: int) -> np.ndarray:
     """The images, with as many repeated as fill the last batch of ``size``.
 
-    An exported model takes full batches only.
+    An exported model takes full batches only. Images that fill them already are not copied.
     """
     count = -(-len(images) // size) * size
-    return np.resize(images, (count, *images.shape[1:]))
+    return images if count == len(images) else np.resize(images, (count, *images.shape[1:]))
 
 
 def largest_difference(got: np.ndarray, expected: np.ndarray) -> float:

@@ -39,10 +39,14 @@ class ImageFiles(ImageFolder):
     """Image files from anywhere; the label of an image is its number.
 
     They are read as those of a data set are.
+
+    Args:
+        files: of the images.
+        path: names all of them in messages.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self.path, self.classes, self._files = Path(), (), list(files)
+    def __init__(self, files: Sequence[str], path: str | Path = ".") -> None:
+        self.path, self.classes, self._files = Path(path), (), list(files)
         self.labels = np.arange(len(files), dtype=np.int32)
 
     def name(self, index: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.deployment.logits import check_difference
+from src.deployment.logits import check_difference, full_batches
 from src.deployment.onnx_session import open_onnx
 from src.errors import UserError
 
@@ -37,7 +37,7 @@ def quantise(model: Path, images: np.ndarray, out: Path) -> None:
 
     Args:
         model: an ONNX model of float32.
-        images: (N, 3, H, W), N a multiple of its batch size.
+        images: (N, 3, H, W).
         out: the file to write.
 
     Raises:
@@ -49,7 +49,8 @@ def quantise(model: Path, images: np.ndarray, out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     original = onnx.load(model)
-    name, batches = original.graph.input[0].name, images.reshape(-1, *open_onnx(model)[1])
+    name, shape = original.graph.input[0].name, open_onnx(model)[1]
+    batches = full_batches(images, shape[0]).reshape(-1, *shape)
 
     class Reader(quantization.CalibrationDataReader):
         """The images, one batch after the other."""

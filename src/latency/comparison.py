@@ -20,14 +20,12 @@ from src.deployment.logits import full_batches, largest_difference
 from src.deployment.predict import ImageFiles, find_images
 from src.errors import Fault, UserError
 from src.latency.cpp_program import build_program
-from src.latency.runtimes import LIBRARIES, Runtime, environment
+from src.latency.runtimes import INT8, LIBRARIES, REPEATS, Runtime, environment
 from src.latency.statistics import NOISY, Summary, summarise_all
 from src.latency.turns import TurnProcess, run_to_end
 
 log = logging.getLogger(__name__)
 
-REPEATS = 2  # samples of a candidate in each of its turns, as for latency tables
-INT8 = "int8"  # the precision, and the key, of a model that is quantised
 # Largest differences of logits, relative to the largest one, beyond which a runtime computes
 # another network. An int8 model is another one, and is judged by its answers.
 LIMITS = {"float32": 1e-3, "bfloat16": 0.25}
@@ -75,6 +73,12 @@ class Candidate:
         """For tables and messages."""
         return f"{self.runtime.library.title}, {self.precision}"
 
+    @property
+    def threads(self) -> str:
+        """For example "2 threads"."""
+        count = self.runtime.threads
+        return "1 thread" if count == 1 else f"{count} threads"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -98,8 +102,8 @@ class Outcome:
     @property
     def right(self) -> bool:
         """Whether it computes the network that it was given."""
-        # False for NaN, which compares with nothing.
-        return self.difference <= LIMITS.get(self.candidate.precision, np.inf)
+        limit = LIMITS.get(self.candidate.precision, np.inf)
+        return bool(np.isfinite(self.difference)) and self.difference <= limit
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -130,22 +134,20 @@ def read_images(
     Raises:
         UserError: no image can be read.
     """
-    size = classifier.batch_size
-    loader = Loader(
-        source, classifier.preprocessing, batch_size=size, training=False, max_images=count
-    )
-    pixels, labels, logits = [], [], []
+    batch_size, size = classifier.batch_size, classifier.preprocessing
+    loader = Loader(source, size, batch_size=batch_size, training=False, max_images=count)
+    # Pixels are up to gigabytes, so they are kept once.
+    pixels = np.empty((len(loader), 3, size.height, size.width), np.float32)
+    labels, logits, found = np.empty(len(loader), np.int32), [], 0
     with classifier.compiling:
         for batch, numbers in loader.epoch():
             if len(numbers):
-                pixels.append(batch)
-                labels.append(numbers)
-                logits.append(classifier.logits(full_batches(batch, size))[: len(batch)])
-    if not pixels:
+                place = slice(found, found + len(batch))
+                pixels[place], labels[place], found = batch, numbers, place.stop
+                logits.append(classifier.logits(full_batches(batch, batch_size))[: len(batch)])
+    if not found:
         raise UserError(f"{source.path}: none of its images can be read")
-    return Images(
-        np.concatenate(pixels), np.concatenate(labels) if labelled else None, np.concatenate(logits)
-    )
+    return Images(pixels[:found], labels[:found] if labelled else None, np.concatenate(logits))
 
 
 def open_images(folder: str, classes: Sequence[str]) -> tuple[Source, bool]:
@@ -157,8 +159,9 @@ def open_images(folder: str, classes: Sequence[str]) -> tuple[Source, bool]:
     files = find_images([folder])
     try:
         source = ImageFolder(folder)
-    except UserError:  # images without class folders
-        return ImageFiles(files), False
+    except UserError as reason:
+        log.info("%s; its images are taken without labels", reason)
+        return ImageFiles(files, folder), False
     return source, list(source.classes) == list(classes)
 
 
@@ -174,30 +177,26 @@ def find_candidates(
 
     Returns:
         Candidates, and reasons by title of the runtime.
-
-    Raises:
-        UserError: a number of threads does not exist.
     """
-    left_out, found = {}, []
+    left_out, found, no_program = {}, [], ""
     try:
         build_program()
-        program = "the C++ program was built without it"
     except UserError as error:
-        program = str(error)
+        no_program = str(error)
     for name, library in LIBRARIES.items():
         if library.file_format is None:
             continue
-        if library.installed() is None:
-            advice = f"pip install {library.packages}" if library.packages else program
-            left_out[library.title] = f"not installed ({advice})"
+        # A program of before may still be there, but is not that of the sources.
+        if library.in_cpp and no_program:
+            left_out[library.title] = no_program
+        elif library.installed() is None:
+            left_out[library.title] = library.why_missing()
         elif library.file_format not in files:
             left_out[library.title] = (
                 f"reads {library.file_format}, which is not given; a checkpoint gives all formats"
             )
         else:
             found += _candidates_of(name, files, threads, precisions)
-    for candidate in found:
-        candidate.runtime.check()
     return found, left_out
 
 
@@ -230,7 +229,7 @@ def compare(
         rounds: turns of each.
 
     Returns:
-        Outcomes, and reasons of those that cannot compute here by title.
+        Outcomes, and reasons of those that cannot compute here, by title and threads.
     """
     able, logits, left_out = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +241,7 @@ def compare(
             try:
                 run_to_end(candidate.title, command, environment())
             except (UserError, Fault) as error:
-                left_out[candidate.title] = str(error)
+                left_out[f"{candidate.title}, {candidate.threads}"] = str(error)
                 continue
             answers = np.fromfile(outputs, np.float32).reshape(-1, images.logits.shape[1])
             able.append(candidate)
@@ -331,8 +330,8 @@ def advice(outcomes: Sequence[Outcome]) -> str:
     """One sentence: which to take for each number of threads, and by how much."""
     parts = []
     for threads in sorted({each.candidate.runtime.threads for each in outcomes}):
-        count = "1 thread" if threads == 1 else f"{threads} threads"
-        here = ranked([each for each in outcomes if each.candidate.runtime.threads == threads])
+        measured = [each for each in outcomes if each.candidate.runtime.threads == threads]
+        here, count = ranked(measured), measured[0].candidate.threads
         if not here:
             parts.append(f"with {count} none, as none agrees on {AGREEMENT:g} %")
             continue
@@ -350,10 +349,11 @@ def advice(outcomes: Sequence[Outcome]) -> str:
 def check_answers(outcomes: Sequence[Outcome]) -> None:
     """Raise Fault where a runtime computes another answer than the network, and name it."""
     for outcome in outcomes:
+        candidate, difference = outcome.candidate, outcome.difference
+        if not np.isfinite(difference):
+            raise Fault(f"{candidate.title}: its logits are no numbers; do not take it")
         if not outcome.right:
-            precision = outcome.candidate.precision
             raise Fault(
-                f"{outcome.candidate.title}: its logits differ from the network's by "
-                f"{outcome.difference:.1e} of the largest one, more than {LIMITS[precision]:g}; "
-                "do not take it"
+                f"{candidate.title}: its logits differ from the network's by {difference:.1e} of "
+                f"the largest one, more than {LIMITS[candidate.precision]:g}; do not take it"
             )

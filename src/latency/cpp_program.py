@@ -31,6 +31,11 @@ def version_in_program(title: str) -> str | None:
     return next((line for line in lines if line.startswith(f"{title} ")), None)
 
 
+def can_start() -> bool:
+    """Whether the program that was built last could say its runtimes; a library may be missing."""
+    return VERSIONS_FILE.is_file()
+
+
 def build_program() -> None:
     """Build the program where it is not there, or its sources or runtimes have changed.
 

@@ -13,13 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from src.arch.cost_table import CostTable, write_table
+from src.arch.cost_table import CostTable, read_table, write_table
+from src.arch.space import shipped_spaces
+from src.cli import build_config
+from src.config import ProfileConfig
 from src.errors import UserError
 from src.latency.machine import utc_now
 from src.latency.meters import Meter
 from src.latency.plan import ProfilePlan
+from src.latency.runtimes import LIBRARIES, runtime_of
 from src.latency.session import Session, measure
 from src.latency.statistics import Summary
+from src.latency.tables import conditions
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,28 @@ def machine_factor(table: CostTable, found: Mapping[str, Summary]) -> float:
     then = table.provenance["networks"]
     ratios = [found[name].median_ms / then[name]["median_ms"] for name in ends_of(table)]
     return float(np.mean(ratios)) / table.provenance.get("rescaled", {}).get("factor", 1.0)
+
+
+def with_conditions_of(name_or_file: str, config: ProfileConfig) -> ProfileConfig:
+    """The configuration for measuring again what a table was made of.
+
+    What the configuration leaves out is what the table says; what it gives is compared with the
+    table before anything is measured.
+
+    Raises:
+        UserError: the table is of a space that is not shipped, which is not given.
+    """
+    table, path = read_table(name_or_file)
+    given, then = config.model_dump(exclude_unset=True), conditions(table)
+    if "space" not in given and table.space not in shipped_spaces():
+        raise UserError(f"{path}: space '{table.space}' is not shipped; give its file by --space")
+    values = {key: then[key] for key in ("space", "batch_size", "threads", "precision")}
+    values |= {"num_classes": then["num_classes"], "input_size": then["image_size"]}
+    values["runtime"] = name = runtime_of(table.runtime)
+    if name and table.device in LIBRARIES[name].devices:  # a processor has its own name
+        values["device"] = table.device
+    known = {key: value for key, value in values.items() if value is not None}
+    return build_config(ProfileConfig, {**known, **given}, path)
 
 
 def rescale(

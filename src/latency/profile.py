@@ -18,7 +18,7 @@ from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
 from src.errors import Fault, UserError
 from src.files import make_folder
-from src.latency.drift import rescale
+from src.latency.drift import rescale, with_conditions_of
 from src.latency.machine import simd_extensions, utc_now
 from src.latency.meters import Meter, open_meter
 from src.latency.model import Model
@@ -34,12 +34,14 @@ Blocks = Mapping[str, Mapping[str, Model]]  # by layer and choice
 
 
 def profile(config: ProfileConfig) -> int:
-    """Write the latency table of ``config`` or scale another one, verify it, or both."""
+    """Write the latency table of ``config``, verify it, or both; or scale another one."""
+    if config.rescale:
+        config = with_conditions_of(config.rescale, config)
     plan, out = ProfilePlan(load_space(config.space), config), Path(config.out)
     make_folder(out.parent)
     old = load_table(config.rescale, plan.space) if config.rescale else None
     in_place = old is not None and Path(str(config.rescale)).resolve() == out.resolve()
-    if out.exists() and not (in_place or (config.verify and not old)):
+    if out.exists() and not (in_place or config.verify):
         raise UserError(f"{out}: is there already; choose another --out, or --verify N to check it")
     folder = out.with_suffix(".partial")
     try:

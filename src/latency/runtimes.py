@@ -16,12 +16,22 @@ from pathlib import Path
 from types import MappingProxyType
 
 from src.errors import UserError
-from src.latency.cpp_program import ENVIRONMENT, PROGRAM, build_program, version_in_program
+from src.latency.cpp_program import (
+    ENVIRONMENT,
+    PROGRAM,
+    build_program,
+    can_start,
+    version_in_program,
+)
 from src.latency.turns import python_path
 
 # Inferences of a model before its first round: the first one compiles, the next ones still allocate
 # memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that all are measured alike.
 WARM_UP = 3
+REPEATS = 2  # samples of a model in each of its turns
+
+INT8 = "int8"  # the precision, and the key, of a model that is quantised
+PRECISIONS = ("float32", "bfloat16", INT8)
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Library:
             networks in this process.
         precisions: in which it computes a model of float32.
         devices: on which it computes.
-        packages: what ``pip install`` would bring.
+        install: the command that brings it.
         in_cpp: it is part of the C++ programs.
         int8: it also computes models that are quantised to int8.
     """
@@ -45,9 +55,15 @@ class Library:
     file_format: str | None = "ONNX"
     precisions: tuple[str, ...] = ("float32",)
     devices: tuple[str, ...] = ("CPU",)
-    packages: str = ""
+    install: str = "bash scripts/setup_env.sh"
     in_cpp: bool = False
     int8: bool = False
+
+    def why_missing(self) -> str:
+        """Why it is not ``installed``, where the C++ programs could be built."""
+        if self.in_cpp and not can_start():
+            return f"{PROGRAM} does not start; {PROGRAM} --version says why"
+        return f"not installed ({self.install})"
 
 
 def _package(title: str, *packages: str) -> Callable[[], str | None]:
@@ -63,6 +79,8 @@ def _package(title: str, *packages: str) -> Callable[[], str | None]:
     return installed
 
 
+MORE_RUNTIMES = "bash scripts/setup_env.sh more_runtimes"
+
 LIBRARIES: Mapping[str, Library] = MappingProxyType(
     {
         "lite": Library(
@@ -70,13 +88,14 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
             lambda: version_in_program("MindSpore Lite"),
             file_format="MINDIR",
             devices=("CPU", "Ascend310"),
+            install="bash ascend310_infer/build.sh",
             in_cpp=True,
         ),
         "openvino": Library(
             "OpenVINO",
             lambda: version_in_program("OpenVINO"),
             precisions=("float32", "bfloat16"),
-            packages="openvino",
+            install="bash scripts/setup_env.sh runtimes",
             in_cpp=True,
             int8=True,
         ),
@@ -85,18 +104,15 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
             _package("MindSpore", "mindspore"),
             file_format=None,
             devices=("CPU", "Ascend"),
-            packages="mindspore",
         ),
-        "onnxruntime": Library(
-            "ONNX Runtime",
-            _package("ONNX Runtime", "onnxruntime"),
-            packages="onnxruntime",
-            int8=True,
-        ),
+        "onnxruntime": Library("ONNX Runtime", _package("ONNX Runtime", "onnxruntime"), int8=True),
         "ncnn": Library(
-            "ncnn", _package("ncnn", "ncnn", "pnnx"), packages="ncnn, and --no-deps pnnx"
+            "ncnn",
+            _package("ncnn", "ncnn", "pnnx"),
+            # PyTorch, which the converter asks for, is not needed.
+            install=f"{MORE_RUNTIMES} && .venv/bin/pip install --no-deps pnnx",
         ),
-        "mnn": Library("MNN", _package("MNN", "MNN"), packages="MNN"),
+        "mnn": Library("MNN", _package("MNN", "MNN"), install=MORE_RUNTIMES),
     }
 )
 
@@ -152,9 +168,7 @@ class Runtime:
                 raise UserError(f"{error}; --runtime mindspore measures without C++") from None
         version = self.library.installed()
         if version is None:
-            raise UserError(
-                f"runtime {self.name}: not installed here; pip install {self.library.packages}"
-            )
+            raise UserError(f"runtime {self.name}: {self.library.why_missing()}")
         return version
 
     @property
@@ -181,17 +195,21 @@ def environment() -> dict[str, str]:
     return {**ENVIRONMENT, "PYTHONPATH": python_path(ENVIRONMENT)}
 
 
-def installed_version(version: str) -> str | None:
-    """The installed version of the runtime that made a table.
+def runtime_of(version: str) -> str | None:
+    """Key of ``LIBRARIES`` for the runtime that made a table; None where it is unknown.
 
     Args:
         version: name and version of the runtime, as in a latency table.
-
-    Returns:
-        Name and version, None where the runtime is unknown or its version cannot be told.
     """
-    known = [each for each in LIBRARIES.values() if version.startswith(each.title)]
-    if not known:
-        return None
+    known = [name for name, library in LIBRARIES.items() if version.startswith(library.title)]
     # The name of MindSpore Lite begins with that of MindSpore.
-    return max(known, key=lambda library: len(library.title)).installed()
+    return max(known, key=lambda name: len(LIBRARIES[name].title), default=None)
+
+
+def installed_version(version: str) -> str | None:
+    """Name and installed version of the runtime that made a table.
+
+    None where the runtime is unknown or its version cannot be told.
+    """
+    name = runtime_of(version)
+    return LIBRARIES[name].installed() if name else None

@@ -27,12 +27,12 @@ from src.files import (
 )
 from src.latency.meters import Meter
 from src.latency.model import Model
+from src.latency.runtimes import REPEATS
 from src.latency.statistics import NOISY, Summary, summarise_all
 
 log = logging.getLogger(__name__)
 
 BATCH = 20  # rounds between two looks at the medians; what an interruption loses at most
-REPEATS = 2  # samples of a model in each round
 STABLE = 0.02  # largest margin of a median that counts as known (Summary.margin)
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"

@@ -13,7 +13,7 @@ from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.data.preprocessing import Preprocessing
 from src.data.sources import open_sources
 from src.errors import UserError
-from src.latency.machine import days_since
+from src.latency.machine import days_since, processor_name
 from src.latency.runtimes import installed_version
 
 log = logging.getLogger(__name__)
@@ -98,17 +98,19 @@ def _warn_of_another_version(table: CostTable) -> None:
 
 
 def _tell_age(table: CostTable) -> None:
-    """Say how old the machine's speed in a table is, where the table was measured here."""
+    """Say how old the machine's speed in a table is, and what renews it if this is the machine."""
     facts = table.provenance
     merged = [part["date"] for part in facts.get("merged", ()) if part["date"]]
     date = facts.get("rescaled", facts).get("date") or max(merged, default=None)
     if date:
+        can_renew = table.device == processor_name() and "networks" in facts
+        advice = "; scripts/profile_latency.py --rescale measures it again in seconds"
         log.info(
-            "table '%s': for the machine's speed of %d days ago (%s); "
-            "scripts/profile_latency.py --rescale measures it again in seconds",
+            "table '%s': for the machine's speed of %d days ago (%s)%s",
             table.name,
             days_since(date),
             date,
+            advice if can_renew else "",
         )
 
 
@@ -129,6 +131,12 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig | ServeConfig) -> floa
             f"target_latency_ms is for --cost latency; {config.cost} have --target, in millions"
         )
     return config.target
+
+
+def check_limit(table: CostTable, limit: float) -> None:
+    """Raise UserError where no network is within a limit; one that all are within is none."""
+    if limit < table.range()[0]:
+        table.check_target(limit)
 
 
 def parse_targets(key: str, text: str, table: CostTable) -> list[float]:

@@ -29,7 +29,6 @@ LOWEST = 0.7
 WIDTH = 0.3
 PROPOSED = 5  # networks that are evaluated between two regressions
 GENERATIONS, CHILDREN, PARENTS = 20, 200, 50
-DRAWS = 20  # per network that is needed, before a space counts as used up
 
 
 @dataclass(frozen=True)
@@ -199,18 +198,14 @@ class Chooser:
 
     def _evaluate_random(self, count: int) -> None:
         """Evaluate networks whose costs are uniform over the range in question."""
-        least, _ = self._table.range()
-        highest = max(self._limits)
+        least, most = self._table.range()
+        highest = min(max(self._limits), most)
         lowest = max(LOWEST * highest, least) if len(self._limits) == 1 else least
         drawn = UniformInCost(self._space, self._table, lowest, highest)
         # Where only few networks are cheap enough for the lowest limit, one is known at least.
         self._take(self._space.canonical(self._space.smallest_choices))
-        for _ in range(DRAWS * count):
-            if len(self.known) >= count:
-                break
-            network = drawn.draw(self._random)
-            if network not in self.known and self._table.total(network) <= highest:
-                self._take(network)
+        for network in drawn.distinct(self._random, count - 1, self.known):
+            self._take(network)
 
     def _propose(self, limit: float, count: int) -> list[Network]:
         """The best networks within a limit that are not known, by the regression: an evolution."""

@@ -32,7 +32,7 @@ from src.files import (
     write_json,
     write_jsonl,
 )
-from src.search.budget import cost_bound, open_table
+from src.search.budget import check_limit, cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
 from src.search.result_files import IMAGES, PATHS, SEARCH
 from src.search.subnet_evaluation import (
@@ -64,8 +64,8 @@ def search_paths(config: OneShotSearchConfig) -> int:
     meta = checkpoint.meta
     limit = cost_bound(config)
     table = open_table(config, space, meta.preprocessing, len(meta.classes))
-    if limit is not None and limit < table.range()[0]:
-        table.check_target(limit)
+    if limit is not None:
+        check_limit(table, limit)
     images = open_images(config, checkpoint, space)
     folder = make_folder(Path(config.checkpoint_path))
     results = _take_up(config, checkpoint, folder)

@@ -1,4 +1,4 @@
-"""Packing a trained elastic supernet for who has neither its images nor the time to train it."""
+"""Packing an elastic supernet for users who have neither its images nor the time to train it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _PLACES = ("data_path", "val_data_path", "checkpoint_path", "pre_trained", "comp
 def pack_supernet(config: PackConfig) -> int:
     """Write a packed supernet; returns the exit code.
 
-    Statistics are those of the networks that are chosen for limits over the whole range of
-    multiply-adds, and of the smallest and the largest network.
+    Statistics are those of the networks that are chosen for limits over the range of multiply-adds
+    of those that were evaluated, and of the largest network.
 
     Raises:
         UserError: the checkpoint holds no elastic supernet, or the accuracies are of another one.
@@ -43,11 +43,12 @@ def pack_supernet(config: PackConfig) -> int:
     table = multiply_adds(checkpoint, space)
     known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
     predictor = Predictor(space, known)
-    chosen = [space.canonical(space.smallest_choices), space.largest_choices]
-    chosen += [
+    costs = [table.total(network) for network in known]
+    chosen = [
         decide(predictor, table, limit, known).decisions
-        for limit in np.linspace(*table.range(), config.networks)
+        for limit in np.linspace(min(costs), max(costs), config.networks)
     ]
+    chosen.append(space.largest_choices)  # which stands for the supernet itself
     # What is packed is rounded: statistics are those of the rounded weights.
     weights = {
         name: value.astype(np.float16).astype(np.float32)
@@ -61,7 +62,10 @@ def pack_supernet(config: PackConfig) -> int:
         for network in tqdm(dict.fromkeys(chosen), unit="network", leave=False, disable=None):
             evaluator.calibrate(network)
             own = inherit(cell_weights(evaluator.network), space, network)
-            statistics[network] = {name: value for name, value in own.items() if ".moving_" in name}
+            # Copies: the next network's statistics go where these lie.
+            statistics[network] = {
+                name: value.copy() for name, value in own.items() if ".moving_" in name
+            }
     trained = {key: value for key, value in checkpoint.meta.config.items() if key not in _PLACES}
     meta = replace(checkpoint.meta, config=trained)
     parameters = {name: value for name, value in weights.items() if ".moving_" not in name}

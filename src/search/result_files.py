@@ -8,6 +8,6 @@ ACCURACIES = "subnets.jsonl"  # of networks of a supernet: a header, and a line 
 ACCURACIES_FORMAT, ACCURACIES_VERSION = "spnas-subnets", 1
 FRONT = "front.json"  # networks that a supernet serves
 SERVE, SEARCH = "serve.json", "search.json"  # settings: of serving, of a one-shot search
-# Key of these settings and of the header of accuracies: data set, classes, image size. What it says
-# follows from the supernet and the other keys, so that files without it are continued all the same.
+# Key of these settings and of the header of accuracies: data set, classes, image size. Older files
+# lack it and are continued all the same.
 IMAGES = "images"

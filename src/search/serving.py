@@ -20,7 +20,7 @@ from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
 from src.config import ServeConfig, TrainConfig
 from src.errors import UserError
 from src.files import different_settings, make_folder, read_json, write_json
-from src.search.budget import cost_bound, open_table, parse_targets
+from src.search.budget import check_limit, cost_bound, open_table, parse_targets
 from src.search.choosing import Choice, Chooser, Predictor, decide
 from src.search.result_files import ACCURACIES, FRONT, IMAGES, SERVE
 from src.search.subnet_accuracies import Accuracies
@@ -99,10 +99,11 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     space = packed.meta.space
     assert space is not None
     table, limits = _open_limits(config, packed.meta)
-    least = min(map(table.total, packed.statistics))
+    candidates = [network for network in packed.statistics if network in packed.accuracies]
+    least = min(map(table.total, candidates))
     if min(limits) < least:
         raise UserError(
-            f"{packed.path}: of its {len(packed.statistics)} networks that need no images the "
+            f"{packed.path}: of its {len(candidates)} networks that need no images the "
             f"cheapest costs {least:.4g} {table.unit}, more than {min(limits):.4g}; --data_path "
             "lets any network be chosen"
         )
@@ -112,7 +113,7 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
 
     predictor = Predictor(space, packed.accuracies)
-    choices = [decide(predictor, table, limit, packed.statistics) for limit in limits]
+    choices = [decide(predictor, table, limit, candidates) for limit in limits]
     origin = Origin(packed.path.name, packed.meta, space, len(packed.accuracies))
     _write_all(config, origin, table, choices, own_weights)
     return 0
@@ -175,7 +176,7 @@ def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
         return np.linspace(*table.range(), config.front).tolist()
     limits = [bound] if bound is not None else parse_targets("sweep", config.sweep or "", table)
     for limit in limits:
-        table.check_target(limit)
+        check_limit(table, limit)
     return limits
 
 
@@ -283,7 +284,8 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
         "warmup_epochs": 0.0,
         "val_while_train": True,
         "checkpoint_path": str(place / "finetuned"),
-        "resume": False,
+        "resume": any((place / "finetuned/ckpt_0").glob("*.ckpt")),
+        "profile_steps": None,
         # MindSpore's cache knows graphs by their order in the process.
         "compile_cache": False,
         **{

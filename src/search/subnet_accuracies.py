@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.arch.cost_table import CostTable, arithmetic_table
-from src.arch.sampling import sample_decisions
+from src.arch.sampling import UniformInCost
 from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import held_out
@@ -104,6 +105,7 @@ class Accuracies:
             "version": ACCURACIES_VERSION,
             **_origin(checkpoint, space),
             "split": split,
+            "batch_size": config.batch_size,
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
             IMAGES: describe_images(config, checkpoint.meta),
@@ -148,7 +150,7 @@ def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> d
     if header.get("format") != ACCURACIES_FORMAT or not lines:
         raise UserError(f"{file}: holds no accuracies of scripts/evaluate_subnets.py")
     for key, (there, here) in different_settings(
-        header, {**header, **_origin(checkpoint, space)}
+        {**_origin(checkpoint, space), **header}, {**header, **_origin(checkpoint, space)}
     ).items():
         raise UserError(f"{file}: {key} is {there!r} there, and {here!r} in {checkpoint.path}")
     if held_out(checkpoint) and header.get("split") != "held":
@@ -168,7 +170,17 @@ def _origin(checkpoint: Checkpoint, space: SearchSpace) -> dict[str, Any]:
         "epoch": meta.epoch,
         "step": meta.step,
         "seed": meta.config.get("seed"),
+        "weights": _digest(checkpoint),
     }
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """Of the parameters rounded to float16, so that a packed supernet has that of the whole one."""
+    code = hashlib.sha256()
+    for name, value in sorted(checkpoint.network_weights().items()):
+        if ".moving_" not in name:
+            code.update(name.encode() + value.astype(np.float16).tobytes())
+    return code.hexdigest()[:16]
 
 
 def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[tuple[str, ...]]:
@@ -183,18 +195,14 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
                 "of them; --even draws some"
             )
         targets = parse_targets("near", config.near, table) if config.near else []
+        for target in targets:
+            table.check_target(target)
         for decisions in space.networks():
             cost = table.total(decisions)
             if not targets or any(abs(cost / target - 1) <= NEAR for target in targets):
                 found[decisions] = None
-    if config.even:
-        low, high = table.range()
-        # The ends have few networks near them.
-        for number, target in enumerate(np.linspace(low, high, config.even + 2)[1:-1]):
-            drawn = sample_decisions(
-                space, table, target, 1, tolerance=0.05, seed=config.seed + number
-            )
-            found[tuple(drawn[0])] = None
+    random, drawn = np.random.default_rng(config.seed), UniformInCost(space, table)
+    found.update(dict.fromkeys(drawn.distinct(random, config.even, set(found))))
     return list(found)
 
 
@@ -204,8 +212,9 @@ def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dic
         write_jsonl(file, [header])
         return {}
     before, *lines = read_jsonl(file) or [{}]
-    for key, (old, new) in different_settings(before, header, free=(IMAGES,)).items():
+    # Older files lack some keys.
+    for key, (old, new) in different_settings({**header, **before}, header).items():
         raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
-    write_jsonl(file, [header, *lines])
+    write_jsonl(file, [{**before, IMAGES: header[IMAGES]}, *lines])
     return {tuple(line["decisions"]): line for line in lines}

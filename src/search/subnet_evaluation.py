@@ -23,7 +23,7 @@ from src.checkpoint.restore import load_weights, open_source, overwrite
 from src.config import SubnetDataConfig
 from src.dataset import Loader
 from src.devices.ranks import Ranks
-from src.errors import UserError
+from src.errors import Fault, UserError
 from src.kernels import use_kernels
 from src.search.one_shot import BlockPath, OneShotSupernet
 from src.spnasnet import SPNASNet
@@ -208,12 +208,15 @@ class SubnetEvaluator:
         ]
         sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
         for images, _ in self._calibration.epoch():
-            if len(images) < self._calibration.batch_size and batches:
-                break  # a last batch that is shorter would need a graph of its own
+            # A shorter batch, the last one or one with a damaged image, would need its own graph.
+            if len(images) < self._calibration.batch_size:
+                continue
             self._forward(self._sampler, Tensor(images), choice).asnumpy()  # waits for its end
             for total, parameter in zip(sums, sampled, strict=True):
                 total += parameter.asnumpy()
             batches += 1
+        if not batches:
+            raise Fault(f"{self._calibration.source.path}: no full batch of images could be read")
         for total, parameter in zip(sums, sampled, strict=True):
             mean = (total / batches).astype(np.float32)
             overwrite(self._own[parameter.name], Tensor(mean))

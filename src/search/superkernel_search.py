@@ -20,7 +20,7 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
-from src.files import append_jsonl, cut_jsonl, write_json
+from src.files import append_jsonl, cut_jsonl, read_jsonl, write_json
 from src.search.budget import cost_bound, open_table
 from src.search.indicators import (
     FREE,
@@ -146,7 +146,10 @@ class SuperkernelSearch:
         self.network = self._create_supernet().set_train(False) if run.val_loader else None
 
         if run.ranks.rank == 0 and self._results.is_dir():
-            cut_jsonl(self._results / HISTORY, run.resumed.meta.progress if run.resumed else None)
+            history = self._results / HISTORY
+            cut_jsonl(history, run.resumed.meta.progress if run.resumed else None)
+            before = read_jsonl(history) if history.is_file() else []
+            self._last_decisions = before[-1]["decisions"] if before else None
 
     def _create_supernet(self) -> Supernet:
         config = self._run.config

@@ -52,6 +52,9 @@ FREE_KEYS = frozenset(
     )
 )
 
+# Keys that decide how many batches an epoch has, beside the size of a batch.
+_KEYS_OF_AN_EPOCH = ("epoch_steps", "train_images", "holdout")
+
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -120,21 +123,22 @@ class Run(Generic[Config]):
 
     @property
     def same_batches(self) -> bool:
-        """Whether an optimizer step takes as many images as in the run that is resumed."""
+        """Whether steps, and epochs of them, take as many images as in the run that is resumed."""
         if self.resumed is None:
             return True
         old, config = self.resumed.meta, self.config
         return (
             old.config["batch_size"] * old.device_num == config.batch_size * self.ranks.size
             and old.config["accumulate_steps"] == config.accumulate_steps
+            and all(old.config.get(key) == getattr(config, key) for key in _KEYS_OF_AN_EPOCH)
         )
 
     @property
     def start(self) -> tuple[int, int]:
         """Epochs completed and batches trained of the one that follows, where this run starts.
 
-        With another number of devices or images per batch a resumed run continues behind the same
-        images of the epoch, at the last full optimizer step before them.
+        With another number of devices, of images per batch or of steps per epoch a resumed run
+        continues behind the same images of the epoch, at the last full optimizer step before them.
         """
         if self.resumed is None:
             return 0, 0

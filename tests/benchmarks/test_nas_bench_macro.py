@@ -376,8 +376,9 @@ def test_a_supernet_is_ranked_beside_counting(tmp_path: Path, capsys):
     assert main(["--table", str(table), str(supernet)]) == 0
     output = capsys.readouterr().out
     output = output[output.index(str(supernet)) :]
-    assert cells(output, "networks") == ["4", "0", "4", "0", "0"]
-    assert cells(output, "tau: supernet") == ["0.667", "-", "0.667", "-", "-"]  # one pair wrong
+    assert cells(output, "networks") == ["5", "0", "5", "0", "0"]  # one has two names
+    assert cells(output, "distinct") == ["4", "0", "4", "0", "0"]
+    assert cells(output, "tau: supernet") == ["0.556", "-", "0.556", "-", "-"]  # (7 - 2) / 9
     assert cells(output, "tau: fewest parameters") == ["-", "-", "0.333", "-", "-"]
     assert "not in the table: 1, the first is 22222222" in output
 

@@ -55,7 +55,9 @@ def test_the_verdict_is_that_of_the_fastest_on_either_side():
     assert not replace(verdict, min_gain=1.3).passed and not replace(verdict, max_drop=0.3).passed
     assert "0.40 points of top-1 lost (at most 0.5), 1.25 times as fast" in str(verdict)
     # Without labels, what changes its class counts as lost.
-    assert int8.judge_int8([*FLOATS, *quantised], None, 0.5, 1.2).drop == 2
+    verdict = int8.judge_int8([*FLOATS, *quantised], None, 0.5, 1.2)
+    assert verdict.drop == 2
+    assert str(verdict).startswith("2.00 % of the images in another class (at most 0.5), ")
     with pytest.raises(Fault, match="no runtime here could compute the model of int8"):
         int8.judge_int8(FLOATS, None, 0.5, 1.2)
 
@@ -72,6 +74,10 @@ def test_what_is_recommended_agrees_with_the_network():
     with pytest.raises(Fault, match=r"MindSpore Lite, float32: its logits differ .* 2.0e-02"):
         comparison.check_answers([wrong])
     comparison.check_answers(FLOATS)
+    for difference in (np.nan, np.inf):
+        broken = outcome("openvino", "int8", 4.0, difference=difference)
+        with pytest.raises(Fault, match="OpenVINO, int8: its logits are no numbers"):
+            comparison.check_answers([broken])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_candidates_compute_the_same_images_and_take_turns(tiny, few_digits, tmp
     assert plain.top1 == images.top1(images.logits)
     # Rounded to 8 bits, so neither equal nor another network.
     assert 1e-4 < quantised.difference < 0.5 and quantised.right
-    assert "missing.onnx" in left_out["ONNX Runtime, float32"]
+    assert "missing.onnx" in left_out["ONNX Runtime, float32, 1 thread"]
     lines = comparison.table([plain, quantised]).splitlines()
     assert lines[0].split()[0] == "runtime" and len(lines) == 3
     other = replace(images, logits=images.logits[::-1].copy())
@@ -113,15 +119,27 @@ def test_candidates_compute_the_same_images_and_take_turns(tiny, few_digits, tmp
         comparison.check_answers(comparison.compare(candidates[:1], other, 1, 1)[0])
 
 
+def test_images_without_labels_say_why(few_digits, caplog):
+    caplog.set_level("INFO")
+    folder, classes = few_digits / "val", tuple("0123456789")
+    assert comparison.open_images(str(folder), classes)[1]
+    assert not comparison.open_images(str(folder), classes[1:])[1] and not caplog.messages
+    source, labelled = comparison.open_images(str(folder / "7"), classes)
+    assert not labelled and source.path == folder / "7" and len(source) == 5
+    assert "7: holds no class folders" in caplog.text and "without labels" in caplog.text
+
+
 @pytest.fixture
-def only_python(monkeypatch):
-    """As where the C++ program cannot be built: no runtime of its own."""
+def only_python(monkeypatch, tmp_path_factory):
+    """As where the C++ program cannot be built; an earlier one is there, but is not measured."""
 
     def build():
         raise UserError("packages are missing")
 
     monkeypatch.setattr(comparison, "build_program", build)
-    monkeypatch.setattr(cpp_program, "VERSIONS_FILE", Path("missing"))
+    file = tmp_path_factory.mktemp("out") / "runtime_versions"
+    file.write_text("MindSpore Lite 2.0.0\nOpenVINO 2026.4.1\n")
+    monkeypatch.setattr(cpp_program, "VERSIONS_FILE", file)
 
 
 def test_int8_is_kept_only_if_it_is_worth_it(
@@ -143,6 +161,9 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     monkeypatch.setattr(int8, "compare", compare_once)
     flags = ["--ckpt_file", checkpoint.path, "--file_format", "ONNX", "--file_name", "net"]
     flags += ["--int8", "--calibration", few_digits / "val", "--images", 10, "--min_gain", 1000]
+    earlier = [tmp_path / "net_int8.onnx", tmp_path / "net_int8.json"]
+    for file in earlier:
+        file.write_text("{}")
     done = call_program("export.py", *flags)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "int8 is not worth it: " in done.stderr and "(at least 1000)" in done.stderr
@@ -152,19 +173,31 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     kept = int8.export_int8(tmp_path / "net.onnx", checkpoint, config)
     record = json.loads(kept.with_suffix(".json").read_text())
     assert record["model"]["precision"] == "int8" and record["int8"]["gain"] > 0
-    assert record["checked"]["images"] == 50  # of the validation set
+    assert (record["checked"]["data"], record["checked"]["images"]) == ("imagenet", 50)
     assert load_classifier(str(kept)).classes == tuple("0123456789")
+    done = call_program("scripts/compare_runtimes.py", kept, "--images", few_digits / "val")
+    assert done.returncode == 2 and "net_int8.onnx: a model of int8; give that" in done.stderr
+    # A description of another model is not taken over.
+    kept.rename(tmp_path / "net_int8.mindir")
+    record["model"]["file"] = "net_int8.mindir"
+    kept.with_suffix(".json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"describes net_int8.mindir, and net_int8.onnx would"):
+        int8.export_int8(tmp_path / "net.onnx", checkpoint, config)
+    assert json.loads(kept.with_suffix(".json").read_text()) == record
 
 
 def test_a_comparison_from_the_command_line(only_python, tiny, few_digits, call_program, tmp_path):
-    flags = [tiny[1], "--images", few_digits / "val", "--rounds", 3]
+    export(tiny[0], file_name=str(tmp_path / "net"), file_format="ONNX", batch_size=3)
+    flags = ["./net.onnx", "--images", few_digits / "val", "--rounds", 3, "--threads", "1,1"]
     done = call_program("scripts/compare_runtimes.py", *flags, "--out", "found.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["format"], found["version"], found["batch_size"]) == ("spnas-runtimes", 1, 3)
     assert found["image_count"] == 50 and found["advice"].startswith("take with 1 thread ")
     names = [line["runtime"] for line in found["runtimes"]]
-    assert any(name.startswith("ONNX Runtime 1.") for name in names)
-    assert "MindSpore Lite: left out: " in done.stdout
+    assert sum(name.startswith("ONNX Runtime 1.") for name in names) == 1
+    assert found["left_out"]["OpenVINO"] == "packages are missing"
+    assert "MindSpore Lite: left out: packages are missing" in done.stdout
     (tmp_path / "empty").mkdir()
     for more, message in (
         (["--images", tmp_path / "empty"], "empty: holds no image"),
@@ -174,3 +207,25 @@ def test_a_comparison_from_the_command_line(only_python, tiny, few_digits, call_
     ):
         done = call_program("scripts/compare_runtimes.py", *flags, *more)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_compared_in_all_runtimes(
+    application, tiny, few_digits, call_program, tmp_path
+):
+    pytest.importorskip("onnx")
+    flags = [tiny[0].path, "--images", few_digits / "val", "--max_images", 16, "--rounds", 2]
+    flags += ["--precisions", "float32,int8", "--out", "found.json"]
+    done = call_program("scripts/compare_runtimes.py", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    measured = {
+        (line["runtime"].rsplit(" ", 1)[0], line["precision"]) for line in found["runtimes"]
+    }
+    assert measured >= {("MindSpore Lite", "float32"), ("ONNX Runtime", "int8")}
+    for title in ("OpenVINO", "ncnn", "MNN"):  # measured, or named with what brings it
+        reason = found["left_out"].get(title, "")
+        assert (title, "float32") in measured or "scripts/setup_env.sh" in reason
+    for line in found["runtimes"]:
+        assert line["median_ms"] > 0 and line["file_bytes"] > 0
+        assert line["largest_difference"] < (0.5 if line["precision"] == "int8" else 1e-3)

@@ -18,7 +18,7 @@ from src.arch.cost_table import CostTable, arithmetic_table, load_table, write_t
 from src.arch.space import SKIP, load_space
 from src.config import ProfileConfig
 from src.errors import UserError
-from src.latency.drift import scaled
+from src.latency.drift import scaled, with_conditions_of
 from src.latency.plan import ProfilePlan
 from src.latency.profile import profile
 from src.latency.runtimes import installed_version
@@ -249,14 +249,17 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
     )
     done = call_program("search.py", *flags, "--checkpoint_path", tmp_path)
     assert done.returncode == 0 and "installed is" not in done.stdout, done.stderr
-    assert "table 'mine': for the machine's speed of 0 days ago (20" in done.stdout
+    age, advice = "table 'mine': for the machine's speed of 0 days ago (20", "--rescale measures it"
+    assert age in done.stdout and advice in done.stdout
     decisions = load_architecture(tmp_path / "random_0.json").provenance["decisions"]
     assert abs(table.total(decisions) / target - 1) <= 0.02
-    write_table(tmp_path / "old.json", replace(table, runtime="MindSpore Lite 1.9.0"))
+    old = replace(table, runtime="MindSpore Lite 1.9.0", device="another one")
+    write_table(tmp_path / "old.json", old)
     done = call_program(
         "search.py", *flags, "--latency_table", tmp_path / "old.json", "--checkpoint_path", tmp_path
     )
     assert "was made with MindSpore Lite 1.9.0, installed is MindSpore Lite 2.0.0" in done.stdout
+    assert age in done.stdout and advice not in done.stdout
     isolated = dict(table.provenance["isolated"])
     missing = isolated.popitem()[0]
     for provenance, reason in (
@@ -271,7 +274,13 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
     assert done.returncode == 2 and "latency_table is for --cost latency" in done.stderr
 
 
-def test_a_table_is_scaled_to_the_speed_of_now(table_file, run, space_file, tmp_path):
+def test_a_table_is_scaled_to_the_speed_of_now(table_file, space_file, tmp_path):
+    """Under the conditions of the table, which are not given again."""
+
+    def run(*flags):
+        words = ("--space", space_file, *flags)
+        return run_in_this_process("scripts/profile_latency.py", *words, cwd=tmp_path)
+
     space = load_space(space_file)
     table, out = load_table(table_file, space), tmp_path / "today.json"
     # As if the machine had been three times as slow, and the table had been scaled for it.
@@ -292,6 +301,25 @@ def test_a_table_is_scaled_to_the_speed_of_now(table_file, run, space_file, tmp_
     write_table(tmp_path / "merged.json", merged)
     done = run("--rescale", tmp_path / "merged.json", "--out", tmp_path / "merged.json")
     assert done.returncode == 2 and "merged.json: holds no measured networks" in done.stderr
+    done = run("--rescale", out, "--out", out, "--num_classes", 11)
+    assert done.returncode == 2 and "with num_classes 10, now it is 11" in done.stderr
+    done = run("--rescale", out, "--verify", 3)
+    assert done.returncode == 2 and "rescale and verify are both given" in done.stderr
+    with pytest.raises(UserError, match=r"today.json: space 'two' is not shipped; .* by --space"):
+        with_conditions_of(str(out), ProfileConfig())
+
+
+def test_the_conditions_of_a_shipped_table_are_those_of_its_file():
+    config = with_conditions_of("epyc_1thread_macro_bfloat16", ProfileConfig(batch_size=2))
+    found = config.model_dump(include={"space", "runtime", "precision", "device", "batch_size"})
+    assert found == {
+        "space": "nas_bench_macro",
+        "runtime": "openvino",
+        "precision": "bfloat16",
+        "device": "CPU",
+        "batch_size": 2,  # which is given, and refused later
+    }
+    assert (config.threads, config.num_classes, config.input_size) == (1, 10, 32)
 
 
 @pytest.mark.slow
@@ -368,6 +396,6 @@ def test_a_profile_of_another_runtime_says_its_precision(with_openvino, tmp_path
     table = load_table(out, load_space(space_file))
     assert table.runtime.startswith("OpenVINO 20") and conditions(table)["precision"] == "bfloat16"
     assert installed_version(table.runtime) == table.runtime
-    done = run("--rescale", out)
+    done = run("--rescale", out, "--precision", "float32")
     assert done.returncode == 2
     assert "measured with precision 'bfloat16', now it is 'float32'" in done.stderr

@@ -18,7 +18,7 @@ from src.config import ProfileConfig, SearchConfig
 from src.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from src.deployment.export import write_model
 from src.errors import Fault, UserError
-from src.latency import cpp_program
+from src.latency import cpp_program, runtimes
 from src.latency.model import Model
 from src.latency.runtimes import LIBRARIES, WARM_UP, Runtime, environment, installed_version
 from src.latency.turns import TurnProcess, run_to_end
@@ -46,6 +46,20 @@ def test_the_configuration_offers_the_runtimes_that_there_are():
 def test_what_a_runtime_cannot_do_is_named(runtime, message):
     with pytest.raises(UserError, match=message):
         runtime.check()
+
+
+def test_what_is_missing_comes_with_what_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "build_program", lambda: None)
+    monkeypatch.setattr(cpp_program, "VERSIONS_FILE", tmp_path / "runtime_versions")
+    with pytest.raises(UserError, match="profile does not start; .*profile --version says why"):
+        Runtime("lite").find()
+    (tmp_path / "runtime_versions").write_text("MindSpore Lite 2.0.0\n")
+    assert Runtime("lite").find() == "MindSpore Lite 2.0.0"
+    advice = r"openvino: not installed \(bash scripts/setup_env.sh runtimes\)"
+    with pytest.raises(UserError, match=advice):
+        Runtime("openvino").find()
+    for library in LIBRARIES.values():
+        assert library.install.startswith("bash ")
 
 
 def test_cpp_programs_and_python_warm_up_alike():

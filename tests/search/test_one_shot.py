@@ -737,7 +737,7 @@ def test_losses_are_read_from_both_kinds_of_logs(tmp_path, text, losses):
     from scripts.loss import read_losses
 
     (tmp_path / "log").write_text(text)
-    np.testing.assert_equal(read_losses(tmp_path / "log"), losses)
+    np.testing.assert_equal(list(read_losses(tmp_path / "log").values()), losses)
 
 
 @pytest.mark.parametrize(
@@ -765,6 +765,20 @@ def test_verdict_on_two_runs(supernet, call_program, tmp_path, factor, verdict, 
     relative = float(run.stdout.split("MeanRelativeError: ")[1].split()[0])
     assert relative == pytest.approx(factor - 1, abs=1e-5)
     assert (tmp_path / "loss.png").is_file()
+
+
+@pytest.mark.parametrize("last, code", [(1.04, 0), (0.8, 1)])
+def test_every_epoch_has_to_be_near(call_program, tmp_path, last, code):
+    """Errors of opposite sign, which a mean over the run would hide."""
+    mine, reference = tmp_path / "mine.log", tmp_path / "reference.log"
+    reference.write_text("Epoch: 1 Iteration: 9 loss: 2.0\nEpoch: 2 Iteration: 9 loss: 1.0\n")
+    steps = [(1, 1, 1.92), (1, 2, 1.92), (2, 1, last - 0.1), (2, 2, last + 0.1)]
+    mine.write_text("\n".join("Epoch: {} Iteration: {} loss: {}".format(*step) for step in steps))
+    run = call_program("scripts/loss.py", mine, reference, "--by_epoch")
+    assert run.returncode == code, run.stderr
+    first, second, verdict = run.stdout.splitlines()[1:]
+    assert first.split() == ["1", "1.920", "2.000", "-4.0%"]
+    assert second.split()[-1] == f"{last - 1:+.1%}" and verdict.startswith(("pass", "fail")[code])
 
 
 def test_a_small_mean_absolute_error_passes_too(run_program, call_program, tmp_path):

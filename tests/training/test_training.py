@@ -381,6 +381,14 @@ def test_which_checkpoints_are_kept(tmp_path, policy, kept):
     assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 3
 
 
+def test_the_best_stays_the_best_when_its_own_file_is_deleted(tmp_path):
+    folder, scores = CheckpointFolder(tmp_path, "n", keep=2), [70.0, 20.0, 50.0, 10.0, 60.0]
+    _save(folder, scores)
+    assert folder.best_top1() == 70 and read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 1
+    (tmp_path / "checkpoints.json").unlink()  # as if by a folder of an older version
+    assert folder.best_top1() == 70
+
+
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
     """With a limit on the size of files the system refuses to write on, as on a full disk."""
     path = tmp_path / "a.ckpt"
