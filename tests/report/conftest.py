@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.compare_runtimes import FORMAT, VERSION
 from src.arch.cost import ArithmeticCost, network_cost
 from src.arch.cost_table import CostTable, arithmetic_table, write_table
 from src.arch.space import SKIP, load_space
@@ -149,7 +150,7 @@ def write_runtimes(file: Path) -> Path:
         {"runtime": "Runtime B 2.0", "precision": "int8", "median_ms": 1.0, "p90_ms": 1.1},
     ]
     record = {
-        **{"format": "spnas-runtimes", "version": 1, "model": "net.onnx", "images": "val"},
+        **{"format": FORMAT, "version": VERSION, "model": "net.onnx", "images": "val"},
         **{"image_count": 100, "batch_size": 1, "rounds": 200, "device": "test"},
         **{"date": "2026-01-01T00:00:00Z", "network_top1": 90.0},
         "runtimes": [{**shared, **own} for own in outcomes],
