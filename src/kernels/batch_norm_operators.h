@@ -106,9 +106,8 @@ class ForwardNorm {
 
 // One batch normalisation of a backward operator.
 //
-// Its inputs begin with parameter `input`, its outputs with parameter `output`. kBatch: mean and
-// deviation are those of the batch itself, which adds their derivatives.
-template <bool kBatch>
+// Its inputs begin with parameter `input`, its outputs with parameter `output`. Mean and deviation
+// are those of the batch itself, whose derivatives are the correction.
 class BackwardNorm {
   using In = BackwardNormInputs;
   using Out = BackwardNormOutputs;
@@ -126,9 +125,6 @@ class BackwardNorm {
   Correction finish(int64_t c, const Sums &sums, double count) const {
     dgamma_[c] = static_cast<float>(sums.second * inverse_[c]);
     dbeta_[c] = static_cast<float>(sums.first);
-    if (!kBatch) {
-      return {};
-    }
     return {static_cast<float>(sums.first / count),
             static_cast<float>(sums.second / count * inverse_[c] * inverse_[c])};
   }
@@ -207,7 +203,7 @@ Status norm_infer(const Call &call) {
   });
 }
 
-template <bool kRelu, bool kBatch>
+template <bool kRelu>
 Status norm_backward(const Call &call) {
   enum {
     kX,
@@ -227,7 +223,7 @@ Status norm_backward(const Call &call) {
     return kBadShape;
   }
   const Shape s(call, kX);
-  const BackwardNorm<kBatch> norm(call, kNorm, kGradients);
+  const BackwardNorm norm(call, kNorm, kGradients);
   const float *x = call.data(kX), *dy = call.data(kDy);
   float *dx = call.data(kDx);
   const int64_t plane = s.plane();

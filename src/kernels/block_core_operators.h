@@ -1,7 +1,7 @@
-// The core of an MBConv or shuffle block as one operator: batch normalisation, ReLU, depthwise
-// convolution, batch normalisation and, with kRelu, ReLU. With x the output of the expansion,
+// The core of a shuffle block as one operator: batch normalisation, ReLU, depthwise convolution,
+// batch normalisation. With x the output of the convolution before it,
 //
-//     h = relu(norm(x)),   z = depthwise(h),   y = relu(next_norm(z)) or next_norm(z),
+//     h = relu(norm(x)),   z = depthwise(h),   y = next_norm(z),
 //
 // all of it channel by channel, so that a task needs nothing but its own few channels. Only x and y
 // are ever kept: h and z exist a plane at a time, in training z also in the place of y until its
@@ -110,8 +110,7 @@ class Core {
   float *phases_, *hidden_, *lines_;
 };
 
-template <bool kRelu>
-Status core_train(const Call &call, int stride) {
+inline Status core_train(const Call &call, int stride) {
   using At = CorePlaces<ForwardNormOutputs::kTrainCount>;
   if (Status status = check_core<At>(call, stride)) {
     return status;
@@ -148,14 +147,13 @@ Status core_train(const Call &call, int stride) {
     for (int64_t n = 0; n < s.n; ++n) {
       for (int64_t c = first; c < last; ++c) {
         float *z = y + (n * s.c + c) * out_plane;
-        next_norm.map(c).template apply<kRelu>(z, z, out_plane);
+        next_norm.map(c).apply<false>(z, z, out_plane);
       }
     }
   });
 }
 
-template <bool kRelu>
-Status core_infer(const Call &call, int stride) {
+inline Status core_infer(const Call &call, int stride) {
   using At = CorePlaces<ForwardNormOutputs::kInferCount>;
   if (Status status = check_core<At>(call, stride)) {
     return status;
@@ -175,7 +173,7 @@ Status core_infer(const Call &call, int stride) {
       const int64_t c = i % s.c;
       float *z = y + i * out_plane;
       core.forward(z, x + i * in_plane, norm.map(c), weight + c * conv.taps);
-      next_norm.map(c).template apply<kRelu>(z, z, out_plane);
+      next_norm.map(c).apply<false>(z, z, out_plane);
     }
   });
 }
@@ -185,7 +183,6 @@ Status core_infer(const Call &call, int stride) {
 // Its steps need each other's results of all samples: first the gradient sums of the second
 // normalisation, then, with those, the convolution's gradients and the gradient sums of the first
 // normalisation, and with those the gradient of x.
-template <bool kRelu, bool kBatch>
 class CoreGradient {
   using At = CoreBackwardPlaces;
 
@@ -218,8 +215,8 @@ class CoreGradient {
         const int64_t i = n * shape_.c + c;
         float *z = plane(n, c);
         core_.forward(z, x_ + i * in_plane, norm_.map(c), weight_ + c * conv_.taps);
-        next_norm_.map(c).template add_gradient_sums<kRelu>(sums[c - first_], dy_ + i * out_plane,
-                                                            z, out_plane);
+        next_norm_.map(c).add_gradient_sums<false>(sums[c - first_], dy_ + i * out_plane, z,
+                                                   out_plane);
       }
     }
     const double count = static_cast<double>(shape_.n * out_plane);
@@ -236,12 +233,12 @@ class CoreGradient {
         const int64_t i = n * shape_.c + c;
         const float *x = x_ + i * in_plane;
         float *dz = plane(n, c), *dh = dx_ + i * in_plane;
-        next_norm_.map(c).template gradient<kRelu>(dz, dy_ + i * out_plane, dz, out_plane,
-                                                   correction_[c - first_]);
+        next_norm_.map(c).gradient<false>(dz, dy_ + i * out_plane, dz, out_plane,
+                                          correction_[c - first_]);
         conv_.pack_output(line_, dz);
         kernel.add(c - first_, line_, core_.pack_hidden(x, norm_.map(c)));
         conv_.input_gradient(dh, core_.lines(), line_, weight_ + c * conv_.taps);
-        norm_.map(c).template add_gradient_sums<true>(sums_[c - first_], dh, x, in_plane);
+        norm_.map(c).add_gradient_sums<true>(sums_[c - first_], dh, x, in_plane);
       }
       kernel.end_sample();
     }
@@ -257,8 +254,7 @@ class CoreGradient {
     for (int64_t n = 0; n < shape_.n; ++n) {
       for (int64_t c = first_; c < last_; ++c) {
         const int64_t i = (n * shape_.c + c) * in_plane;
-        norm_.map(c).template gradient<true>(dx_ + i, dx_ + i, x_ + i, in_plane,
-                                             correction_[c - first_]);
+        norm_.map(c).gradient<true>(dx_ + i, dx_ + i, x_ + i, in_plane, correction_[c - first_]);
       }
     }
   }
@@ -266,7 +262,7 @@ class CoreGradient {
   const Depthwise &conv_;
   const Shape shape_;  // of x
   const int64_t first_, last_;
-  const BackwardNorm<kBatch> norm_, next_norm_;
+  const BackwardNorm norm_, next_norm_;
   const float *x_, *weight_, *dy_;
   float *dx_, *dweight_;
   Core core_;
@@ -275,8 +271,7 @@ class CoreGradient {
   Sums sums_[kGradientGroup];              // of the first
 };
 
-template <bool kRelu, bool kBatch>
-Status core_backward(const Call &call, int stride) {
+inline Status core_backward(const Call &call, int stride) {
   using At = CoreBackwardPlaces;
   if (Status status = check_core_backward(call, stride)) {
     return status;
@@ -284,7 +279,7 @@ Status core_backward(const Call &call, int stride) {
   const Depthwise conv = make_depthwise(call, At::kX, At::kWeight, stride);
   const int64_t group = channel_group(conv.in_plane(), kGradientGroup);
   return parallel(Shape(call, At::kX).c, group, [&](int64_t first, int64_t last) {
-    CoreGradient<kRelu, kBatch>(call, conv, first, last).run();
+    CoreGradient(call, conv, first, last).run();
   });
 }
 

@@ -83,10 +83,9 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
             **options,
         )
         self.depthwise = depthwise_operator(stride)
-        # Whether ReLU follows is known only when the cell is called, and compiled code cannot call
-        # core_operator. So there is a tuple of both, indexed by 1 if ReLU follows and else 0.
-        self.train_cores = tuple(core_operator(stride, relu, True) for relu in (False, True))
-        self.infer_cores = tuple(core_operator(stride, relu, False) for relu in (False, True))
+        # Compiled code cannot call core_operator.
+        self.train_core = core_operator(stride, training=True)
+        self.infer_core = core_operator(stride, training=False)
 
     @staticmethod
     def supports(
@@ -110,27 +109,24 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
         return self.convolve(x, self.weight)
 
     def fused_norm_conv_norm(
-        self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU, weight: Tensor | None = None
+        self, x: Tensor, norm: BatchNormReLU, next_norm: BatchNormReLU
     ) -> Tensor:
         """``next_norm(self(norm(x)))`` as one operator, which keeps x and y only for backward.
 
         Args:
             x: (N, C, H, W).
             norm: with ReLU.
-            next_norm: with or without ReLU.
-            weight: in place of its own, (C, 1, kernel_size, kernel_size).
+            next_norm: without ReLU.
         """
-        weight = self.weight if weight is None else weight
         # The operator knows batch statistics in both normalisations or in none.
-        if not self.applies(x, weight) or norm.training != next_norm.training:
-            return next_norm(self.convolve(norm(x), weight))
+        if not self.applies(x, self.weight) or norm.training != next_norm.training:
+            return next_norm(self.convolve(norm(x), self.weight))
         if norm.training:
             # y, then mean, inverse deviation, new moving mean and new moving variance of each. One
             # options for both: all layers of a network have the same epsilon and momentum.
-            core = self.train_cores[1 if next_norm.with_relu else 0]
-            y, _, _, mean, variance, _, _, next_mean, next_variance = core(
+            y, _, _, mean, variance, _, _, next_mean, next_variance = self.train_core(
                 x,
-                weight,
+                self.weight,
                 norm.gamma,
                 norm.beta,
                 norm.moving_mean,
@@ -146,10 +142,9 @@ class DepthwiseConv2d(nn.Conv2d, Float32Cell):
                 (next_norm.moving_mean, next_norm.moving_variance), next_mean, next_variance
             )
             return y
-        core = self.infer_cores[1 if next_norm.with_relu else 0]
-        return core(
+        return self.infer_core(
             x,
-            weight,
+            self.weight,
             norm.gamma,
             norm.beta,
             norm.moving_mean,

@@ -196,6 +196,7 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
     Takes x (N, C, H, W), gamma, beta, moving mean and moving variance (C,), and options (2,), which
     are epsilon and the weight of the old moving statistics. Returns y, mean and inverse standard
     deviation, and in training, where these are the batch's, also the new moving mean and variance.
+    Inference has no gradient.
     """
     name = f"Norm{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
     statistics = _TRAINING_STATISTICS if training else _INFERENCE_STATISTICS
@@ -207,6 +208,8 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
     def backward_shape(x, gamma, beta, mean, inverse_deviation, dy):
         return x, gamma, gamma
 
+    if not training:
+        return custom_operator(name, forward_shape, 1 + statistics)
     backward = custom_operator(f"{name}Backward", backward_shape, 3)
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, options, out, dout):
@@ -225,20 +228,19 @@ def norm_operator(relu: bool, training: bool) -> ops.Custom:
 
 
 @functools.cache
-def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
-    """The core of a block: normalisation, ReLU, depthwise convolution, normalisation, maybe ReLU.
+def core_operator(stride: int, training: bool) -> ops.Custom:
+    """The core of a shuffle block: normalisation, ReLU, depthwise convolution, normalisation.
 
     Takes x (N, C, H, W), weight (C, 1, k, k), then gamma, beta, moving mean and moving variance
     (C,) of the first and of the second normalisation, and options (2,) as ``norm_operator`` does,
     for both. Returns y, then what ``norm_operator`` returns behind y, of the first and of the
-    second normalisation.
+    second normalisation. Inference has no gradient.
 
     Args:
         stride: of the convolution.
-        relu: whether ReLU follows the second normalisation too.
         training: whether the batch's own statistics are used.
     """
-    name = f"Core{'Relu' if relu else ''}{'Train' if training else 'Infer'}"
+    name = "CoreTrain" if training else "CoreInfer"
     statistics = _TRAINING_STATISTICS if training else _INFERENCE_STATISTICS
 
     def forward_shape(x, weight, gamma, *others):
@@ -249,6 +251,8 @@ def core_operator(stride: int, relu: bool, training: bool) -> ops.Custom:
     def backward_shape(x, weight, gamma, *others):
         return (x, weight) + (gamma,) * 4
 
+    if not training:
+        return custom_operator(f"{name}{stride}", forward_shape, 1 + 2 * statistics)
     backward = custom_operator(f"{name}Backward{stride}", backward_shape, 6)
 
     def bprop(

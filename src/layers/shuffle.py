@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import mindspore as ms
@@ -63,12 +64,12 @@ class Chain(nn.SequentialCell):
             ]
         )
         cells = list(self)
-        # Whether a layer's normalisation and the next layer are one operator.
+        # Whether a layer's normalisation and the next layer, which has no ReLU, are one operator.
         self.joined = [
-            layer.relu
+            (layer.relu, following.relu) == (True, False)
             and isinstance(cell.bn, BatchNormReLU)
-            and isinstance(following.conv, DepthwiseConv2d)
-            for layer, cell, following in zip(layers[:-1], cells[:-1], cells[1:], strict=True)
+            and isinstance(next_cell.conv, DepthwiseConv2d)
+            for (layer, cell), (following, next_cell) in pairwise(zip(layers, cells, strict=True))
         ] + [False]
 
     def construct(self, x: Tensor) -> Tensor:

@@ -96,10 +96,10 @@ def norm64(x, gamma, beta, dy, relu, epsilon=1e-5, statistics=None):
 
 
 def core64(x, weight, stride, norms, dy, statistics=(None, None)):
-    """BN + ReLU -> depthwise -> BN + ReLU.
+    """BN + ReLU -> depthwise -> BN.
 
     Returns:
-        y, (dx, dweight, both dgamma and dbeta), both means and variances, z.
+        y, (dx, dweight, both dgamma and dbeta), both means and variances.
     """
     (gamma, beta), (next_gamma, next_beta) = norms
     h, _, _, _, mean, variance = norm64(
@@ -107,7 +107,7 @@ def core64(x, weight, stride, norms, dy, statistics=(None, None)):
     )
     z = depthwise64(h, weight, stride, dy)[0]
     y, dz, next_dgamma, next_dbeta, next_mean, next_variance = norm64(
-        z, next_gamma, next_beta, dy, True, statistics=statistics[1]
+        z, next_gamma, next_beta, dy, False, statistics=statistics[1]
     )
     _, dh, dweight = depthwise64(h, weight, stride, dz)
     _, dx, dgamma, dbeta, _, _ = norm64(x, gamma, beta, dh, True, statistics=statistics[0])
@@ -115,7 +115,6 @@ def core64(x, weight, stride, norms, dy, statistics=(None, None)):
         y,
         (dx, dweight, dgamma, dbeta, next_dgamma, next_dbeta),
         (mean, variance, next_mean, next_variance),
-        z,
     )
 
 

@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn
 from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import conv_out
 from src.kernels import BatchNormReLU, DepthwiseConv2d, ImageConv2d, available, build
-from src.kernels.operators import core_operator, depthwise_operator
+from src.kernels.operators import depthwise_operator
 from tests.conftest import ROOT, mode_of
 from tests.kernels.reference import (
     assert_near,
@@ -94,9 +94,8 @@ def test_norm_equals_float64(shape, relu):
     )
     small = [(c,)] * 4
 
-    statistics = {"statistics": (old_mean, old_variance)}
-    for case in ({}, statistics):  # no gradient where rounding decides whether ReLU is active
-        dy[np.abs(norm64(x, gamma, beta, dy, False, **case)[0]) < 1e-4] = 0
+    # No gradient where rounding decides whether ReLU is active.
+    dy[np.abs(norm64(x, gamma, beta, dy, False)[0]) < 1e-4] = 0
     y, dx, dgamma, dbeta, mean, variance = norm64(x, gamma, beta, dy, relu)
     out = run(f"{name}Train", [x, gamma, beta, old_mean, old_variance, options], [shape, *small])
     count = n * h * w
@@ -110,15 +109,11 @@ def test_norm_equals_float64(shape, relu):
         for a, e in zip(actual, (dx, dgamma, dbeta), strict=True):
             assert_near(a, e, 1e-5)
 
-    expected = norm64(x, gamma, beta, dy, relu, **statistics)
+    expected = norm64(x, gamma, beta, dy, relu, statistics=(old_mean, old_variance))
     out = run(
         f"{name}Infer", [x, gamma, beta, old_mean, old_variance, options], [shape, *small[:2]]
     )
-    actual = run(f"{name}InferBackward", [x, gamma, beta, out[1], out[2], dy], [shape, *small[:2]])
-    # x is far from the moving mean here, so that the sums for gamma cancel. Over 12,544 pixels that
-    # costs up to 1.6e-5 with the 8 lanes of AVX2, and 0.3e-5 with the 16 of AVX-512.
-    for a, e in zip([out[0], *actual], expected[:4], strict=True):
-        assert_near(a, e, 2e-5)
+    assert_near(out[0], expected[0], 1e-5)
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "inference"))
@@ -133,15 +128,7 @@ def test_core_equals_float64(shape, training):
     moving = [(normal(8 + i, c) + 5 * (1 - i), np.abs(normal(10 + i, c)) + 0.5) for i in range(2)]
     statistics = (None, None) if training else moving
 
-    def before_relu(x):
-        return norm64(x, *norms[0], np.zeros(x.shape), False, statistics=statistics[0])[0]
-
-    # No value where rounding decides whether a ReLU is active.
-    while not training and (near := np.abs(before_relu(x)) < 1e-4).any():
-        x[near] += 0.01
-    z = core64(x, weight, stride, norms, dy, statistics)[3]
-    dy[np.abs(norm64(z, *norms[1], dy, False, statistics=statistics[1])[0]) < 1e-4] = 0
-    y, expected, (mean, variance, next_mean, next_variance), _ = core64(
+    y, expected, (mean, variance, next_mean, next_variance) = core64(
         x, weight, stride, norms, dy, statistics
     )
 
@@ -155,22 +142,23 @@ def test_core_equals_float64(shape, training):
         np.array([1e-5, 0.9], np.float32),
     ]
     mode, each = ("Train", 4) if training else ("Infer", 2)
-    out = run(f"CoreRelu{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
+    out = run(f"Core{mode}{stride}", inputs, [dy.shape] + [(c,)] * (2 * each))
     count, next_count = n * h * w, dy[:, 0].size
     # The deviation of few values may be near zero, which enlarges rounding.
     tolerance = 1e-5 if next_count > 4 else 1e-3
     assert_near(out[0], y, tolerance)
-    if training:
-        for old, value, new in (
-            (moving[0][0], mean, out[3]),
-            (moving[1][0], next_mean, out[7]),
-            (moving[0][1], variance * count / max(1, count - 1), out[4]),
-            (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8]),
-        ):
-            assert_near(new, 0.9 * old + 0.1 * value, 1e-5)
-    if next_count > 4 or not training:
+    if not training:
+        return
+    for old, value, new in (
+        (moving[0][0], mean, out[3]),
+        (moving[1][0], next_mean, out[7]),
+        (moving[0][1], variance * count / max(1, count - 1), out[4]),
+        (moving[1][1], next_variance * next_count / max(1, next_count - 1), out[8]),
+    ):
+        assert_near(new, 0.9 * old + 0.1 * value, 1e-5)
+    if next_count > 4:
         actual = run(
-            f"CoreRelu{mode}Backward{stride}",
+            f"CoreTrainBackward{stride}",
             [x, weight, *norms[0], *out[1:3], *norms[1], *out[1 + each : 3 + each], dy],
             [x.shape, weight.shape] + [(c,)] * 4,
         )
@@ -238,14 +226,14 @@ def test_wrong_types_and_shapes_are_refused():
             run("ImageForward1", inputs, [shape])
     small = [normal(i, 3) for i in range(4)]
     options = np.array([1e-5, 0.9], np.float32)
-    run("CoreReluInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
+    run("CoreInfer1", [x, weight, *small, *small, options], [x.shape] + [(3,)] * 4)
     for inputs in (
         [x, weight, *small, *small, small[0]],
         [x, weight, *small, *small[:3], normal(1, 4), options],
         [x.astype(np.float64), weight, *small, *small, options],
     ):
         with pytest.raises(ValueError, match="returned"):
-            run("CoreReluInfer1", inputs, [x.shape] + [(3,)] * 4)
+            run("CoreInfer1", inputs, [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
         run("NormTrain", [x, *small, normal(1, 3)], [x.shape] + [(3,)] * 4)
     with pytest.raises(ValueError, match="returned"):
@@ -284,10 +272,10 @@ def results_of_all_operators(library: str) -> list[np.ndarray]:
     out += run_in("DepthwiseBackward2", [x, weight, dy], [x.shape, weight.shape])
     backward = [x, *small[:2], out[1], out[2], x]
     out += run_in("NormReluTrainBackward", backward, [x.shape, (37,), (37,)])
-    core = run_in("CoreReluTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
+    core = run_in("CoreTrain2", [x, weight, *small, *small, norm[-1]], [dy.shape] + [(37,)] * 8)
     inputs = [x, weight, *small[:2], *core[1:3], *small[:2], *core[5:7], dy]
     shapes = [x.shape, weight.shape] + [(37,)] * 4
-    out += core + run_in("CoreReluTrainBackward2", inputs, shapes)
+    out += core + run_in("CoreTrainBackward2", inputs, shapes)
     images, kernels, dimages = normal(4, 5, 3, 9, 9), normal(5, 20, 3, 3, 3), normal(6, 5, 20, 9, 9)
     out += run_in("ImageForward1", [images, kernels], [dimages.shape])
     return out + run_in("ImageBackward1", [images, kernels, dimages], [kernels.shape])
@@ -343,26 +331,8 @@ def test_masked_kernel_gets_its_gradient(mode):
     assert_near(dweight.asnumpy(), expected)
 
 
-def test_masked_kernel_of_a_core_gets_its_gradient(mode):
-    weight, mask = (
-        Parameter(normal(1, 3, 1, 5, 5), name="weight"),
-        np.pad(np.ones((3, 3), np.float32), 1),
-    )
-    x, dy, norm = 2 + normal(2, 2, 3, 9, 9), normal(3, 2, 3, 9, 9), (normal(4, 3), normal(5, 3) + 2)
-    statistics, options = [Tensor(np.ones(3, np.float32))] * 2, Tensor([1e-5, 0.9], ms.float32)
-    inputs, core = [*map(Tensor, norm), *statistics], core_operator(1, True, True)
-
-    def forward(x, weight):
-        return (core(x, weight * Tensor(mask), *inputs, *inputs, options)[0] * Tensor(dy)).sum()
-
-    dx, dweight = ms.grad(forward, (0, 1))(Tensor(x), weight)
-    expected = core64(x, weight.asnumpy() * mask, 1, (norm, norm), dy)[1]
-    assert_near(dx.asnumpy(), expected[0], 1e-5)
-    assert_near(dweight.asnumpy(), expected[1] * mask, 1e-5)
-
-
 class Core(nn.Cell):
-    """BN + ReLU -> depthwise -> BN + ReLU."""
+    """BN + ReLU -> depthwise -> BN."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -370,7 +340,7 @@ class Core(nn.Cell):
             BatchNormReLU(channels),
             DepthwiseConv2d(channels, kernel_size, stride),
         )
-        self.next_norm = BatchNormReLU(channels)
+        self.next_norm = BatchNormReLU(channels, relu=False)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.conv.fused_norm_conv_norm(x, self.norm, self.next_norm)
@@ -387,7 +357,6 @@ def test_core_equals_separate_stock_cells(mode, shape, training):
         nn.ReLU(),
         nn.Conv2d(c, c, k, stride, pad_mode="pad", padding=k // 2, group=c),
         nn.BatchNorm2d(c),
-        nn.ReLU(),
     )
     ours = Core(c, k, stride)
     pairs = zip(ours.get_parameters(), stock.get_parameters(), strict=True)
@@ -396,9 +365,15 @@ def test_core_equals_separate_stock_cells(mode, shape, training):
         for parameter in pair:
             parameter.set_data(Tensor(np.abs(value) + 0.5 if value.ndim == 1 else value))
     x, factor = normal(1, n, c, h, w), normal(2, n, c, conv_out(h, stride), conv_out(w, stride))
+
+    def results(network):
+        if training:
+            return gradients(network.set_train(), x, factor)
+        return {"y": network.set_train(False)(Tensor(x)).asnumpy()}
+
     with mode_of(ms.PYNATIVE_MODE):  # which spares its compilation
-        expected = gradients(stock.set_train(training), x, factor)
-    actual = gradients(ours.set_train(training), x, factor)
+        expected = results(stock)
+    actual = results(ours)
     for a, e in zip(actual.values(), expected.values(), strict=True):
         assert_near(a, e, 2e-5)
     for a, e in zip(parameters(ours).values(), parameters(stock).values(), strict=True):
