@@ -359,14 +359,14 @@ def test_random_networks_have_the_latency_and_differ(target):
     )
 
 
-@pytest.mark.parametrize("name, most", [("nas_bench_macro", 0.05), ("imagenet_32", 0.03)])
+@pytest.mark.parametrize("name, most", [("nas_bench_macro", 0.05), ("imagenet_32", 0.04)])
 def test_networks_are_drawn_uniformly_in_their_cost(name, most):
     """By the distance of Kolmogorov and Smirnov; drawn by their decisions, costs pile up."""
     space = load_space(name)
     table = arithmetic_table(space, "macs", 10)
     low, high = table.range()
 
-    def draws(seed, count=2000, bounds=()):
+    def draws(seed, count=1000, bounds=()):
         random, networks = np.random.default_rng(seed), UniformInCost(space, table, *bounds)
         return [networks.draw(random) for _ in range(count)]
 
@@ -379,9 +379,9 @@ def test_networks_are_drawn_uniformly_in_their_cost(name, most):
     drawn, random = draws(0), np.random.default_rng(0)
     names = [layer.names for layer in space.searched.values()]
     assert distance(drawn) < most
-    assert distance([[random.choice(own) for own in names] for _ in range(2000)]) > 0.2
+    assert distance([[random.choice(own) for own in names] for _ in range(1000)]) > 0.2
     assert all(decisions == space.canonical(decisions) for decisions in drawn)
-    assert len(set(drawn)) > 600
+    assert len(set(drawn)) > 400
     assert drawn[:50] == draws(0, 50) != draws(1, 50)
     # Between two costs, of which the nearest among some networks is taken.
     for first, last in ((0, 0.3), (0.3, 0.35), (0.6, 0.6), (0.9, 1)):

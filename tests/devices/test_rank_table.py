@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
+import functools
 
 import pytest
 
 from src.devices.rank_table import RankTableError, load_rank_table, parse_rank_table
-from tests.conftest import ROOT
 
 
 def devices(count: int, first: int = 0, offset: int = 0) -> list[dict]:
@@ -194,28 +192,15 @@ def test_ranks_that_msrun_cannot_number():
         parse_rank_table(data, "t.json")
 
 
-def test_table_is_written_and_merged(tmp_path):
+def test_table_is_written_and_merged(tmp_path, run_program, call_program):
     (tmp_path / "hccn.conf").write_text(
         "address_0=192.168.1.6\nnetmask_0=255.255.255.0\n address_1 = 192.168.1.7\n"
     )
 
-    def write(*flags: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "scripts/hccl_table.py"),
-                "--hccn_conf",
-                "hccn.conf",
-                *flags,
-            ],
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-
-    for server in ("10.0.0.1", "10.0.0.2"):
-        run = write("--device_num", "[0,2)", "--server_ip", server)
+    command = ("scripts/hccl_table.py", "--hccn_conf", "hccn.conf")
+    write = functools.partial(call_program, *command)
+    for program, server in ((run_program, "10.0.0.1"), (call_program, "10.0.0.2")):
+        run = program(*command, "--device_num", "[0,2)", "--server_ip", server)
         assert run.returncode == 0, run.stderr
     names = [f"hccl_2p_01_10.0.0.{server}.json" for server in (1, 2)]
     one = load_rank_table(tmp_path / names[0])
