@@ -98,15 +98,15 @@ def history(folder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def reference(flags, tmp_path_factory):
-    """An uninterrupted search for a target, with checkpoints on the way."""
+    """An uninterrupted search for a target, one of two, with checkpoints on the way."""
     folder = tmp_path_factory.mktemp("search")
     run = subprocess.run(
         [
             sys.executable,
             str(ROOT / "search.py"),
             *flags,
-            "--target",
-            "0.4",
+            "--sweep",
+            "0.4,0.5",
             "--save_checkpoint_steps",
             "2",
             "--checkpoint_path",
@@ -118,7 +118,7 @@ def reference(flags, tmp_path_factory):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    return folder
+    return folder / "target_0.4"
 
 
 @pytest.mark.slow
@@ -128,7 +128,6 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
         "arch.json",
         "history.jsonl",
         "inherited.ckpt",
-        "report.html",
         "ckpt_0",
     } <= names
     arch, lines = load_architecture(reference / "arch.json"), history(reference)
@@ -222,6 +221,7 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
     resumed = run_program("search.py", *own, "--resume", GLOG_v="2")
     assert resumed.returncode == 0, resumed.stderr
     assert_nothing_deprecated(resumed)
+    assert (tmp_path / "report.html").is_file()
     assert history(tmp_path) == history(reference)
     ours, theirs = (
         read_checkpoint(folder / "inherited.ckpt").weights for folder in (tmp_path, reference)
@@ -232,49 +232,32 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
 
 @pytest.mark.slow
 def test_cost_falls_as_its_weight_grows(flags, call_program, tmp_path):
-    """From the largest network, which the cross-entropy alone could change, to the smallest.
+    """From the largest network, while the cross-entropy alone could change it, to the smallest.
 
-    Two searches of two layers, one of which can be skipped.
+    Of two layers, one of which can be skipped.
     """
-    file, costs = tmp_path / "smaller.json", []
+    file = tmp_path / "smaller.json"
     file.write_text(json.dumps({**SPACE, "layers": SPACE["layers"][:3]}))
-    for weight in (0, 100):
-        run = call_program(
-            "search.py",
-            *flags,
-            "--space",
-            file,
-            "--latency_weight",
-            weight,
-            "--checkpoint_path",
-            tmp_path / str(weight),
-        )
-        assert run.returncode == 0, run.stderr
-        costs.append(load_architecture(tmp_path / str(weight) / "arch.json").provenance["cost"])
+    flags = (*flags, "--space", file, "--latency_weight", 100, "--checkpoint_path", tmp_path)
+    run = call_program("search.py", *flags)
+    assert run.returncode == 0, run.stderr
     low, high = macs_table(file).range()
-    assert costs == pytest.approx([high, low])
+    costs = [line["cost"] for line in history(tmp_path)]
+    assert costs[:6] == pytest.approx([high] * 6)  # of the epoch in which the cost does not count
+    cost = load_architecture(tmp_path / "arch.json").provenance["cost"]
+    assert (costs[-1], cost) == pytest.approx((low, low))
 
 
 @pytest.mark.slow
-def test_sweep_and_random_networks(flags, call_program, tmp_path, space_file):
-    run = call_program(
-        "search.py",
-        *flags,
-        "--sweep",
-        "0.3,0.5",
-        "--checkpoint_path",
-        tmp_path / "sweep",
-        "--epoch_size",
-        2,
-        "--latency_free_epochs",
-        0.5,
-    )
-    assert run.returncode == 0, run.stderr
-    rows = json.loads((tmp_path / "sweep" / "pareto.json").read_text())["networks"]
-    assert [row["target"] for row in rows] == [0.3, 0.5]
+def test_a_sweep_has_a_table_and_a_page_of_all_networks(reference):
+    rows = json.loads((reference.parent / "pareto.json").read_text())["networks"]
+    assert [row["target"] for row in rows] == [0.4, 0.5]
     assert all(abs(row["cost"] / row["target"] - 1) <= 0.03 for row in rows)
-    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    page = (reference.parent / "report.html").read_text(encoding="utf-8")
     assert all(load_architecture(row["arch"]).name in page for row in rows)
+
+
+def test_random_networks_have_the_target_as_their_cost(flags, call_program, tmp_path, space_file):
     run = call_program(
         "search.py",
         *flags,

@@ -221,20 +221,6 @@ def test_a_served_network_is_what_the_supernet_has(served, supernet):
             np.testing.assert_allclose(own[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_served_network_is_evaluated_and_exported_as_any_other(served, supernet, call_program):
-    place = served / "target_0.3"
-    run = call_program("eval.py", "--checkpoint_path", place / "inherited.ckpt")
-    assert run.returncode == 0, run.stderr
-    # export.py compares the model's logits with the network's, to 1e-5 of the largest.
-    for file_format in ("MINDIR", "ONNX"):
-        run = call_program(
-            "export.py",
-            *("--ckpt_file", place / "inherited.ckpt", "--file_format", file_format),
-            *("--file_name", place / file_format.lower()),
-        )
-        assert run.returncode == 0, run.stderr
-
-
 def test_a_served_network_answers_in_cpp_as_the_supernet(
     served, supernet, few_digits, classify, call_program, tmp_path
 ):

@@ -177,6 +177,42 @@ def test_training_step_equals_numpy(flags):
         )
 
 
+class _UpdateOfUsed(nn.Cell):
+    """The update of a step in which a part of the parameters of ``_Linear`` counts."""
+
+    def __init__(self, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.update = update
+
+    def construct(self, w: Tensor, b: Tensor, used_w: Tensor, used_b: Tensor) -> Tensor:
+        return self.update((w, b), (used_w, used_b))
+
+
+def test_rmsprop_leaves_alone_what_is_not_used(graph_mode):
+    """Weights and state keep every bit there; elsewhere they follow the formulas."""
+    config = TrainConfig(optimizer="rmsprop", weight_decay=0.1)
+    random = np.random.default_rng(0)
+    network = _Linear(random.normal(size=(4, 3)).astype(np.float32))
+    optimizer = create_optimizer(network, config, np.full(3, 0.1, np.float32))
+    step = _UpdateOfUsed(Update(network, optimizer, config, mixed_precision=False))
+    for _ in range(3):
+        before = {p.name: p.asnumpy().copy() for p in optimizer.get_parameters()}
+        gradients = [random.normal(size=shape).astype(np.float32) for shape in ((4, 3), (3,))]
+        used = [random.integers(0, 2, shape).astype(np.float32) for shape in ((4, 1), (3,))]
+        step(*map(Tensor, (*gradients, *used)))
+        after = {p.name: p.asnumpy() for p in optimizer.get_parameters()}
+        for name, gradient, own in zip(("weight", "bias"), gradients, used, strict=True):
+            names = [f"{prefix}layer.{name}" for prefix in ("", "mean_square.", "moment.")]
+            weight, square, moment = (before[each].astype(np.float64) for each in names)
+            gradient = gradient + 0.1 * weight * (name == "weight")
+            square = 0.9 * square + 0.1 * gradient**2
+            moment = 0.9 * moment + 0.1 * gradient / np.sqrt(square + config.rmsprop_epsilon)
+            counts = np.broadcast_to(own > 0, weight.shape)
+            for each, value in zip(names, (weight - moment, square, moment), strict=True):
+                np.testing.assert_allclose(after[each][counts], value[counts], rtol=1e-4, atol=1e-5)
+                np.testing.assert_array_equal(after[each][~counts], before[each][~counts])
+
+
 def test_overflow_leaves_weights_alone_and_halves_the_scale():
     config = TrainConfig(loss_scale="dynamic")
     network = _Linear(np.ones((2, 2), np.float32))
