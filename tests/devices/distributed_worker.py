@@ -26,6 +26,7 @@ from mindspore import Tensor, nn
 from src.arch.architecture import load_architecture
 from src.arch.cost_table import arithmetic_table
 from src.arch.space import load_space
+from src.checkpoint.restore import overwrite
 from src.cli import Parser, build_config
 from src.config import PRESETS, SEARCH_PRESETS, OneShotConfig, SearchConfig, TrainConfig
 from src.dataset import Loader
@@ -134,11 +135,17 @@ def in_turn(loader: Loader, epoch: int, first: int) -> Iterator[tuple[np.ndarray
 
 
 class Disturbed(SingleNetwork):
-    """Only the last rank gets a signal, or not-a-number, at the third batch."""
+    """The last rank alone gets a signal, or not-a-number, at the third batch, once it is set so."""
 
-    def __init__(self, run: Run, disturbance: str) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__(run, network_without_bn)
-        self._disturbance = disturbance if run.ranks.rank == run.ranks.size - 1 else ""
+        self._disturbance = ""
+
+    def set_disturbance(self, disturbance: str) -> None:
+        """To be trained anew with a disturbance, by the graph that is compiled already."""
+        overwrite(self.step.update.optimizer.global_step, Tensor([0], ms.int32))
+        ranks = self._run.ranks
+        self._disturbance = disturbance if ranks.rank == ranks.size - 1 else ""
 
     def train_batch(
         self, images: Tensor, labels: Tensor, epoch: int, batch: int
@@ -172,7 +179,7 @@ class Work:
             **COMMON,
             "arch": str(self.folder / "arch.json"),
             "batch_size": self.batch,
-            "train_images": 20 * PROCESSES * BATCH,
+            "train_images": 10 * PROCESSES * BATCH,
             "checkpoint_path": str(self.folder / name),
             **keys,
         }
@@ -239,11 +246,11 @@ class Work:
             **COMMON,
             "dataset_name": "digits",
             "data_path": self.args.data_path,
-            "layers": 2,
+            "layers": 1,
             "num_choices": 2,
             "lr_init": 0.025,
             "batch_size": self.batch,
-            "train_images": 20 * PROCESSES * BATCH,
+            "train_images": 10 * PROCESSES * BATCH,
             "checkpoint_path": str(self.folder / name),
             "cpu_kernels": cpu_kernels,
         }
@@ -282,18 +289,30 @@ class Work:
             "unchanged": run.ranks.gather(digest_of_weights(task) == before),
         }
 
-    def not_a_number(self) -> dict[str, Any]:
+    def plain(self) -> tuple[dict[str, Any], Disturbed]:
+        """An undisturbed training, and what was trained."""
+        tasks: list[Disturbed] = []
+
+        def create(run: Run) -> Task:
+            tasks.append(Disturbed(run))
+            return tasks[0]
+
+        return self.train(self.run("plain"), create), tasks[0]
+
+    def not_a_number(self, task: Disturbed) -> dict[str, Any]:
         """The error that all ranks raise when one of them has seen it."""
+        task.set_disturbance("nan")
         run = self.run("nan")
         try:
-            train(run, lambda run: Disturbed(run, "nan"), {})
+            train(run, lambda _: task, {})
         except Fault as error:
             return {"errors": run.ranks.gather(str(error))}
         return {}
 
-    def signal(self) -> dict[str, Any]:
+    def signal(self, task: Disturbed) -> dict[str, Any]:
         """The end of a run of which one rank got a signal."""
-        return self.train(self.run("signal"), lambda run: Disturbed(run, "signal"))
+        task.set_disturbance("signal")
+        return self.train(self.run("signal"), lambda _: task)
 
     def alone(self) -> dict[str, Any]:
         """What all ranks hear when only rank 0 fails."""
@@ -318,8 +337,9 @@ class Work:
             optimizer="rmsprop",
             lr_init=0.01,
         )
+        plain, task = self.plain()
         found = {
-            "plain": self.train(self.run("plain"), without_bn),
+            "plain": plain,
             "rest": self.train(rest, without_bn),
             "search": self.search(),
             "elastic": self.elastic(),
@@ -332,8 +352,8 @@ class Work:
         if self.processes > 1:
             found["one_shot_operators"] = self.one_shot("one_shot_operators", "auto")
             found["overflow"] = self.overflow()
-            found["nan"] = self.not_a_number()
-            found["signal"] = self.signal()
+            found["signal"] = self.signal(task)
+            found["nan"] = self.not_a_number(task)
             found["alone"] = self.alone()
         return found
 

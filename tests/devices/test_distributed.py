@@ -26,11 +26,11 @@ from tests.devices.distributed_worker import ARCH, PROCESSES
 
 pytestmark = pytest.mark.slow
 STEPS = {
-    "plain": 20,
-    "rest": 20,
+    "plain": 10,
+    "rest": 10,
     "search": 20,
-    "elastic": 20,
-    "one_shot": 20,
+    "elastic": 10,
+    "one_shot": 10,
     "own_statistics": 4,
 }
 
@@ -94,7 +94,7 @@ def test_two_processes_equal_one_of_the_double_batch(found, case):
 
     So has each batch of one process that accumulates the gradients of both.
     """
-    own_statistics = STEPS[case] < 20
+    own_statistics = case == "own_statistics"
     (one, _), (several, findings) = found["one"], found["several"]
     expected, got = (
         CheckpointFolder(folder / case / "ckpt_0").newest().weights for folder in (one, several)
@@ -223,7 +223,7 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
         "--train_images",
         800,
         "--epoch_size",
-        6,
+        4,
         "--log_steps",
         4,
         "--save_checkpoint_steps",
@@ -255,15 +255,16 @@ def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_p
     killed = CheckpointFolder(folder).newest().meta
     assert (killed.epoch, killed.step) >= (epoch - 1, 8)
 
-    run = run_program("train.py", "--dataset_name", "digits", *images, "--resume")
+    more = ("--resume", "--val_while_train", "false")
+    run = run_program("train.py", "--dataset_name", "digits", *images, *more)
     assert run.returncode == 0, run.stderr
     # Each batch of one process has half the images of those before: as many images on, twice the
     # batches.
     assert f"epoch {killed.epoch + 1}, batch {2 * killed.step + 1}\n" in run.stdout
     last = CheckpointFolder(folder).newest().meta
-    assert (last.epoch, last.step, last.device_num) == (6, 0, 1)
+    assert (last.epoch, last.step, last.device_num) == (4, 0, 1)
     weights = CheckpointFolder(folder).newest().weights
-    assert int(weights["global_step"][0]) == 6 * 80
+    assert int(weights["global_step"][0]) == 4 * 80
 
 
 def test_mistakes_in_flags_end_a_job_in_the_background(tmp_path):
