@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -36,8 +37,9 @@ def can_start() -> bool:
     return VERSIONS_FILE.is_file()
 
 
+@functools.cache
 def build_program() -> None:
-    """Build the program where it is not there, or its sources or runtimes have changed.
+    """Build the program where it is not there, or its sources or runtimes have changed; once only.
 
     Raises:
         UserError: it cannot be built.

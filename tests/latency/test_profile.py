@@ -54,6 +54,16 @@ SPACE = {
     "provenance": {},
 }
 FLAGS = ("--num_classes", 10, "--max_rounds", 40, "--fit_networks", 6)
+SMALLER = (
+    SPACE
+    | {  # 4 blocks to measure
+        "name": "smaller",
+        "layers": [
+            SPACE["layers"][0],
+            *(layer | {"kernel_sizes": [3]} for layer in SPACE["layers"][1:3]),
+        ],
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +347,7 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
     assert "mine.json: is there already" in mistake("--out", table_file)
     assert "out is 'new.txt'" in mistake("--out", "new.txt")
     assert not out.exists()
-    damaged = tmp_path / "damaged.partial" / "r1_k5_s11_e3_i12_o12_8x8.mindir"
+    damaged = tmp_path / "damaged.partial" / "r1_k3_s22_e3_i8_o12_16x16.mindir"  # the first one
     damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
     assert f"{damaged}: the runtime cannot load it" in mistake("--out", tmp_path / "damaged.json")
@@ -352,7 +362,9 @@ def test_mistakes_leave_no_table(table_file, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "space", (SPACE, one_shot_space("one_shot_32", 2, 2).to_dict()), ids=lambda space: space["name"]
+    "space",
+    (SMALLER, one_shot_space("one_shot_32", 2, 2).to_dict()),
+    ids=lambda space: space["name"],
 )
 def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
     """In this process: the networks that eval.py runs, with either kind of blocks."""
@@ -383,10 +395,8 @@ def test_a_profile_of_the_training_runtime(space, tmp_path, monkeypatch):
 
 
 def test_a_profile_of_another_runtime_says_its_precision(with_openvino, tmp_path):
-    first, *layers = SPACE["layers"][:3]
-    layers = [layer | {"kernel_sizes": [3]} for layer in layers]  # 4 blocks to measure
-    space_file, out = tmp_path / "small.json", tmp_path / "rounded.json"
-    space_file.write_text(json.dumps(SPACE | {"layers": [first, *layers]}))
+    space_file, out = tmp_path / "smaller.json", tmp_path / "rounded.json"
+    space_file.write_text(json.dumps(SMALLER))
     flags = ("--space", space_file, "--num_classes", 10, "--runtime", "openvino", "--out", out)
     run = functools.partial(run_in_this_process, "scripts/profile_latency.py", *flags, cwd=tmp_path)
     done = run("--precision", "bfloat16", "--max_rounds", 20, "--fit_networks", 2)
