@@ -127,10 +127,12 @@ def _real_images(checkpoint: Checkpoint, batch_size: int) -> tuple[list[np.ndarr
 
 
 def validation_set(checkpoint: Checkpoint) -> Source | None:
-    """That of the training; None where it was the embedded digits, or is not there any more."""
+    """That of the training; None where it is not known, or is not there any more."""
     config = checkpoint.meta.config
-    # Weights of other origin have no data set, those of a packed supernet no path to it.
-    if config.get("dataset_name") == "digits" or not config.get("data_path"):
+    path = config.get("data_path")
+    # Weights of other origin have no data set, those of a packed supernet no path to it. The
+    # embedded digits would be written there again.
+    if not path or (config.get("dataset_name") == "digits" and not Path(path).is_dir()):
         return None
     try:
         return open_source(checkpoint, None, "val")

@@ -55,7 +55,6 @@ SHUFFLES = Architecture(
         ShuffleBlock(7, 1, 20, 20),
         XceptionBlock(3, 2, 20, 28),
         XceptionBlock(3, 1, 28, 28),
-        ShuffleBlock(5, 1, 28, 32),
     ),
 )
 PREPROCESSING = Preprocessing(28, 24, 30, (120.0, 127.5, 110.0), (60.0, 64.0, 70.0))
@@ -63,7 +62,6 @@ KINDS = {
     "v1": {},
     "v1_unfolded": {"fold": False, "batch_size": 3},
     "v3": {"mindir_version": 3},
-    "v3_unfolded": {"mindir_version": 3, "fold": False},
     "onnx": {"file_format": "ONNX"},
     "onnx_unfolded": {"file_format": "ONNX", "fold": False},
 }
@@ -87,8 +85,8 @@ def random_network(arch: Architecture) -> SPNASNet:
     return network.set_train(False)
 
 
-def meta_of(arch: Architecture) -> Meta:
-    return Meta(arch, PREPROCESSING, tuple("0123456789"))
+def meta_of(arch: Architecture, **config: str) -> Meta:
+    return Meta(arch, PREPROCESSING, tuple("0123456789"), config=config)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +100,8 @@ def checkpoint(few_digits, tmp_path_factory):
     network.classifier.weight.set_data(Tensor(fitted[:-1].T.astype(np.float32)))
     network.classifier.bias.set_data(Tensor(fitted[-1].astype(np.float32)))
     path = tmp_path_factory.mktemp("checkpoint") / "small.ckpt"
-    write_checkpoint(path, cell_weights(network), meta_of(ARCH))
+    meta = meta_of(ARCH, dataset_name="digits", data_path=str(few_digits))
+    write_checkpoint(path, cell_weights(network), meta)
     return read_checkpoint(path)
 
 

@@ -21,11 +21,7 @@ from src.errors import UserError
 from tests.conftest import TINY
 from tests.deployment.test_export import PREPROCESSING, random_network
 
-KINDS = {
-    "onnx": {"file_format": "ONNX"},
-    "v1": {"batch_size": 3},
-    "v3": {"mindir_version": 3},
-}
+KINDS = {"onnx": {"file_format": "ONNX"}, "v1": {"batch_size": 3}}
 
 
 @pytest.fixture(scope="module")
