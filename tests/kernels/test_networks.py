@@ -253,7 +253,7 @@ def test_bfloat16_is_for_blocks_that_operators_know():
 
 
 @pytest.mark.slow
-def test_loss_curve_on_digits_equals_stock(few_digits):
+def test_loss_curve_on_digits_equals_stock(few_digits, graph_mode):
     files = sorted((few_digits / "train").glob("*/*"))
     images = np.stack(
         [np.asarray(Image.open(file).convert("RGB").resize((32, 32)), np.float32) for file in files]
