@@ -21,6 +21,7 @@ import yaml
 from search import find_method
 from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import network_cost
+from src.arch.space import load_space
 from src.cli import parse_config
 from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig
 from tests.conftest import ROOT, Program, assert_nothing_deprecated
@@ -255,10 +256,14 @@ def test_commands_from_training_to_inference_run(
 
 @pytest.mark.slow
 def test_quickstart_runs(tmp_path):
-    """As in the README, with a shorter training (one network per batch) and measurement."""
+    """As in the README, with half the layers, and a shorter training and measurement."""
+    space = load_space("nas_bench_macro").to_dict()
+    space |= {"name": "half", "layers": space["layers"][:4]}
+    file = tmp_path / "half.json"
+    file.write_text(json.dumps(space))
     flags = {
-        "TRAIN_FLAGS": "--epoch_size 3 --subnets random --val_while_train false",
-        "PROFILE_FLAGS": "--max_rounds 5",
+        "TRAIN_FLAGS": f"--space {file} --epoch_size 3 --subnets random --val_while_train false",
+        "PROFILE_FLAGS": f"--space {file} --max_rounds 5",
         "SERVE_FLAGS": "--evaluations 10 --calibration_images 100",
     }
     # A test installs no Debian packages, which run_tests.sh did or was told not to do.
