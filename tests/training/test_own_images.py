@@ -59,10 +59,12 @@ def test_images_that_were_kept_apart_are_evaluated_and_shown(trained):
     assert run.returncode == 0, run.stderr
     (row,) = json.loads((folder / "run/ckpt_0/eval.json").read_text())["results"]
     assert [of_class["images"] for of_class in row["per_class"]] == [2, 2, 1]
-    page = create_page(build_runs(find([str(folder / "run")])), {})
+    found = find([str(folder / "run")])
+    page = create_page(build_runs(found), found)
     assert '<th scope="row">2</th><td>4</td><td>1</td><td>1</td>' in page
     # Without an evaluation the counts are there.
     (folder / "run/ckpt_0/eval.json").unlink()
-    page = create_page(build_runs(find([str(folder / "run")])), {})
+    found = find([str(folder / "run")])
+    page = create_page(build_runs(found), found)
     assert '<th scope="row">0</th><td>10</td><td>2</td><td>-</td><td>-</td><td>-</td>' in page
     assert 'data-chart="classes-0"' not in page
