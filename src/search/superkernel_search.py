@@ -147,7 +147,7 @@ class SuperkernelSearch:
 
         if run.ranks.rank == 0 and self._results.is_dir():
             history = self._results / HISTORY
-            cut_jsonl(history, run.resumed.meta.progress if run.resumed else None)
+            cut_jsonl(history, run.last_logged)
             before = read_jsonl(history) if history.is_file() else []
             self._last_decisions = before[-1]["decisions"] if before else None
 

@@ -55,7 +55,7 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
         run.folder,
         active=ranks.rank == 0,
         print_steps=config.print_steps,
-        resume_from=run.resumed.meta.progress if run.resumed else None,
+        resume_from=run.last_logged,
     )
     with closing(run_log):
         # The folder explains itself before the first step.
@@ -312,6 +312,4 @@ class _Loop:
     def _save(self, epoch: int, batch: int, metrics: Mapping[str, float] | None = None) -> None:
         run = self.run
         meta = replace(run.meta, epoch=epoch, step=batch, metrics=metrics or {})
-        run.ranks.run_on_rank_0(
-            lambda: run.checkpoints.save(cell_weights(self.task.step), meta, run.batches_per_epoch)
-        )
+        run.ranks.run_on_rank_0(lambda: run.checkpoints.save(cell_weights(self.task.step), meta))
