@@ -16,21 +16,27 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from src.arch.architecture import load_architecture
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Checkpoint, Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.restore import cell_weights
 from src.config import TrainConfig
 from src.data.preprocessing import Preprocessing
 from src.devices.ranks import Ranks
 from src.errors import Fault, UserError
 from src.kernels import available, build, supports_bfloat16
 from src.spnasnet import SPNASNet
+from src.training.loop import _restore
+from src.training.optimizer import create_optimizer
 from src.training.run import Run, _precision
+from src.training.step import Update
 from tests.conftest import ROOT, TINY, assert_nothing_deprecated
 
 TRAIN = (
@@ -447,6 +453,21 @@ def test_where_a_resumed_run_starts(told, now, start, last_logged):
     assert (run.start, run.last_logged) == (start, last_logged)
     assert run.same_batches == (told == 10 and now == (10,))
     assert resumed_at(replace(old, step=0), *now).start == (1, 0)
+
+
+@pytest.mark.parametrize("loss_scale, scale", [(8.0, 8), ("dynamic", 4)])
+def test_a_resumed_run_has_the_settings_of_its_configuration(loss_scale, scale):
+    config, network = TrainConfig(momentum=0.5, loss_scale=loss_scale), nn.Dense(2, 3)
+    optimizer = create_optimizer(network, config, np.ones(5, np.float32))
+    step = Update(network, optimizer, config, mixed_precision=True)
+    stored = {name: np.full_like(value, 4) for name, value in cell_weights(step).items()}
+    settings = {"learning_rate": 1, "momentum": 0.5, "loss_scale": scale}
+    assert settings.keys() | {"moments.weight", "loss_scale_good_steps"} <= stored.keys()
+    resumed = Checkpoint(Path("n-2_4.ckpt"), META, stored)
+    run = SimpleNamespace(config=config, resumed=resumed, start=(1, 4), same_batches=True)
+    _restore(run, SimpleNamespace(step=step))
+    for name, value in cell_weights(step).items():
+        np.testing.assert_array_equal(value, settings.get(name, 4), err_msg=name)
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
