@@ -31,12 +31,15 @@ class Entry:
         file: name within the folder.
         epoch: epochs completed.
         step: batches trained of the epoch that follows.
+        images: the same in images of all devices. Steps of a run that was resumed with other
+            batches do not compare.
         metrics: validation results, empty where it was not validated.
     """
 
     file: str
     epoch: int
     step: int
+    images: int
     metrics: Mapping[str, float]
 
     @property
@@ -82,7 +85,7 @@ class CheckpointFolder:
                     log.warning("%s", error)
                     continue
             found.append(index[file.name])
-        return sorted(found, key=lambda entry: (entry.epoch, entry.step))
+        return sorted(found, key=lambda entry: (entry.epoch, entry.images))
 
     def _read_index(self) -> dict[str, Entry]:
         """Entries by file; none where the index is missing or damaged: the files tell the same."""
@@ -119,13 +122,11 @@ class CheckpointFolder:
         entries = [*self.entries(), *([known] if known else [])]
         return max(entries, key=lambda entry: entry.top1, default=None)
 
-    def save(self, weights: Weights, meta: Meta, batches_per_epoch: int) -> Path:
-        """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep.
-
-        Args:
-            batches_per_epoch: stands in the file's name at the end of an epoch.
-        """
-        epoch, step = (meta.epoch + 1, meta.step) if meta.step else (meta.epoch, batches_per_epoch)
+    def save(self, weights: Weights, meta: Meta) -> Path:
+        """Write a checkpoint, update ``best.ckpt`` and delete what the policy does not keep."""
+        epoch, step = meta.epoch, meta.batches_per_epoch  # at the end of an epoch
+        if meta.step:
+            epoch, step = meta.epoch + 1, meta.step
         path = self.path / f"{self._name}-{epoch}_{step}.ckpt"
         # Before the new file is written: one that is not in the index yet would be read.
         best, entries, new = self._best(), self.entries(), _entry(path.name, meta)
@@ -156,4 +157,4 @@ class CheckpointFolder:
 
 
 def _entry(file: str, meta: Meta) -> Entry:
-    return Entry(file, meta.epoch, meta.step, meta.metrics)
+    return Entry(file, meta.epoch, meta.step, meta.images, meta.metrics)

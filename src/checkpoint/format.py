@@ -62,6 +62,7 @@ class Meta:
         space: the search space of a supernet, whose largest network is ``arch``; None for a
             network.
         device_num: number of devices that trained, each with batches of its own.
+        batches_per_epoch: of each device; 0 in files of version 1.0.0, which do not say it.
     """
 
     arch: Architecture
@@ -74,11 +75,17 @@ class Meta:
     metrics: Mapping[str, float] = field(default_factory=dict)
     space: SearchSpace | None = None
     device_num: int = 1
+    batches_per_epoch: int = 0
 
     @property
     def progress(self) -> tuple[int, int]:
         """Epochs completed, and batches of the epoch that follows."""
         return self.epoch, self.step
+
+    @property
+    def images(self) -> int:
+        """Images of the epoch that follows on which all devices have trained."""
+        return self.step * int(self.config.get("batch_size", 1)) * self.device_num
 
     def to_json(self) -> str:
         """The text of the entry ``meta``."""
@@ -93,6 +100,7 @@ class Meta:
             metrics=dict(self.metrics),
             space=None if self.space is None else self.space.to_dict(),
             device_num=self.device_num,
+            batches_per_epoch=self.batches_per_epoch,
         )
         return json.dumps(record.model_dump())
 
@@ -117,6 +125,7 @@ class Meta:
             metrics=record.metrics,
             space=None if record.space is None else SearchSpace.from_dict(record.space, origin),
             device_num=record.device_num,
+            batches_per_epoch=record.batches_per_epoch,
         )
 
 
@@ -135,6 +144,7 @@ class _MetaRecord(BaseModel):
     metrics: dict[str, float] = {}
     space: dict[str, Any] | None = None
     device_num: int = 1
+    batches_per_epoch: int = 0
     version: int = VERSION
 
 

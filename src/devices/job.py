@@ -141,6 +141,9 @@ class Job:
         self.signals: list[int] = []  # those that were passed on
         self._rank_of: dict[int, int] = {}  # by process id
         self._scheduler: psutil.Process | None = None
+        self._started = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
         for old in launch.log_dir.glob("worker_*.log"):
             old.unlink()
         with open(self._msrun_log, "w", encoding="utf-8") as log:
@@ -152,8 +155,9 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+        self._started = True
+        if self.signals:  # that came before there was anything to end
+            self._kill_all()
 
     @property
     def _msrun_log(self) -> Path:
@@ -200,8 +204,17 @@ class Job:
         for pid in self._rank_of:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if again else signal.SIGTERM)
-        if not self._rank_of:
-            self._msrun.kill()
+        if self._started and not self._rank_of:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        """End msrun and all that it has started, of which nothing is known yet."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            msrun = psutil.Process(self._msrun.pid)
+            msrun.suspend()  # so that it starts no more of them
+            for process in (*msrun.children(recursive=True), msrun):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _failure(self) -> tuple[int, int] | None:
         """Process id of the first process that failed, and its exit code or minus its signal."""

@@ -108,4 +108,4 @@ class Ranks:
             error = future.exception(MEETING_SECONDS)
         except NotDone:
             return False, None
-        return True, str(error) if error else None
+        return True, (str(error) or type(error).__name__) if error else None

@@ -149,6 +149,7 @@ def open_images(
     graph_values = {
         "search": space.to_dict(),
         "classes": len(meta.classes),
+        "device": config.device_target,
         "kernels": kernels,
         "jit_level": config.jit_level,
         "size": asdict(meta.preprocessing),

@@ -135,6 +135,7 @@ class SuperkernelSearch:
         self._results = Path(run.config.checkpoint_path)
         self._last_decisions: list[str] | None = None
         self._free = missing_indicators(space) == FREE  # until the decisions are fixed
+        self._weighed = target is None  # whether the cost has its weight
 
         network = self._create_supernet()
         self._decisions = network.decisions
@@ -147,7 +148,7 @@ class SuperkernelSearch:
 
         if run.ranks.rank == 0 and self._results.is_dir():
             history = self._results / HISTORY
-            cut_jsonl(history, run.resumed.meta.progress if run.resumed else None)
+            cut_jsonl(history, run.last_logged)
             before = read_jsonl(history) if history.is_file() else []
             self._last_decisions = before[-1]["decisions"] if before else None
 
@@ -193,8 +194,8 @@ class SuperkernelSearch:
         """One step, with draws of indicators, in the phase of the batch."""
         config, phases = self._run.config, self._phases
         done = epoch * self._run.batches_per_epoch + batch - 1
-        if done == phases.free and self._target is not None:
-            self._weigh_cost()
+        if done >= phases.free and not self._weighed:
+            self._weigh_cost(done)
         if done >= phases.fixed:
             self._fix_decisions()
         free = self._free
@@ -214,13 +215,20 @@ class SuperkernelSearch:
         relative = norms / self._decisions.scales.asnumpy()
         return indicators, relative - self._decisions.thresholds.asnumpy()
 
-    def _weigh_cost(self) -> None:
-        """Set the cost's weight in proportion to what the cross-entropy has done so far.
+    def _weigh_cost(self, done: int) -> None:
+        """Set the cost's weight in proportion to what the cross-entropy has done so far. Once only.
 
         The margin of an indicator divided by its cost, relative to that of the largest network, is
         the sum of weights that would switch it off. The weight is such that the ramp can sum up to
         ``REACH`` times the median.
+
+        Args:
+            done: batches since the start of the search.
         """
+        self._weighed = True
+        # A search that is resumed behind it has its weight, unless its phases were longer before.
+        if done > self._phases.free and self.step.latency_weight.asnumpy():
+            return
         _, margins = self._margins()
         table, (_, largest) = self._table, self._table.range()
         prices = indicator_costs(self._space, table) / largest

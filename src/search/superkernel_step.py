@@ -59,8 +59,12 @@ class SearchStep(nn.Cell):
         if device_num > 1:
             self.reduce_thresholds = nn.DistributedGradReducer([self.thresholds], True, device_num)
         self.gradient = ops.value_and_grad(self.forward, None, learned, has_aux=True)
-        self.latency_weight = Parameter(
-            Tensor(config.latency_weight, ms.float32), name="latency_weight", requires_grad=False
+        # Without a target a setting. With one the search sets it on its way, 0 until then, and a
+        # resumed search needs what was set.
+        self.latency_weight = (
+            Parameter(Tensor(0.0, ms.float32), name="latency_weight", requires_grad=False)
+            if target
+            else Tensor(config.latency_weight, ms.float32)
         )
 
     def forward(

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from src.kernels import build
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parents[1]  # src, with all its rooms
@@ -35,10 +37,12 @@ def _cache_root() -> Path:
 
 
 def _remove_old(root: Path) -> None:
-    """Delete what has not been used for a month, and what killed runs left half-filled."""
+    """Delete what has not been used for a month, with what killed runs left half-filled.
+
+    Nothing in a folder tells a killed run from one that has compiled all its graphs and trains on.
+    """
     for folder in root.iterdir():
-        days = 7 if folder.name.startswith(_FILLING) else 30
-        if folder.stat().st_mtime < time.time() - days * 86400:
+        if folder.stat().st_mtime < time.time() - 30 * 86400:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -46,11 +50,14 @@ def cache_key(values: dict[str, Any], sources: Path = SOURCES) -> str:
     """Digest of the given values, MindSpore's version and all of this project's sources.
 
     Sources count since MindSpore's own check sees a changed file only where it compiled that file
-    itself: an edited C++ operator or a changed default would go unnoticed.
+    itself: an edited C++ operator or a changed default would go unnoticed. Where the values say
+    that there are ``kernels``, the path of the compiled operators counts too: graphs contain it,
+    and each kind of processor has another one.
     """
     import mindspore as ms
 
-    described = json.dumps([values, ms.__version__], sort_keys=True, default=str)
+    library = build.library() if values.get("kernels") else None
+    described = json.dumps([values, ms.__version__, library], sort_keys=True, default=str)
     digest = hashlib.sha256(described.encode())
     for file in sorted(sources.rglob("*")):
         if file.suffix in (".py", ".h", ".cpp"):
@@ -103,9 +110,10 @@ class CompileCache:
             os.environ.pop(name, None)
         if self._scratch is None:
             return
-        if kind is None and any(self._scratch.iterdir()):
-            # Another run may have published the same meanwhile.
-            with contextlib.suppress(OSError):
+        # Another run may have published the same meanwhile, or deleted what is looked at here.
+        with contextlib.suppress(OSError):
+            if kind is None and any(self._scratch.iterdir()):
                 os.rename(self._scratch, self._final)
         shutil.rmtree(self._scratch, ignore_errors=True)
-        _remove_old(self._final.parent)
+        with contextlib.suppress(OSError):
+            _remove_old(self._final.parent)

@@ -55,7 +55,7 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
         run.folder,
         active=ranks.rank == 0,
         print_steps=config.print_steps,
-        resume_from=run.resumed.meta.progress if run.resumed else None,
+        resume_from=run.last_logged,
     )
     with closing(run_log):
         # The folder explains itself before the first step.
@@ -139,19 +139,18 @@ def _restore(run: Run, task: Task) -> None:
     if run.resumed is None:
         return
     path, (epoch, batch) = run.resumed.path, run.start
-    # The rates follow from the configuration, which may train longer than the run before.
-    own = ["learning_rate"]
+    # Settings, which follow from the configuration: it may have changed since.
+    own = {"learning_rate", "momentum"}
+    if run.config.loss_scale != "dynamic":
+        own.add("loss_scale")
     if not run.same_batches:
-        # Sums of gradients and the count of steps are of batches of another size.
-        own += ["global_step", "gradient_"]
+        # Sums of gradients and the count of steps are of other batches.
         for parameter in task.step.get_parameters():
             if parameter.name == "global_step":
                 parameter.set_data(Tensor([run.step_number(epoch, batch)], ms.int32))
-    kept = {
-        name: value
-        for name, value in cell_weights(task.step).items()
-        if name.startswith(tuple(own))
-    }
+            if parameter.name.startswith(("global_step", "gradient_")):
+                own.add(parameter.name)
+    kept = {name: value for name, value in cell_weights(task.step).items() if name in own}
     load_weights(task.step, {**run.resumed.weights, **kept}, path)
     log.info("resumed from %s, epoch %d, batch %d", path, epoch + 1, batch + 1)
 
@@ -312,6 +311,4 @@ class _Loop:
     def _save(self, epoch: int, batch: int, metrics: Mapping[str, float] | None = None) -> None:
         run = self.run
         meta = replace(run.meta, epoch=epoch, step=batch, metrics=metrics or {})
-        run.ranks.run_on_rank_0(
-            lambda: run.checkpoints.save(cell_weights(self.task.step), meta, run.batches_per_epoch)
-        )
+        run.ranks.run_on_rank_0(lambda: run.checkpoints.save(cell_weights(self.task.step), meta))

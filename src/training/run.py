@@ -52,9 +52,6 @@ FREE_KEYS = frozenset(
     )
 )
 
-# Keys that decide how many batches an epoch has, beside the size of a batch.
-_KEYS_OF_AN_EPOCH = ("epoch_steps", "train_images", "holdout")
-
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -119,6 +116,7 @@ class Run(Generic[Config]):
             self.config.model_dump(mode="json"),
             space=self.space,
             device_num=self.ranks.size,
+            batches_per_epoch=self.batches_per_epoch,
         )
 
     @property
@@ -130,14 +128,14 @@ class Run(Generic[Config]):
         return (
             old.config["batch_size"] * old.device_num == config.batch_size * self.ranks.size
             and old.config["accumulate_steps"] == config.accumulate_steps
-            and all(old.config.get(key) == getattr(config, key) for key in _KEYS_OF_AN_EPOCH)
+            and old.batches_per_epoch == self.batches_per_epoch
         )
 
     @property
     def start(self) -> tuple[int, int]:
         """Epochs completed and batches trained of the one that follows, where this run starts.
 
-        With another number of devices, of images per batch or of steps per epoch a resumed run
+        With another number of devices, of images per batch or of batches per epoch a resumed run
         continues behind the same images of the epoch, at the last full optimizer step before them.
         """
         if self.resumed is None:
@@ -145,10 +143,18 @@ class Run(Generic[Config]):
         old, config = self.resumed.meta, self.config
         if self.same_batches:
             return old.progress
-        images = old.step * old.config["batch_size"] * old.device_num
-        batch = images // (config.batch_size * self.ranks.size)
+        batch = old.images // (config.batch_size * self.ranks.size)
         steps = min(batch // config.accumulate_steps, self.steps_per_epoch - 1)
         return old.epoch, steps * config.accumulate_steps
+
+    @property
+    def last_logged(self) -> tuple[int, int] | None:
+        """Epoch and step of the last lines that logs of earlier starts keep; None for a new run.
+
+        With other batches steps have other numbers. Lines are then kept only up to the number where
+        this run starts, so that no number stands in a log twice.
+        """
+        return None if self.resumed is None else min(self.resumed.meta.progress, self.start)
 
     def step_number(self, epoch: int, batch: int) -> int:
         """Optimizer steps planned up to and including a batch."""

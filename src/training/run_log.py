@@ -41,7 +41,7 @@ class RunLog:
         active: whether this process writes; others only print, into the logs that the launcher
             keeps.
         print_steps: steps between lines on the terminal; 0 for none.
-        resume_from: (epoch, step) of the checkpoint that the run continues from; later lines are
+        resume_from: (epoch, step) of the last lines that a resumed run keeps; later ones are
             dropped, as their steps are taken again. None starts a new log.
     """
 

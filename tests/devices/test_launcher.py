@@ -8,12 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
 import pytest
 
 from src.devices import launcher
 from src.devices.job import Job, Launch, LogReader
+from src.devices.ranks import Ranks
 from src.errors import UserError
 from tests.conftest import ROOT
 from tests.devices.test_rank_table import table
@@ -137,9 +141,17 @@ def launch_of(folder: Path) -> Launch:
 
 
 @pytest.fixture
-def run_job(tmp_path, monkeypatch):
-    """Runs a job whose msrun writes the given logs; returns exit code and output."""
+def own_handlers():
+    """A job leaves its signal handlers."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_job(tmp_path, monkeypatch, own_handlers):
+    """Runs a job whose msrun writes the given logs; returns exit code and output."""
 
     def run(msrun: str, worker: str, code: int) -> tuple[int, str]:
         script = (
@@ -151,9 +163,7 @@ def run_job(tmp_path, monkeypatch):
         output = io.StringIO()
         return Job(launch_of(tmp_path)).wait(output), output.getvalue()
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 def test_a_job_shows_its_first_process_without_lines_of_the_runtime(run_job, tmp_path):
@@ -179,6 +189,50 @@ def test_a_failed_job_names_the_log(run_job, tmp_path, capsys, code, told, expec
 def test_a_failure_of_msrun_itself_names_its_log(run_job, tmp_path, capsys):
     assert run_job("no such option", "", 1)[0] == 1
     assert f"msrun failed; see {tmp_path / 'msrun.log'}" in capsys.readouterr().err
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_signal_before_any_process_is_known_ends_all(tmp_path, monkeypatch, own_handlers):
+    """The child has a session of its own, as a process of a job has."""
+    file = tmp_path / "child"
+    script = (
+        "import subprocess, sys; from pathlib import Path; child = subprocess.Popen("
+        "[sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+        f"scratch = Path({str(tmp_path / 'scratch')!r}); scratch.write_text(str(child.pid)); "
+        f"scratch.rename({str(file)!r}); child.wait()"
+    )
+    monkeypatch.setattr(Launch, "command", lambda _launch: [sys.executable, "-c", script])
+    job = Job(launch_of(tmp_path))
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child = psutil.Process(int(file.read_text()))
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert job.wait(io.StringIO()) == 128 + signal.SIGTERM
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def test_a_signal_while_msrun_is_started_ends_the_job(tmp_path, monkeypatch, own_handlers):
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(Launch, "command", lambda _launch: command)
+
+    def environment(_launch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return dict(os.environ)
+
+    monkeypatch.setattr(Launch, "environment", environment)
+    assert Job(launch_of(tmp_path)).wait(io.StringIO()) == 128 + signal.SIGTERM
+
+
+def test_a_failure_without_a_text_is_a_failure():
+    work: Future = Future()
+    work.set_exception(AssertionError())
+    assert Ranks._progress(work) == (True, "AssertionError")
 
 
 def test_a_growing_log_is_copied_by_whole_lines(tmp_path):

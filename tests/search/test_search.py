@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from scripts.explain_search import fallen
 from src.arch.architecture import load_architecture
@@ -23,9 +24,10 @@ from src.checkpoint.format import read_checkpoint
 from src.checkpoint.restore import cell_weights, load_weights, overwrite
 from src.config import SubnetConfig
 from src.files import read_jsonl
-from src.search.indicators import part_name
+from src.search.indicators import FREE, missing_indicators, part_name
 from src.search.subnet_evaluation import open_batches, read_supernet
 from src.search.superkernel import inherit
+from src.search.superkernel_search import Phases, SuperkernelSearch
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
 from tests.conftest import ROOT, assert_nothing_deprecated
@@ -228,6 +230,26 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
     )
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize("done, before, kept", [(6, 5, False), (9, 0, False), (9, 5, True)])
+def test_the_cost_is_weighed_where_it_begins_to_count_or_later(space_file, done, before, kept):
+    """Later when a search that did not count it yet is resumed with shorter phases."""
+    space = load_space(space_file)
+    free = missing_indicators(space) == FREE
+    weight = Parameter(Tensor(np.float32(before)), name="latency_weight")
+    task = SimpleNamespace(
+        _space=space,
+        _table=macs_table(space_file),
+        _free=free,
+        _phases=Phases(6, 18),
+        _margins=lambda: (None, np.ones(free.shape)),
+        _run=SimpleNamespace(config=SimpleNamespace(threshold_lr=1.0)),
+        step=SimpleNamespace(latency_weight=weight),
+    )
+    SuperkernelSearch._weigh_cost(task, done)
+    assert task._weighed and weight.asnumpy() > 0
+    assert (weight.asnumpy() == before) == kept
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src.training.compile_cache import CompileCache
+from src.kernels import build
+from src.training.compile_cache import CompileCache, cache_key
 from tests.conftest import ROOT
 from tests.test_imports import LEVEL_OF
 
@@ -70,3 +71,27 @@ def test_graphs_are_cached_within_the_context_alone(tmp_path, monkeypatch):
     assert not filled.exists() and (published / "graph").is_file()
     with CompileCache(VALUES, enabled=False):
         assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+
+
+def test_the_key_follows_the_compiled_operators_where_graphs_use_them(monkeypatch):
+    """As with one home folder for processors of two kinds."""
+    keys = []
+    for path in ("a/libspnas_kernels.so", "b/libspnas_kernels.so"):
+        monkeypatch.setattr(build, "library", lambda path=path: path)
+        keys.append([cache_key({"kernels": kernels}) for kernels in (True, False)])
+    (with_a, without_a), (with_b, without_b) = keys
+    assert with_a != with_b and without_a == without_b
+
+
+def test_what_other_runs_delete_ends_no_run(tmp_path, monkeypatch):
+    """A folder is deleted when it was not used for a month, even if its run goes on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = tmp_path / "spnas/graphs"
+    with CompileCache(VALUES):
+        (live,) = root.iterdir()
+        os.utime(live, (0, 0))
+        with CompileCache({}):
+            (Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "graph").touch()
+        assert not live.exists()
+    (published,) = root.iterdir()
+    assert (published / "graph").is_file()

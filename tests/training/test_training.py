@@ -15,20 +15,28 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from src.arch.architecture import load_architecture
 from src.checkpoint.folder import CheckpointFolder
-from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.format import Checkpoint, Meta, read_checkpoint, write_checkpoint
+from src.checkpoint.restore import cell_weights
 from src.config import TrainConfig
 from src.data.preprocessing import Preprocessing
+from src.devices.ranks import Ranks
 from src.errors import Fault, UserError
 from src.kernels import available, build, supports_bfloat16
 from src.spnasnet import SPNASNet
-from src.training.run import _precision
+from src.training.loop import _restore
+from src.training.optimizer import create_optimizer
+from src.training.run import Run, _precision
+from src.training.step import Update
 from tests.conftest import ROOT, TINY, assert_nothing_deprecated
 
 TRAIN = (
@@ -351,7 +359,12 @@ def test_newest_checkpoint_falls_back_to_the_one_before(reference, tmp_path):
     assert newest.path.name == "digits-2_4.ckpt" and (newest.meta.epoch, newest.meta.step) == (1, 4)
 
 
-META = Meta(load_architecture("spnas_smallest"), Preprocessing(8, 8, 8, (0, 0, 0), (1, 1, 1)), ())
+META = Meta(
+    load_architecture("spnas_smallest"),
+    Preprocessing(8, 8, 8, (0, 0, 0), (1, 1, 1)),
+    (),
+    batches_per_epoch=10,
+)
 
 
 def some_weights(size: int) -> dict[str, np.ndarray]:
@@ -360,7 +373,7 @@ def some_weights(size: int) -> dict[str, np.ndarray]:
 
 def _save(folder: CheckpointFolder, scores) -> None:
     for epoch, top1 in enumerate(scores, start=1):
-        folder.save(some_weights(2), replace(META, epoch=epoch, metrics={"top1": top1}), 10)
+        folder.save(some_weights(2), replace(META, epoch=epoch, metrics={"top1": top1}))
 
 
 @pytest.mark.parametrize("policy, kept", [("latest_k", {3, 4, 5}), ("top_k", {1, 3, 5})])
@@ -379,6 +392,74 @@ def test_the_best_stays_the_best_when_its_own_file_is_deleted(tmp_path):
     assert folder.best_top1() == 70 and read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 1
     (tmp_path / "checkpoints.json").unlink()  # as if by a folder of an older version
     assert folder.best_top1() == 70
+
+
+def test_the_newest_has_the_most_images_whatever_the_batches(tmp_path):
+    """One device stopped at its batch 16; two went on from their batch 8, to batch 12."""
+    folder, index = CheckpointFolder(tmp_path, "n"), tmp_path / "checkpoints.json"
+    for meta in (replace(META, step=16), replace(META, step=12, device_num=2)):
+        folder.save(some_weights(2), replace(meta, config={"batch_size": 20}))
+    assert folder.newest().path.name == "n-1_12.ckpt"
+    # An index of version 1.0.0 has no images; the files tell them.
+    entries = json.loads(index.read_text())
+    for entry in entries:
+        del entry["images"]
+    index.write_text(json.dumps(entries))
+    assert folder.newest().path.name == "n-1_12.ckpt"
+
+
+def resumed_at(old: Meta, batches_per_epoch: int, devices: int = 1, batch_size: int = 20) -> Run:
+    """A run that continues ``old``, without data and a network."""
+    return Run(
+        config=TrainConfig(batch_size=batch_size),
+        ranks=Ranks(0, devices),
+        arch=old.arch,
+        space=None,
+        amp_level="O0",
+        kernels=False,
+        bfloat16=False,
+        loader=None,
+        val_loader=None,
+        steps_per_epoch=batches_per_epoch,
+        checkpoints=CheckpointFolder(Path()),  # which is neither read nor written
+        resumed=Checkpoint(Path("n-2_4.ckpt"), old, {}),
+        rates=np.ones(1),
+    )
+
+
+@pytest.mark.parametrize(
+    "told, now, start, last_logged",
+    [
+        (10, (10,), (1, 4), (1, 4)),
+        (10, (3,), (1, 2), (1, 2)),  # images are gone: the last step of the epoch is left
+        (10, (20,), (1, 4), (1, 4)),
+        (10, (5, 2), (1, 2), (1, 2)),
+        (10, (20, 1, 10), (1, 8), (1, 4)),
+        (0, (10,), (1, 4), (1, 4)),  # of version 1.0.0
+    ],
+)
+def test_where_a_resumed_run_starts(told, now, start, last_logged):
+    config = {"batch_size": 20, "accumulate_steps": 1}
+    old = replace(META, config=config, epoch=1, step=4, batches_per_epoch=told)
+    run = resumed_at(old, *now)
+    assert (run.start, run.last_logged) == (start, last_logged)
+    assert run.same_batches == (told == 10 and now == (10,))
+    assert resumed_at(replace(old, step=0), *now).start == (1, 0)
+
+
+@pytest.mark.parametrize("loss_scale, scale", [(8.0, 8), ("dynamic", 4)])
+def test_a_resumed_run_has_the_settings_of_its_configuration(loss_scale, scale):
+    config, network = TrainConfig(momentum=0.5, loss_scale=loss_scale), nn.Dense(2, 3)
+    optimizer = create_optimizer(network, config, np.ones(5, np.float32))
+    step = Update(network, optimizer, config, mixed_precision=True)
+    stored = {name: np.full_like(value, 4) for name, value in cell_weights(step).items()}
+    settings = {"learning_rate": 1, "momentum": 0.5, "loss_scale": scale}
+    assert settings.keys() | {"moments.weight", "loss_scale_good_steps"} <= stored.keys()
+    resumed = Checkpoint(Path("n-2_4.ckpt"), META, stored)
+    run = SimpleNamespace(config=config, resumed=resumed, start=(1, 4), same_batches=True)
+    _restore(run, SimpleNamespace(step=step))
+    for name, value in cell_weights(step).items():
+        np.testing.assert_array_equal(value, settings.get(name, 4), err_msg=name)
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path):
