@@ -74,8 +74,8 @@ def compile_library(target: str = NATIVE) -> Path:
         raise FileNotFoundError("there is no C++ compiler (g++)")
     version = _run(compiler, "--version")
     # For other processors the tests alone compile, which -O1 lets them do in half the time.
-    flags = (*FLAGS, "-O3" if target == NATIVE else "-O1")
-    flags += (f"-march={target}",) if target else ()
+    flags = [*FLAGS, "-O3" if target == NATIVE else "-O1"]
+    flags += [f"-march={target}"] if target else []
     key = hashlib.sha256()
     processor = _processor() if target == NATIVE else ""
     for part in (compiler, version, " ".join(flags), platform.machine(), processor):
