@@ -23,14 +23,9 @@ import pytest
 from src.arch.architecture import Architecture
 from src.arch.blocks import Block
 from src.data.sources import prepare_digits
-from src.utils import GC_THRESHOLD, allocator_environment, exit_code_of
+from src.utils import GC_THRESHOLD, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of the processes of pytest-xdist (pytest_xdist_setupnodes), not of the programs that they start.
-ALLOCATOR = allocator_environment()
-if "PYTEST_XDIST_WORKER" in os.environ and ALLOCATOR.items() <= os.environ.items():
-    for name in ALLOCATOR:
-        del os.environ[name]
 # MindSpore sets the level of the runtime's own log for child processes.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GLOG_v"} | {
     "PYTHON": sys.executable
@@ -69,13 +64,6 @@ def pytest_configure(config):
     if config.pluginmanager.hasplugin("xdist"):
         config.option.loadscopereorder = False
     gc.set_threshold(GC_THRESHOLD)  # as programs have it, which compile faster so
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes():
-    """Start the processes of pytest-xdist with the allocator of programs, for the same reason."""
-    if "LD_PRELOAD" not in os.environ:
-        os.environ.update(ALLOCATOR)
 
 
 def pytest_collection_modifyitems(items):
