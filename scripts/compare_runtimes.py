@@ -22,13 +22,11 @@ from typing import Any
 
 from src.cli import Parser
 from src.errors import Fault, UserError
-from src.latency.runtimes import INT8, PRECISIONS
+from src.latency.runtimes import COMPARISON_FORMAT, COMPARISON_VERSION, INT8, PRECISIONS
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
 
-FORMAT = "spnas-runtimes"
-VERSION = 1
 CALIBRATION_IMAGES = 300
 
 
@@ -129,8 +127,8 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
     log.info("%s", advice)
     if args.out:
         record: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": COMPARISON_FORMAT,
+            "version": COMPARISON_VERSION,
             "model": args.model,
             "images": args.images,
             "image_count": len(images.pixels),

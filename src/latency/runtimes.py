@@ -32,6 +32,8 @@ REPEATS = 2  # samples of a model in each of its turns
 
 INT8 = "int8"  # the precision, and the key, of a model that is quantised
 PRECISIONS = ("float32", "bfloat16", INT8)
+# Of the file that scripts/compare_runtimes.py writes and the page of runs reads.
+COMPARISON_FORMAT, COMPARISON_VERSION = "spnas-runtimes", 1
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from src.arch.cost_table import CostTable, CostTableError
 from src.arch.space import SearchSpace, SpaceError, load_space
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json, read_jsonl, read_yaml
+from src.latency.runtimes import COMPARISON_FORMAT, COMPARISON_VERSION
 from src.search.result_files import (
     ACCURACIES,
     ACCURACIES_FORMAT,
@@ -32,7 +33,6 @@ T = TypeVar("T")
 ARCH = "arch.json"
 DEPTH = 3  # folders within a folder: quick start, served, target_2, finetuned
 NO_RUNS = ("ckpt_0", "result_Files", "time_Result")  # what programs write beside runs
-RUNTIMES_FORMAT, RUNTIMES_VERSION = "spnas-runtimes", 1  # of scripts/compare_runtimes.py
 IMAGES_OF_RUNS = ("train", "val", "test")  # in the folder of a run: very many files, but no run
 
 
@@ -333,20 +333,21 @@ def _known_files(path: Path) -> Iterator[Path]:
     for file in sorted(path.glob("*.json")):
         if file.name not in (FRONT, SERVE, SEARCH, ARCH):
             data = read_json(file)
-            if isinstance(data, dict) and data.get("format") in (TABLE_FORMAT, RUNTIMES_FORMAT):
+            if isinstance(data, dict) and data.get("format") in (TABLE_FORMAT, COMPARISON_FORMAT):
                 yield file
 
 
 def _read_json(file: Path, label: str) -> Found:
     """A latency table or a comparison of runtimes."""
-    if _json(file).get("format") == RUNTIMES_FORMAT:
+    if _json(file).get("format") == COMPARISON_FORMAT:
         return Found(runtimes={label: read_runtimes(file)})
     return Found(tables={label: read_table(file)})
 
 
 def read_runtimes(file: Path) -> Runtimes:
     """A comparison of runtimes."""
-    record = check_header(read_json(file), RUNTIMES_FORMAT, RUNTIMES_VERSION, str(file), UserError)
+    kind = COMPARISON_FORMAT, COMPARISON_VERSION
+    record = check_header(read_json(file), *kind, str(file), UserError)
     return parse_record(Runtimes, record, str(file))
 
 

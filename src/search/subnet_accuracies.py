@@ -201,8 +201,9 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
             cost = table.total(decisions)
             if not targets or any(abs(cost / target - 1) <= NEAR for target in targets):
                 found[decisions] = None
-    random, drawn = np.random.default_rng(config.seed), UniformInCost(space, table)
-    found.update(dict.fromkeys(drawn.distinct(random, config.even, set(found))))
+    if config.even:
+        random, drawn = np.random.default_rng(config.seed), UniformInCost(space, table)
+        found.update(dict.fromkeys(drawn.distinct(random, config.even, set(found))))
     return list(found)
 
 

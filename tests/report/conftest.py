@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.compare_runtimes import FORMAT, VERSION
 from src.arch.cost import ArithmeticCost, network_cost
 from src.arch.cost_table import CostTable, arithmetic_table, write_table
 from src.arch.space import SKIP, load_space
 from src.files import write_json, write_jsonl
+from src.latency.runtimes import COMPARISON_FORMAT, COMPARISON_VERSION
 from src.latency.statistics import judge
 
 DIGITS = {"dataset_name": "digits", "num_classes": 10, "image_size": [32, 32]}
@@ -150,7 +150,12 @@ def write_runtimes(file: Path) -> Path:
         {"runtime": "Runtime B 2.0", "precision": "int8", "median_ms": 1.0, "p90_ms": 1.1},
     ]
     record = {
-        **{"format": FORMAT, "version": VERSION, "model": "net.onnx", "images": "val"},
+        **{
+            "format": COMPARISON_FORMAT,
+            "version": COMPARISON_VERSION,
+            "model": "net.onnx",
+            "images": "val",
+        },
         **{"image_count": 100, "batch_size": 1, "rounds": 200, "device": "test"},
         **{"date": "2026-01-01T00:00:00Z", "network_top1": 90.0},
         "runtimes": [{**shared, **own} for own in outcomes],
