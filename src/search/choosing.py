@@ -188,7 +188,7 @@ class Chooser:
             count = min(max(PROPOSED // len(self._limits), 1), evaluations - len(self.known))
             proposed = self._propose(limit, count)
             idle = 0 if proposed else idle + 1
-            for network in proposed:
+            for network in sorted(proposed):
                 self._take(network)
         predictor = Predictor(self._space, self.known)
         return [decide(predictor, self._table, limit, self.known) for limit in self._limits]
@@ -204,7 +204,8 @@ class Chooser:
         drawn = UniformInCost(self._space, self._table, lowest, highest)
         # Where only few networks are cheap enough for the lowest limit, one is known at least.
         self._take(self._space.canonical(self._space.smallest_choices))
-        for network in drawn.distinct(self._random, count - 1, self.known):
+        # Neighbours in this order have most layers in common, which are computed once.
+        for network in sorted(drawn.distinct(self._random, count - 1, self.known)):
             self._take(network)
 
     def _propose(self, limit: float, count: int) -> list[Network]:

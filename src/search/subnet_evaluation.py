@@ -168,6 +168,7 @@ class SubnetEvaluator:
         forward: logits by a supernet of images and a choice of its parts.
 
     Attributes:
+        sampler: the supernet in training mode, for the statistics of each batch.
         network: the supernet in evaluation mode; the network that was evaluated last has its own
             statistics in it.
     """
@@ -176,26 +177,26 @@ class SubnetEvaluator:
         self,
         create: Callable[[float], nn.Cell],
         calibration: Batches,
-        forward: Callable[[nn.Cell, Tensor, Tensor], Tensor],
+        forward: Callable[[Any, Tensor, Any], Tensor],
     ) -> None:
         self._calibration, self._forward = calibration, forward
         # With momentum 0 moving statistics are those of the last batch.
-        self._sampler = create(0.0).set_train()
+        self.sampler = create(0.0).set_train()
         self.network = create(0.9).set_train(False)
         self._own: Mapping[str, Parameter] = self.network.parameters_dict()
 
     def load(self, weights: Mapping[str, np.ndarray], origin: Path) -> SubnetEvaluator:
         """Evaluate networks of these parameters, which come from ``origin``."""
-        for network in (self._sampler, self.network):
+        for network in (self.sampler, self.network):
             load_weights(network, weights, origin)
         return self
 
     def take_weights(self) -> None:
         """Evaluate networks of the parameters that ``network`` has now."""
-        for name, parameter in self._sampler.parameters_dict().items():
+        for name, parameter in self.sampler.parameters_dict().items():
             overwrite(parameter, self._own[name].value())
 
-    def calibrate(self, choice: Tensor, active: Callable[[str], bool] = lambda name: True) -> None:
+    def calibrate(self, choice: Any, active: Callable[[str], bool] = lambda name: True) -> None:
         """Give the supernet the statistics of a network.
 
         Args:
@@ -204,7 +205,7 @@ class SubnetEvaluator:
         """
         sampled = [
             parameter
-            for name, parameter in self._sampler.parameters_dict().items()
+            for name, parameter in self.sampler.parameters_dict().items()
             if ".moving_" in name and active(name)
         ]
         sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
@@ -212,7 +213,7 @@ class SubnetEvaluator:
             # A shorter batch, the last one or one with a damaged image, would need its own graph.
             if len(images) < self._calibration.batch_size:
                 continue
-            self._forward(self._sampler, Tensor(images), choice).asnumpy()  # waits for its end
+            self._forward(self.sampler, Tensor(images), choice).asnumpy()  # waits for its end
             for total, parameter in zip(sums, sampled, strict=True):
                 total += parameter.asnumpy()
             batches += 1
@@ -224,7 +225,7 @@ class SubnetEvaluator:
 
     def __call__(
         self,
-        choice: Tensor,
+        choice: Any,
         validation: EvaluationBatches,
         active: Callable[[str], bool] = lambda name: True,
         ranks: Ranks | None = None,
@@ -274,7 +275,11 @@ def _path_choice(path: BlockPath) -> tuple[Tensor, Callable[[str], bool]]:
 
 def parts(space: SearchSpace, decisions: Sequence[str]) -> Tensor:
     """Decisions of a superkernel supernet as its blocks take them, (blocks, 3)."""
-    return Tensor(np.array(space.active_parts(decisions), np.float32))
+    return Tensor(_parts(space, decisions))
+
+
+def _parts(space: SearchSpace, decisions: Sequence[str]) -> np.ndarray:
+    return np.array(space.active_parts(decisions), np.float32)
 
 
 def forward_parts(network: nn.Cell, images: Tensor, parts: Tensor) -> Tensor:
@@ -282,8 +287,55 @@ def forward_parts(network: nn.Cell, images: Tensor, parts: Tensor) -> Tensor:
     return network(images, None, parts)
 
 
+class LayerOutputs:
+    """What the layers of a network gave for the batches of a split, kept as far as memory allows.
+
+    Args:
+        network: a superkernel supernet.
+    """
+
+    MOST_BYTES = 5 << 29
+
+    def __init__(self, network: SPNASNet) -> None:
+        self._network = network
+        self._batches: list[list[Tensor]] = []
+        self._number = 0
+
+    def restart(self, layers: int) -> None:
+        """Go back to the first batch; outputs of this number of leading layers stay valid."""
+        self._number = 0
+        for outputs in self._batches:
+            del outputs[layers:]
+
+    def logits(self, images: Tensor, decisions: Sequence[Tensor]) -> Tensor:
+        """Logits of the next batch, (N, classes); layers whose outputs are kept are left out.
+
+        Args:
+            images: (N, 3, H, W).
+            decisions: (3,) of each block, see ``MBConv``.
+        """
+        network = self._network
+        if self._number == len(self._batches):
+            self._batches.append([])
+        outputs = self._batches[self._number]
+        self._number += 1
+        if not outputs:
+            outputs.append(network.stem(images))
+        done = len(outputs) - 1
+        for block, decision in zip(list(network.blocks)[done:], decisions[done:], strict=True):
+            outputs.append(block(outputs[-1], None, None, None, decision))
+        logits = network.classify(outputs[-1])
+        if self._number * sum(output.nbytes for output in outputs) > self.MOST_BYTES:
+            outputs.clear()
+        return logits
+
+
 class SuperkernelEvaluator:
     """Evaluates decisions of a superkernel supernet.
+
+    Leading layers that a network has in common with the one before, which gives them the same
+    statistics, are not computed again: many networks are best evaluated in the order of their
+    decisions.
 
     Attributes:
         network: as that of ``SubnetEvaluator``.
@@ -293,19 +345,43 @@ class SuperkernelEvaluator:
         space, classes = checkpoint.meta.space, len(checkpoint.meta.classes)
         assert space is not None
         self._space, self._validation = space, images.validation
-        self._evaluator = SubnetEvaluator(
-            lambda momentum: SPNASNet(
-                space.largest(), classes, momentum=momentum, kernels=images.kernels
-            ),
-            images.calibration,
-            forward_parts,
-        ).load(checkpoint.network_weights(), checkpoint.path)
+        self._outputs: dict[bool, LayerOutputs] = {}  # in training and in evaluation mode
+        self._last: np.ndarray | None = None
+
+        def create(momentum: float) -> SPNASNet:
+            return SPNASNet(space.largest(), classes, momentum=momentum, kernels=images.kernels)
+
+        def forward(network: SPNASNet, pixels: Tensor, decisions: Sequence[Tensor]) -> Tensor:
+            return self._outputs[network.training].logits(pixels, decisions)
+
+        self._evaluator = SubnetEvaluator(create, images.calibration, forward).load(
+            checkpoint.network_weights(), checkpoint.path
+        )
         self.network = self._evaluator.network
+        for network in (self._evaluator.sampler, self.network):
+            self._outputs[network.training] = LayerOutputs(network)
 
     def calibrate(self, decisions: Sequence[str]) -> None:
         """Give the supernet the statistics of a network."""
-        self._evaluator.calibrate(parts(self._space, decisions))
+        self._evaluator.calibrate(*self._begin(decisions))
 
     def __call__(self, decisions: Sequence[str]) -> Result:
         """Calibrate and evaluate a network."""
-        return self._evaluator(parts(self._space, decisions), self._validation)
+        own, active = self._begin(decisions)
+        return self._evaluator(own, self._validation, active)
+
+    def _begin(self, decisions: Sequence[str]) -> tuple[list[Tensor], Callable[[str], bool]]:
+        """A network as its blocks take it, and which parameters are behind what is kept."""
+        own = _parts(self._space, decisions)
+        first = -1  # block that is computed; -1 for the stem
+        if self._last is not None:
+            first = int((own == self._last).all(1).cumprod().sum())
+        for outputs in self._outputs.values():
+            outputs.restart(first + 1)
+        self._last = own
+
+        def active(name: str) -> bool:
+            room, number = name.split(".")[:2]
+            return int(number) >= first if room == "blocks" else room != "stem" or first < 0
+
+        return [Tensor(part) for part in own], active

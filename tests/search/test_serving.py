@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,13 @@ from src.files import read_jsonl, write_jsonl
 from src.search.budget import check_limit
 from src.search.choosing import Chooser, Predictor
 from src.search.subnet_accuracies import choose
-from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, parts, read_supernet
+from src.search.subnet_evaluation import (
+    LayerOutputs,
+    SuperkernelEvaluator,
+    open_images,
+    parts,
+    read_supernet,
+)
 from src.search.superkernel import inherit
 from tests.conftest import run_in_this_process
 from tests.deployment.test_export import assert_close, logits_by, logits_of
@@ -219,6 +226,53 @@ def test_a_served_network_is_what_the_supernet_has(served, supernet):
         own = inherit(cell_weights(evaluator.network), space, decisions)
         for name, value in derived.weights.items():
             np.testing.assert_allclose(own[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_layers_that_networks_share_are_computed_once(monkeypatch):
+    calls = []
+
+    def layer(name):
+        return lambda x, *others: calls.append(name) or np.float32(x + sum(filter(None, others)))
+
+    network = SimpleNamespace(
+        stem=layer("stem"), blocks=[layer("first"), layer("second")], classify=lambda x: 10 * x
+    )
+    outputs = LayerOutputs(network)
+
+    def logits(kept, *decisions):
+        calls.clear()
+        outputs.restart(kept)
+        return [int(outputs.logits(np.float32(batch), decisions)) for batch in (1, 2)]
+
+    assert logits(0, 3, 4) == [80, 90] and calls == ["stem", "first", "second"] * 2
+    assert logits(2, 3, 5) == [90, 100] and calls == ["second"] * 2
+    assert logits(1, 4, 5) == [100, 110] and calls == ["first", "second"] * 2
+    assert logits(0, 4, 5) == [100, 110] and calls == ["stem", "first", "second"] * 2
+    # Room for one batch: what stem and blocks give.
+    monkeypatch.setattr(LayerOutputs, "MOST_BYTES", 3 * np.float32().nbytes)
+    assert logits(1, 4, 6) == [110, 120] and calls == ["first", "second"] * 2
+    assert logits(2, 4, 7) == [120, 130] and calls == ["second", "stem", "first", "second"]
+
+
+def test_networks_do_not_depend_on_those_evaluated_before(supernet, monkeypatch):
+    """To the last bit, though what they have in common is computed once."""
+    checkpoint, space = read_supernet(str(supernet))
+    config = ServeConfig(calibration_images=40, batch_size=20)
+    evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space, "held"))
+    networks = sorted(space.networks())[:40:3]
+
+    def state(network):
+        result = evaluator(network)
+        own = inherit(cell_weights(evaluator.network), space, network)
+        return result.loss, {name: value.copy() for name, value in own.items()}
+
+    shared = {network: state(network) for network in networks}
+    monkeypatch.setattr(LayerOutputs, "MOST_BYTES", 0)
+    for network in reversed(networks):
+        loss, own = state(network)
+        assert loss == shared[network][0]
+        for name, value in own.items():
+            np.testing.assert_array_equal(value, shared[network][1][name], err_msg=name)
 
 
 def test_a_served_network_answers_in_cpp_as_the_supernet(
