@@ -15,6 +15,7 @@ not run before. PyTorch does not change weights that have no gradient, nor does 
 
 The evaluation of a path takes its statistics from 2,000 images and its accuracy on 2,000 others, of
 noise and in memory, as ``search.py --method one_shot`` does by default; each round has a new path.
+In bfloat16 the operators multiply, and PyTorch runs with autocast.
 
 A start is the default command line of ``scripts/run_spnas.py``, for some steps only: the seconds
 until its first step is in the log, with the graph compiled and with that of a run before from the
@@ -54,11 +55,18 @@ from src.errors import Fault
 
 WORKERS = {
     "mindspore": "MindSpore, CPU operators",
+    "bfloat16": "CPU operators, bfloat16",
     "stock": "MindSpore, stock",
     "torch": "PyTorch, spinning threads",
     "torch_passive": "PyTorch, passive threads",
+    "torch_bfloat16": "PyTorch, bfloat16, spinning",
+    "torch_bfloat16_passive": "PyTorch, bfloat16, passive",
 }
-BASES = {"PyTorch": PYTORCH, "stock": ["stock"]}
+BASES = {
+    "PyTorch": PYTORCH,
+    "bfloat16": ["torch_bfloat16", "torch_bfloat16_passive"],
+    "stock": ["stock"],
+}
 RATE, MOMENTUM, DECAY = 0.025, 0.9, 3e-4  # learning rate and weight decay
 IMAGES = 2000  # of a path's statistics, and of its accuracy
 STARTS = ("graph compiled", "graph from the cache")
@@ -124,14 +132,16 @@ def create_torch_step(space: SearchSpace, batch_size: int) -> Callable[[], float
     return step
 
 
-def create_mindspore_evaluation(space: SearchSpace, kernels: bool) -> Callable[[], float]:
+def create_mindspore_evaluation(
+    space: SearchSpace, kernels: bool, bfloat16: bool
+) -> Callable[[], float]:
     """A function that evaluates a path and returns its loss."""
-    evaluate = create_evaluator(space, IMAGES, IMAGES, "on" if kernels else "off")
+    evaluate = create_evaluator(space, IMAGES, IMAGES, "on" if kernels else "off", bfloat16)
     path = paths(space)
     return lambda: evaluate(tuple(map(int, next(path)))).loss
 
 
-def create_torch_evaluation(space: SearchSpace) -> Callable[[], float]:
+def create_torch_evaluation(space: SearchSpace, bfloat16: bool) -> Callable[[], float]:
     """A function that evaluates a path and returns its loss."""
     import torch
 
@@ -147,7 +157,8 @@ def create_torch_evaluation(space: SearchSpace) -> Callable[[], float]:
     path = paths(space)
 
     def logits(images: np.ndarray, choices: np.ndarray) -> torch.Tensor:
-        return network(torch.from_numpy(images).to(memory_format=layout), choices)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return network(torch.from_numpy(images).to(memory_format=layout), choices).float()
 
     @torch.no_grad()
     def evaluate() -> float:
@@ -168,11 +179,11 @@ def create_torch_evaluation(space: SearchSpace) -> Callable[[], float]:
 
 def create(worker: str, what: str, space: SearchSpace, batch_size: int) -> Callable[[], float]:
     """What a worker does: a step or the evaluation of a path."""
-    torch, kernels = worker.startswith("torch"), worker == "mindspore"
+    torch, kernels, bfloat16 = worker.startswith("torch"), worker != "stock", "bfloat16" in worker
     if what == "path":
         if torch:
-            return create_torch_evaluation(space)
-        return create_mindspore_evaluation(space, kernels)
+            return create_torch_evaluation(space, bfloat16)
+        return create_mindspore_evaluation(space, kernels, bfloat16)
     if torch:
         return create_torch_step(space, batch_size)
     return create_mindspore_step(space, batch_size, kernels)
@@ -266,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", choices=("step", "path", "start"), default="step")
     parser.add_argument("--data_path", default="data/cifar10", help="CIFAR-10, for --work start")
     args = parse(parser, argv, WORKERS)
+    if args.work != "path":  # the others compute in float32 alone
+        args.pythons = {key: args.pythons[key] for key in args.pythons if "bfloat16" not in key}
     if args.worker:
         return run(
             lambda: work(

@@ -56,9 +56,13 @@ class NoiseBatches:
 
 
 def create_evaluator(
-    space: SearchSpace, calibration_images: int, val_images: int, cpu_kernels: str = "auto"
+    space: SearchSpace,
+    calibration_images: int,
+    val_images: int,
+    cpu_kernels: str = "auto",
+    bfloat16: bool = False,
 ) -> SuperkernelEvaluator | PathEvaluator:
-    """The evaluator of an untrained supernet; of paths for a one-shot space."""
+    """The evaluator of an untrained supernet; of paths, perhaps in bfloat16, for a one-shot space."""
     import mindspore as ms
 
     from src.checkpoint.format import Checkpoint, Meta
@@ -87,6 +91,7 @@ def create_evaluator(
         NoiseBatches(val_images, config.batch_size, side),
         use_kernels(cpu_kernels),
         CompileCache({}, enabled=False),  # graphs are compiled
+        bfloat16,
     )
     evaluator = PathEvaluator if space.one_shot else SuperkernelEvaluator
     return evaluator(checkpoint, images)

@@ -616,6 +616,12 @@ class OneShotSearchConfig(SubnetDataConfig):
     mutation_prob: float = _key(0.1, "probability that a layer mutates", gt=0, le=1)
     top_k: int = _key(10, "best paths so far, which are the parents", ge=1)
 
+    # How they are evaluated.
+    precision: Literal["float32", "bfloat16"] = _key(
+        "float32",
+        "of the factors of 1x1 convolutions while paths are evaluated, by the CPU operators alone",
+    )
+
     # What a path may cost.
     cost: CostName = _key(
         "macs", "what is reported and limited: latency by a table, macs or params"

@@ -5,14 +5,18 @@
 // pixels of all samples, 16). Normalisation and ReLU are part of reading it. In the other direction
 // a convolution reads g, the gradient behind the normalisation of its output, and writes that of
 // its input; with the sums over all pixels that the next normalisation needs, see NormGradient.
+//
+// In the first direction factors of 1x1 convolutions may be bfloat16; all else is float.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <variant>
 
 #include "arena.h"
+#include "bfloat16.h"
 #include "channel_sums.h"
 #include "norm_call.h"
 #include "panels.h"
@@ -246,9 +250,10 @@ class ChainConvolution {
       : l_(layer), input_(input), arena_(arena),
         planes_(layer.h, layer.w, layer.side, layer.stride) {}
 
-  // z, and, unless `sums` is null, its sums (groups, parts, 2, 16).
+  // z, and, unless `sums` is null, its sums (groups, parts, 2, 16). T is that of factors.
+  template <typename T>
   Status forward(float *z, float *sums) const {
-    return l_.depthwise() ? convolve_planes(z, sums) : multiply(z, sums);
+    return l_.depthwise() ? convolve_planes(z, sums) : multiply<T>(z, sums);
   }
 
   // The weight's gradient, and that of the input, whose sums are added to `sums`,
@@ -259,18 +264,19 @@ class ChainConvolution {
   }
 
  private:
+  template <typename T>
   Status multiply(float *z, float *sums) const {
     const int64_t depth = l_.groups() * kGroup, pixels = l_.pixels(), tile = l_.part_size();
-    const float *panels = pack_panels(arena_, l_.out, depth, [&](int64_t k, int64_t o) {
+    const T *panels = pack_panels<T>(arena_, l_.out, depth, [&](int64_t k, int64_t o) {
       return k < l_.in ? l_.weight[o * l_.in + k] : 0;
     });
     return parallel(pixels, tile, [&](int64_t first, int64_t last) {
       const int64_t now = last - first;
-      const float *in = read_tile(first, now);
+      const T *in = read_tile<T>(first, now);
       for (int64_t g = 0; g < l_.out_groups(); ++g) {
         float *out = z + (g * pixels + first) * kGroup;
-        product<kVecs, float>(
-            now, {in, depth, depth}, panels + g * depth * kGroup,
+        product<kVecs, T>(
+            now, {in, depth, depth}, panels + g * panel_size<T>(depth),
             [](int64_t) { return Channels<kVecs>{}; },
             [&](int64_t i, const Channels<kVecs> &c) { store_channels(out + i * kGroup, c); });
         if (sums != nullptr) {
@@ -315,7 +321,7 @@ class ChainConvolution {
   void multiply_tile_back(const OutputGradient &dz, int64_t first, int64_t now, const float *panels,
                           float *products, GradientSums *sums) const {
     const int64_t depth = l_.groups() * kGroup, out_depth = l_.out_groups() * kGroup;
-    const float *in = read_tile(first, now);
+    const float *in = read_tile<float>(first, now);
     float *out = scratch(Slot::kOther, now * out_depth);  // (groups, now, 16)
     float *gradient = scratch(Slot::kGradients, now * kGroup);
     for (int64_t g = 0; g < l_.out_groups(); ++g) {
@@ -333,11 +339,20 @@ class ChainConvolution {
   }
 
   // Channels of some pixels, (pixels, all groups), in scratch of the thread.
-  const float *read_tile(int64_t first, int64_t pixels) const {
+  template <typename T>
+  const T *read_tile(int64_t first, int64_t pixels) const {
     const int64_t depth = l_.groups() * kGroup;
-    float *in = scratch(Slot::kTile, pixels * depth);
+    T *in = scratch<T>(Slot::kTile, pixels * depth);
     for (int64_t g = 0; g < l_.groups(); ++g) {
-      input_.read(in + g * kGroup, depth, first, pixels, g);
+      if constexpr (std::is_same_v<T, float>) {
+        input_.read(in + g * kGroup, depth, first, pixels, g);
+      } else {
+        float *group = scratch(Slot::kOther, pixels * kGroup);
+        input_.read(group, kGroup, first, pixels, g);
+        for (int64_t i = 0; i < pixels; ++i) {
+          store_channels(in + i * depth + g * kGroup, load_channels(group + i * kGroup));
+        }
+      }
     }
     return in;
   }

@@ -218,6 +218,8 @@ struct ChoiceForwardPlaces {
         y(in.after), saved(y + 1), count(trains ? saved + 1 : saved) {}
 };
 
+// T is the type of factors; backward knows float alone.
+template <typename T>
 class ChoiceTrain {
  public:
   ChoiceTrain(const Call &call, const ChoiceForwardPlaces &at, const ChosenBlock &b, Arena &arena)
@@ -242,7 +244,7 @@ class ChoiceTrain {
     for (const ConvLayer &layer : chain) {
       const SavedLayer own(layer, saved_);
       float *sums = arena_.take(layer.out_groups() * layer.parts() * 2 * kGroup);
-      if (Status status = ChainConvolution(layer, input, arena_).forward(own.z, sums)) {
+      if (Status status = ChainConvolution(layer, input, arena_).template forward<T>(own.z, sums)) {
         return status;
       }
       const Affine affine(arena_, layer.out);
@@ -274,6 +276,7 @@ class ChoiceTrain {
 };
 
 // x, weights, moving statistics, options, counts, choice -> y, saved; changes the moving statistics
+template <typename T>
 inline Status choice_train(const Call &call, int stride) {
   const ChoiceForwardPlaces at(call.count, /*trains=*/true);
   ChosenBlock b;
@@ -288,10 +291,11 @@ inline Status choice_train(const Call &call, int stride) {
     return kBadShape;
   }
   Arena arena;
-  return ChoiceTrain(call, at, b, arena).run();
+  return ChoiceTrain<T>(call, at, b, arena).run();
 }
 
 // x, weights, moving statistics, options, counts, choice -> y
+template <typename T>
 inline Status choice_infer(const Call &call, int stride) {
   const ChoiceForwardPlaces places(call.count, /*trains=*/false);
   const ChoicePlaces &at = places.in;
@@ -324,7 +328,7 @@ inline Status choice_infer(const Call &call, int stride) {
       }
       ++number;
       float *z = arena.take(layer.output_size());
-      const Status status = ChainConvolution(layer, input, arena).forward(z, /*sums=*/nullptr);
+      const Status status = ChainConvolution(layer, input, arena).forward<T>(z, /*sums=*/nullptr);
       if (status) {
         return status;
       }

@@ -12,8 +12,18 @@ from typing import Any
 
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.kernels.block_operators import GROUP, INFER, TRAIN, Shape, groups, require
+from src.kernels.block_operators import (
+    BFLOAT16_TRAIN,
+    GROUP,
+    INFER,
+    TRAIN,
+    Shape,
+    groups,
+    require,
+)
 from src.kernels.operators import custom_operator, output_size
+
+BFLOAT16_INFER = "Bfloat16Infer"
 
 Counts = tuple[tuple[int, int], ...]  # of each block: convolutions of its branch, its projection
 
@@ -29,13 +39,16 @@ class ChosenBlock(nn.Cell):
     Args:
         stride: of the blocks.
         counts: convolutions of the branch and of the projection, of each block.
+        bfloat16: multiply in bfloat16, in a cell whose gradient nobody asks for.
     """
 
-    def __init__(self, stride: int, counts: Counts) -> None:
+    def __init__(self, stride: int, counts: Counts, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.number = sum(map(sum, counts))
-        self.train_operator = _forward_operator(TRAIN, stride, counts)
-        self.infer_operator = _forward_operator(INFER, stride, counts)
+        kinds = (BFLOAT16_TRAIN, BFLOAT16_INFER) if bfloat16 else (TRAIN, INFER)
+        self.train_operator, self.infer_operator = (
+            _forward_operator(kind, stride, counts) for kind in kinds
+        )
         self.backward = custom_operator(
             f"ChoiceBackward{stride}", _gradient_shapes(self.number), 1 + self.number
         )
@@ -120,7 +133,7 @@ def _forward_operator(kind: str, stride: int, counts: Counts) -> ops.Custom:
         return y, (saved,)
 
     name = f"Choice{kind}{stride}"
-    if kind == INFER:
+    if kind in (INFER, BFLOAT16_INFER):
         return custom_operator(name, lambda *shapes: check(shapes)[0], 1)
     return custom_operator(name, train_shapes, 2, changes_inputs=True)
 

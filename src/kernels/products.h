@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "bfloat16.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace spnas {
@@ -144,12 +145,47 @@ SPNAS_INLINE void product_tile(int64_t i, const Left<T> &left, const T *panel, c
   }
 }
 
+#if SPNAS_TILES
+// A product by matrix tiles as far as they fill whole ones; returns the number of its rows.
+template <typename First, typename Out>
+inline int64_t product_by_tiles(int64_t count, const Left<Bfloat16> &left, const Bfloat16 *panel,
+                                const First &first, const Out &out) {
+  if (count < kTileRows || left.depth % 2 != 0 || !tiles_allowed()) {
+    return 0;
+  }
+  const TileSizes sizes(left.depth % kTileDepth);
+  // The compiler does not see that tiles are read from memory.
+  asm volatile("" ::"r"(&sizes) : "memory");
+  _tile_loadconfig(&sizes);
+  alignas(64) float sums[2 * kTileRows * kGroup];
+  int64_t i = 0;
+  while (i + kTileRows <= count) {
+    const Bfloat16 *rows = left.data + i * left.pitch;
+    const int now = i + 2 * kTileRows <= count ? 2 * kTileRows : kTileRows;
+    (now > kTileRows ? tile_sums<2> : tile_sums<1>)(sums, rows, left.pitch, left.depth,
+                                                    left.segments, left.stride, panel);
+    for (int r = 0; r < now; ++r, ++i) {
+      Channels<1> result = first(i);
+      result.v[0] += load(sums + r * kGroup);
+      out(i, result);
+    }
+  }
+  _tile_release();
+  return i;
+}
+#endif
+
 // out(i, first(i) + sum over k of left(i, k) * panel[k]) for all i < count.
 template <int kV, typename T, typename First, typename Out>
 SPNAS_INLINE void product(int64_t count, const Left<T> &left, const T *panel, const First &first,
                           const Out &out) {
   constexpr int kRows = tile_rows<kV>();
   int64_t i = 0;
+#if SPNAS_TILES
+  if constexpr (std::is_same_v<T, Bfloat16>) {
+    i = product_by_tiles(count, left, panel, first, out);
+  }
+#endif
   for (; i + kRows <= count; i += kRows) {
     product_tile<kRows, kV>(i, left, panel, first, out);
   }

@@ -133,6 +133,7 @@ class ShuffleLayer(nn.SequentialCell, Float32Cell):
         blocks: those it chooses from, all of one stride and of equal channels.
         fused: as one operator wherever tensors are float32; then images have channels last. Only
             without ``affine``.
+        bfloat16: multiply in bfloat16 by the operator, which then has no gradient.
         options: of the ``ConvBN`` layers.
     """
 
@@ -144,7 +145,6 @@ class ShuffleLayer(nn.SequentialCell, Float32Cell):
         bfloat16: bool = False,
         **options: Unpack[LayerOptions],
     ) -> None:
-        assert not bfloat16  # which operators of MBConv blocks alone know
         if fused:
             options["kernels"] = False  # these layers then compute only where the operator cannot
         units = [ShuffleUnit(block, **options) for block in blocks]
@@ -166,7 +166,7 @@ class ShuffleLayer(nn.SequentialCell, Float32Cell):
             self.options = operator_options(
                 options.get("epsilon", 1e-5), options.get("momentum", 0.9)
             )
-            self.block = ChosenBlock(blocks[0].stride, counts)
+            self.block = ChosenBlock(blocks[0].stride, counts, bfloat16=bfloat16)
 
     def construct(self, x: Tensor, choice: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).

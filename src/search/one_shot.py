@@ -42,15 +42,25 @@ class OneShotSupernet(BlockNetwork):
     """All networks of a one-shot space, whose batch normalisation has no scale and shift.
 
     Parameters are named ``blocks.<layer>.<choice>...``.
+
+    Args:
+        bfloat16: whether the operators multiply in bfloat16 in the blocks; not for training.
     """
 
     def __init__(
-        self, space: SearchSpace, num_classes: int, *, momentum: float = 0.9, kernels: bool = False
+        self,
+        space: SearchSpace,
+        num_classes: int,
+        *,
+        momentum: float = 0.9,
+        kernels: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         def create_blocks(options: CellOptions) -> nn.Cell:
+            own: CellOptions = {**options, "bfloat16": bfloat16 and options["fused"]}
             return nn.CellList(
                 [
-                    ShuffleLayer([layer.block(name) for name in layer.names], **options)
+                    ShuffleLayer([layer.block(name) for name in layer.names], **own)
                     for layer in space.block_layers
                 ]
             )

@@ -66,7 +66,8 @@ def search_paths(config: OneShotSearchConfig) -> int:
     table = open_table(config, space, meta.preprocessing, len(meta.classes))
     if limit is not None:
         check_limit(table, limit)
-    images = open_images(config, checkpoint, space)
+    bfloat16 = config.precision == "bfloat16"
+    images = open_images(config, checkpoint, space, bfloat16=bfloat16)
     folder = make_folder(Path(config.checkpoint_path))
     results = _take_up(config, checkpoint, folder)
     write_json(folder / "space.json", space.to_dict())
@@ -107,7 +108,7 @@ def _take_up(
     if not (config.resume and file.is_file()):
         write_json(file, settings)
         return {}
-    before = read_json(file)
+    before = {"precision": "float32", **read_json(file)}  # older files do not name it
     for key, (old, new) in different_settings(before, settings, (IMAGES,)).items():
         if key in settings:  # others were of an earlier version of this program
             raise UserError(

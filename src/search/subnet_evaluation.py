@@ -24,7 +24,7 @@ from src.config import SubnetDataConfig
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import Fault, UserError
-from src.kernels import use_kernels
+from src.kernels import BFLOAT16_FLAG, supports_bfloat16, use_kernels
 from src.search.one_shot import BlockPath, OneShotSupernet
 from src.spnasnet import SPNASNet
 from src.training.compile_cache import CompileCache
@@ -123,12 +123,14 @@ class Images(NamedTuple):
         validation: images for the accuracy.
         kernels: whether to compute by the CPU operators.
         compiling: the context in which they are evaluated.
+        bfloat16: whether the operators multiply in bfloat16 in a one-shot supernet's blocks.
     """
 
     calibration: Batches
     validation: Batches
     kernels: bool
     compiling: CompileCache
+    bfloat16: bool = False
 
 
 def open_images(
@@ -136,14 +138,25 @@ def open_images(
     checkpoint: Checkpoint,
     space: SearchSpace,
     split: Split = "val",
+    *,
+    bfloat16: bool = False,
 ) -> Images:
     """Select the device and open the images that the configuration asks for.
 
     Args:
         split: of which the accuracy is.
+        bfloat16: see ``Images``.
+
+    Raises:
+        UserError: bfloat16 is asked for where it cannot be had.
     """
     setup_device(config.device_target, config.device_id, config.jit_level)
     meta, kernels = checkpoint.meta, use_kernels(config.cpu_kernels)
+    if bfloat16 and not (kernels and supports_bfloat16()):
+        raise UserError(
+            "precision is 'bfloat16', which takes the CPU operators and a processor with "
+            f"{BFLOAT16_FLAG}; should be 'float32'"
+        )
     calibration = open_batches(config, checkpoint, "train", config.calibration_images)
     validation = open_batches(config, checkpoint, split, config.val_images)
     graph_values = {
@@ -151,12 +164,13 @@ def open_images(
         "classes": len(meta.classes),
         "device": config.device_target,
         "kernels": kernels,
+        "bfloat16": bfloat16,
         "jit_level": config.jit_level,
         "size": asdict(meta.preprocessing),
         "batches": [calibration.batch_size, validation.batch_size],
     }
     compiling = CompileCache(graph_values, config.compile_cache)
-    return Images(calibration, validation, kernels, compiling)
+    return Images(calibration, validation, kernels, compiling, bfloat16)
 
 
 class SubnetEvaluator:
@@ -246,7 +260,11 @@ class PathEvaluator:
         self._validation = images.validation
         self._evaluator = SubnetEvaluator(
             lambda momentum: OneShotSupernet(
-                space, classes, momentum=momentum, kernels=images.kernels
+                space,
+                classes,
+                momentum=momentum,
+                kernels=images.kernels,
+                bfloat16=images.bfloat16,
             ),
             images.calibration,
             lambda network, pixels, path: network(pixels, path),

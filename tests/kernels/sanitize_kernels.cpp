@@ -229,8 +229,10 @@ bool run_choices(const Dims &x, int64_t branch, int64_t mid, int64_t k) {
       std::map<int, Values> values{
           {1 + 3 * number, options}, {2 + 3 * number, counts}, {3 + 3 * number, {choice}}};
       ok &= run(stride == 1 ? ChoiceInfer1 : ChoiceInfer2, forward, values);
+      ok &= run(stride == 1 ? ChoiceBfloat16Infer1 : ChoiceBfloat16Infer2, forward, values);
       forward.push_back({saved});
       ok &= run(stride == 1 ? ChoiceTrain1 : ChoiceTrain2, forward, values);
+      ok &= run(stride == 1 ? ChoiceBfloat16Train1 : ChoiceBfloat16Train2, forward, values);
       backward.insert(backward.end(), {{2, 2}, {}, {saved}, y, images});
       backward.insert(backward.end(), weights.begin(), weights.end());
       values = {{1 + number, counts}, {2 + number, {choice}}};

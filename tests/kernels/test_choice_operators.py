@@ -21,6 +21,7 @@ from tests.kernels.reference import (
     norm64,
     normal,
     parameters,
+    rounded,
     run,
 )
 
@@ -44,8 +45,11 @@ def blocks_of(channels: int, outputs: int, stride: int) -> list[ShuffleBlock]:
     return [decode_block(f"{kind}_s{stride}{stride}_i{channels}_o{outputs}") for kind in KINDS]
 
 
-def chain64(x, layers: tuple[ConvLayer, ...], weights, dy, statistics=None):
+def chain64(x, layers: tuple[ConvLayer, ...], weights, dy, statistics=None, factor=np.asarray):
     """A chain of convolutions with their normalisations in float64.
+
+    Args:
+        factor: rounds the factors of 1x1 convolutions.
 
     Returns:
         Output, gradient of x, gradients of the weights, mean and variance of each convolution.
@@ -56,12 +60,13 @@ def chain64(x, layers: tuple[ConvLayer, ...], weights, dy, statistics=None):
     convolve = dense64 if layer.groups == 1 else depthwise64
     size = [conv_out(side, layer.stride) for side in x.shape[2:]]
     empty = np.zeros((len(x), layer.out_channels, *size))
-    z = convolve(x, weight, layer.stride, empty)[0]
+    rounds = factor if layer.groups == 1 else np.asarray
+    z = convolve(rounds(x), rounds(weight), layer.stride, empty)[0]
     norm = np.ones(layer.out_channels), np.zeros(layer.out_channels)
     own = None if statistics is None else tuple(statistics[:2])
     h, *_, mean, variance = norm64(z, *norm, empty, layer.relu, EPSILON, own)
     rest = None if statistics is None else statistics[2:]
-    y, dh, gradients, others = chain64(h, layers[1:], weights[1:], dy, rest)
+    y, dh, gradients, others = chain64(h, layers[1:], weights[1:], dy, rest, factor)
     _, dz, *_ = norm64(z, *norm, dh, layer.relu, EPSILON, own)
     _, dx, dweight = convolve(x, weight, layer.stride, dz)
     return y, dx, [dweight, *gradients], [mean, variance, *others]
@@ -101,11 +106,11 @@ class LayerCase:
         inputs = [last(self.x), *self.weights, *moving, OPTIONS, *self.tail(choice)]
         return run(f"Choice{kind}{self.stride}", inputs, shapes, library=library), moving
 
-    def train(self, choice: int, library=None) -> tuple[np.ndarray, np.ndarray, list]:
+    def train(self, choice: int, library=None, kind="Train") -> tuple[np.ndarray, np.ndarray, list]:
         """The output, what is left to backward, moving statistics."""
         pixels = self.n * self.x[0, 0].size
         most = 8 * (pixels + 2) * (max(self.channels, self.outputs) + 16)
-        (y, saved), moving = self.forward("Train", choice, [self.y_shape, (most,)], library)
+        (y, saved), moving = self.forward(kind, choice, [self.y_shape, (most,)], library)
         return y, saved, moving
 
     def backward(self, choice: int, saved, library=None) -> list[np.ndarray]:
@@ -114,13 +119,13 @@ class LayerCase:
         dx, *gradients = run(f"ChoiceBackward{self.stride}", inputs, shapes, library=library)
         return [first(dx), *gradients]
 
-    def expected(self, choice: int, statistics=None):
+    def expected(self, choice: int, statistics=None, factor=np.asarray):
         """Output, gradients of x and of the block's weights, its statistics, in float64."""
         block, weights = self.blocks[choice], self.weights[self.places(choice)]
         count = len(block.branch)
         dkept, dy = np.split(self.dy, [block.kept_channels], 1)
         if self.stride == 1:
-            own = (self.x[:, 1::2], block.branch, weights, dy, statistics)
+            own = (self.x[:, 1::2], block.branch, weights, dy, statistics, factor)
             y, dbranch, gradients, moments = chain64(*own)
             dx = np.zeros(self.x.shape)
             dx[:, ::2], dx[:, 1::2] = dkept, dbranch
@@ -128,8 +133,9 @@ class LayerCase:
         parts = (None, None)
         if statistics is not None:
             parts = statistics[: 2 * count], statistics[2 * count :]
-        y, dx, gradients, moments = chain64(self.x, block.branch, weights[:count], dy, parts[0])
-        own = (self.x, block.projection, weights[count:], dkept, parts[1])
+        own = (self.x, block.branch, weights[:count], dy, parts[0], factor)
+        y, dx, gradients, moments = chain64(*own)
+        own = (self.x, block.projection, weights[count:], dkept, parts[1], factor)
         kept, dother, more, others = chain64(*own)
         return np.concatenate([kept, y], 1), [dx + dother, *gradients, *more], moments + others
 
@@ -179,6 +185,25 @@ def test_inference_equals_float64(shape):
         (y,), moving = case.forward("Infer", choice, [case.y_shape])
         assert_near(first(y), case.expected(choice, statistics)[0], 1e-5)
         assert all(np.array_equal(a, b) for a, b in zip(case.moving, moving, strict=True))
+
+
+@pytest.mark.parametrize("shape", LAYERS[1::3], ids=str)
+def test_products_of_bfloat16_equal_float64_of_rounded_factors(shape):
+    """What lies near the middle of two bfloat16 may be rounded to the other one."""
+    case = LayerCase(shape)
+    for choice in range(4):
+        y, _, statistics = case.expected(choice, factor=rounded)
+        actual, _, moving = case.train(choice, kind="Bfloat16Train")
+        exact = case.expected(choice)[0]
+        assert_near(first(actual), y, 2e-3)
+        assert np.abs(first(actual) - exact).max() > 1e-4 * np.abs(exact).max()
+        places = case.places(choice)
+        for i in range(places.start, places.stop):
+            mean = MOMENTUM * case.moving[2 * i] + (1 - MOMENTUM) * statistics[2 * (i - places.start)]
+            assert_near(moving[2 * i], mean, 1e-3)
+        own = case.moving[2 * places.start : 2 * places.stop]
+        (y,), _ = case.forward("Bfloat16Infer", choice, [case.y_shape])
+        assert_near(first(y), case.expected(choice, own, rounded)[0], 2e-3)
 
 
 def test_momentum_changes_the_chosen_block_alone():

@@ -662,6 +662,7 @@ def test_no_path_exceeds_a_limit(supernet, tmp_path, monkeypatch):
         (("--target", 0.1), "target of 0.1 million multiply-adds"),
         (("--target_latency_ms", 5), "target_latency_ms is for --cost latency"),
         (("--cost", "latency"), "latency_table is not given"),
+        (("--precision", "bfloat16", "--cpu_kernels", "off"), "precision is 'bfloat16', which"),
         (("--ckpt", "nothing.ckpt"), "nothing.ckpt: no such checkpoint"),
         (("--epoch_size", 3), "unknown flag '--epoch_size'"),
     ],
