@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "bfloat16.h"
+#include "scratch.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -154,9 +155,7 @@ inline int64_t product_by_tiles(int64_t count, const Left<Bfloat16> &left, const
     return 0;
   }
   const TileSizes sizes(left.depth % kTileDepth);
-  // The compiler does not see that tiles are read from memory.
-  asm volatile("" ::"r"(&sizes) : "memory");
-  _tile_loadconfig(&sizes);
+  load_sizes(sizes);
   alignas(64) float sums[2 * kTileRows * kGroup];
   int64_t i = 0;
   while (i + kTileRows <= count) {
@@ -241,6 +240,56 @@ SPNAS_INLINE void outer_tile(float *sums, const T *left, int64_t left_pitch, con
   }
 }
 
+#if SPNAS_TILES
+// What outer() adds to whole tiles of rows; returns the number of rows. A tile's left side has a column of
+// the right side per row, so that sums come out turned.
+inline int64_t outer_by_tiles(float *sums, int64_t rows, const Bfloat16 *left, int64_t left_pitch,
+                              const Bfloat16 *right, int64_t right_pitch, int64_t count) {
+  if (rows < kTileRows || count < kTileDepth || !tiles_allowed()) {
+    return 0;
+  }
+  constexpr int64_t kPairs = kTileDepth / 2, kTile = kTileRows * kPairs;
+  auto *turned = scratch<uint32_t>(Slot::kTurned, (count + kTileDepth) / kTileDepth * kTile);
+  for (int64_t i = 0; i < count; i += 2) {
+    const Bfloat16 *row = right + i * right_pitch;
+    const Bits pairs = i + 1 < count ? pair_rows(row, right_pitch) : widen(load_halves(row));
+    uint32_t *out = turned + i / kTileDepth * kTile + i % kTileDepth / 2;
+    for (int j = 0; j < kGroup; ++j) {
+      out[j * kPairs] = pairs[j];
+    }
+  }
+  const int64_t depth = (count + 1) / 2 * 2, rest = depth % kTileDepth, whole = depth / kTileDepth;
+  const int64_t bytes = 2 * left_pitch * sizeof(Bfloat16);
+  const TileSizes sizes(rest);
+  load_sizes(sizes);
+  alignas(64) float products[kGroup * kTileRows];
+  int64_t r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    const Bfloat16 *pairs = left + 2 * r;
+    const uint32_t *own = turned;
+    _tile_zero(0);
+    for (int64_t i = 0; i < whole; ++i, own += kTile, pairs += kTileDepth * left_pitch) {
+      _tile_loadd(2, own, kTileBytes);
+      _tile_loadd(4, pairs, bytes);
+      _tile_dpbf16ps(0, 2, 4);
+    }
+    if (rest > 0) {
+      _tile_loadd(5, own, kTileBytes);
+      _tile_loadd(7, pairs, bytes);
+      _tile_dpbf16ps(0, 5, 7);
+    }
+    _tile_stored(0, products, kTileBytes);
+    for (int i = 0; i < kTileRows; ++i) {
+      for (int j = 0; j < kGroup; ++j) {
+        sums[(r + i) * kGroup + j] += products[j * kTileRows + i];
+      }
+    }
+  }
+  _tile_release();
+  return r;
+}
+#endif
+
 // sums[r] += sum over i < count of left[i * left_pitch + r] * right[i * right_pitch], for r < rows;
 // sums are (rows, 16), and of a row on the right kV vectors count. Of bfloat16 the left side has
 // pixels in pairs, see pair_pixels().
@@ -252,6 +301,11 @@ inline void outer(float *sums, int64_t rows, const T *left, int64_t left_pitch, 
   constexpr int kDepth = Step<T>::kDepth;
   constexpr int kRows = tile_rows<kV>();
   int64_t r = 0;
+#if SPNAS_TILES
+  if constexpr (std::is_same_v<T, Bfloat16>) {
+    r = outer_by_tiles(sums, rows, left, left_pitch, right, right_pitch, count);
+  }
+#endif
   const auto at = [&](int64_t r) { return sums + r * kGroup; };
   for (; r + kRows <= rows; r += kRows) {
     outer_tile<kRows, kV>(at(r), left + r * kDepth, left_pitch, right, right_pitch, count);

@@ -23,6 +23,7 @@ enum class Slot {
   kJob,        // of the calling thread: what the first tasks of a job leave to the others
   kInputs,     // all inputs of one pixel
   kPairs,      // pixels in pairs (bfloat16.h)
+  kTurned,     // channels of pairs of pixels, channel by channel (products.h)
   kSums,       // sums that are rounded when they are complete
   kSlotCount,  // not a slot
 };

@@ -48,6 +48,12 @@ struct alignas(64) TileSizes {
   }
 };
 
+inline void load_sizes(const TileSizes &sizes) {
+  // The compiler does not see that sizes and tiles are read from memory.
+  asm volatile("" ::"r"(&sizes) : "memory");
+  _tile_loadconfig(&sizes);
+}
+
 // Sums (16 kBlocks, 16) of so many rows of the left side, which begin at `rows`: segments of
 // `depth` elements, one every `stride`; `pitch` elements from row to row.
 template <int kBlocks>

@@ -39,6 +39,7 @@ BLOCKS = [  # (N, C, H, W, M, O, k, stride), M == C without expansion
     (2, 32, 16, 16, 32, 16, 3, 1),
     (2, 19, 12, 12, 19, 19, 5, 1),
     (9, 17, 4, 4, 34, 17, 3, 1),
+    (1, 32, 9, 7, 64, 48, 3, 1),  # pixels that fill all but one row of two matrix tiles
     (40, 3, 2, 2, 9, 20, 5, 1),
     (3, 3, 17, 1, 9, 20, 7, 2),
     (1, 4, 70, 33, 20, 4, 5, 1),  # larger than what is computed at a time
