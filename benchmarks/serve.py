@@ -62,7 +62,11 @@ def create_evaluator(
     cpu_kernels: str = "auto",
     bfloat16: bool = False,
 ) -> SuperkernelEvaluator | PathEvaluator:
-    """The evaluator of an untrained supernet; of paths, perhaps in bfloat16, for a one-shot space."""
+    """The evaluator of an untrained supernet; for a one-shot space of its paths.
+
+    Args:
+        bfloat16: evaluate paths in it.
+    """
     import mindspore as ms
 
     from src.checkpoint.format import Checkpoint, Meta

@@ -241,8 +241,8 @@ SPNAS_INLINE void outer_tile(float *sums, const T *left, int64_t left_pitch, con
 }
 
 #if SPNAS_TILES
-// What outer() adds to whole tiles of rows; returns the number of rows. A tile's left side has a column of
-// the right side per row, so that sums come out turned.
+// What outer() adds to whole tiles of rows; returns the number of rows. A tile's left side has a
+// column of the right side per row, so that sums come out turned.
 inline int64_t outer_by_tiles(float *sums, int64_t rows, const Bfloat16 *left, int64_t left_pitch,
                               const Bfloat16 *right, int64_t right_pitch, int64_t count) {
   if (rows < kTileRows || count < kTileDepth || !tiles_allowed()) {

@@ -199,8 +199,8 @@ def test_products_of_bfloat16_equal_float64_of_rounded_factors(shape):
         assert np.abs(first(actual) - exact).max() > 1e-4 * np.abs(exact).max()
         places = case.places(choice)
         for i in range(places.start, places.stop):
-            mean = MOMENTUM * case.moving[2 * i] + (1 - MOMENTUM) * statistics[2 * (i - places.start)]
-            assert_near(moving[2 * i], mean, 1e-3)
+            old, batch = case.moving[2 * i], statistics[2 * (i - places.start)]
+            assert_near(moving[2 * i], MOMENTUM * old + (1 - MOMENTUM) * batch, 1e-3)
         own = case.moving[2 * places.start : 2 * places.stop]
         (y,), _ = case.forward("Bfloat16Infer", choice, [case.y_shape])
         assert_near(first(y), case.expected(choice, own, rounded)[0], 2e-3)
