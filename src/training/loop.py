@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -172,8 +172,9 @@ class _Loop:
         run, config, task, stop = self.run, self.run.config, self.task, self.stop
         title = f"epoch {epoch + 1}/{config.epoch_size}"
         self.run_log.start_epoch(title, run.batches_per_epoch, first)
+        losses: list[float] = []
         pending: list[tuple[Tensor, ...]] = []  # outputs of the steps since the last line
-        mark = time.perf_counter()
+        begin = mark = time.perf_counter()
         for batch, (images, labels) in enumerate(run.loader.epoch(epoch, first), start=first + 1):
             stop.listen()
 
@@ -186,7 +187,7 @@ class _Loop:
             last = batch == run.batches_per_epoch
             stopping = stop.received is not None and run.ranks.size == 1
             if last or batch % config.log_steps == 0 or stopping:
-                line = self._write_line(pending, epoch, batch, mark)
+                losses += self._write_line(pending, epoch, batch, mark)
                 pending, mark = [], time.perf_counter()
             else:
                 self.run_log.advance()
@@ -201,14 +202,16 @@ class _Loop:
             if config.save_checkpoint_steps and batch % config.save_checkpoint_steps == 0:
                 self._save(epoch, batch)
         self.run_log.end_epoch()
+        images = len(losses) * config.batch_size * run.ranks.size
+        speed = images / (time.perf_counter() - begin)
         final = epoch + 1 == config.epoch_size
-        self._end_epoch(epoch + 1, line, final or bool(stop.agreed))
+        self._end_epoch(epoch + 1, losses, speed, final or bool(stop.agreed))
         return final or not stop.agreed
 
     def _write_line(
         self, pending: list[tuple[Tensor, ...]], epoch: int, batch: int, since: float
-    ) -> dict[str, Any]:
-        """Read the outputs of the last steps, check them and write a line of the run's log."""
+    ) -> list[float]:
+        """Read the outputs of the last steps and write a line of the run's log; their losses."""
         run, config = self.run, self.run.config
         losses, hits = self._read(pending)
         seconds = time.perf_counter() - since
@@ -233,7 +236,7 @@ class _Loop:
             ips=line["images_per_second"],
             **extra,
         )
-        return line
+        return losses
 
     def _read(self, pending: list[tuple[Tensor, ...]]) -> tuple[list[float], float]:
         """Losses of the given steps and their correct predictions, over all ranks.
@@ -261,13 +264,18 @@ class _Loop:
                     "untouched; a lower lr_init, a warm-up or clip_norm may help"
                 )
 
-    def _end_epoch(self, done: int, line: dict[str, Any], final: bool) -> None:
-        """Validate and save after ``done`` epochs, as often as asked, and always at the end."""
+    def _end_epoch(self, done: int, losses: Sequence[float], speed: float, final: bool) -> None:
+        """Validate and save after ``done`` epochs, as often as asked, and always at the end.
+
+        Args:
+            losses: of the last epoch's steps, as far as this process trained them.
+            speed: images per second over these.
+        """
         run, config = self.run, self.run.config
         metrics: dict[str, float] = {}
         text = (
-            f"epoch {done}/{config.epoch_size}: loss {line['loss']:.4f}, lr {line['lr']:.5f}, "
-            f"{line['images_per_second']:.1f} images/s"
+            f"epoch {done}/{config.epoch_size}: loss {sum(losses) / len(losses):.4f}, "
+            f"lr {run.rates[run.step_number(done, 0) - 1]:.5f}, {speed:.1f} images/s"
         )
         if run.val_loader and (final or done % config.val_interval_epochs == 0):
             self._update_validation_network()

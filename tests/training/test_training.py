@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -89,7 +90,7 @@ def train(few_digits, tiny_arch):
 def reference(train, tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("reference")
-    subprocess.run(
+    run = subprocess.run(
         [
             sys.executable,
             str(ROOT / "train.py"),
@@ -101,9 +102,18 @@ def reference(train, tmp_path_factory):
         ],
         check=True,
         capture_output=True,
+        text=True,
         timeout=300,
     )
+    (folder / "stdout").write_text(run.stdout)
     return folder
+
+
+def test_an_epoch_is_told_by_all_of_its_steps(reference):
+    told = re.findall(r"^epoch (\d)/2: loss ([\d.]+), lr", (reference / "stdout").read_text(), re.M)
+    steps = [loss for kind, _, _, loss in losses(reference) if kind == "train"]
+    means = [f"{np.mean(steps[:6]):.4f}", f"{np.mean(steps[6:]):.4f}"]
+    assert told == [("1", means[0]), ("2", means[1])]
 
 
 def test_a_run_explains_itself(reference):
