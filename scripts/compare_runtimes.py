@@ -55,6 +55,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for precision in args.precisions:
         if precision not in PRECISIONS:
             raise UserError(f"precisions has '{precision}', should be of {', '.join(PRECISIONS)}")
+    if INT8 in args.precisions and Path(args.model).suffix == ".mindir":
+        raise UserError(
+            f"{args.model}: int8 is made from a checkpoint or an ONNX model; give one of them, or "
+            "precisions without int8"
+        )
     for key in ("rounds", "max_images"):
         if getattr(args, key) < 1:
             raise UserError(f"{key} is {getattr(args, key)}, should be at least 1")
@@ -92,7 +97,7 @@ def compare_runtimes(args: argparse.Namespace, folder: Path) -> None:
 
     # First what costs nothing to find out.
     Runtime("onnxruntime", threads=max(args.threads)).check()
-    quantised = INT8 in args.precisions and Path(args.model).suffix != ".mindir"
+    quantised = INT8 in args.precisions
     if quantised:
         check_tools()
     if args.out:

@@ -207,6 +207,9 @@ def test_a_comparison_from_the_command_line(only_python, tiny, few_digits, call_
     ):
         done = call_program("scripts/compare_runtimes.py", *flags, *more)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    flags = ["some.mindir", "--images", few_digits / "val", "--precisions", "float32,int8"]
+    done = call_program("scripts/compare_runtimes.py", *flags)
+    assert done.returncode == 2 and "some.mindir: int8 is made from a checkpoint" in done.stderr
 
 
 @pytest.mark.slow
