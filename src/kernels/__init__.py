@@ -2,8 +2,9 @@
 
 These are the stem, the MBConv blocks and the head of a network, each as one operator with its
 normalisations (``src.kernels.block_operators``); layers of one-shot supernets, which compute one of
-several blocks (``src.kernels.choice_operators``); and for other blocks single layers: depthwise
-convolution, batch normalisation with ReLU, small 1x1 convolutions, the convolution of images.
+several blocks (``src.kernels.choice_operators``); for other blocks single layers: depthwise
+convolution, batch normalisation with ReLU, small 1x1 convolutions, the convolution of images; and
+the update of all weights (``src.kernels.update_operators``).
 
 They are optional: ``available()`` says whether they can be used here, and everything works without
 them, with the same parameters. They are compiled at first use (``src.kernels.build``) and are never
@@ -34,6 +35,7 @@ from src.kernels.cells import (
 )
 from src.kernels.choice_operators import ChosenBlock, chosen_momentum
 from src.kernels.operators import KERNEL_SIZES, STRIDES
+from src.kernels.update_operators import momentum_step
 
 __all__ = [
     "BFLOAT16_FLAG",
@@ -51,6 +53,7 @@ __all__ = [
     "chosen_momentum",
     "head_operator",
     "hold_operands",
+    "momentum_step",
     "move_statistics",
     "operator_options",
     "operator_pair",

@@ -108,7 +108,7 @@ class ElasticTraining:
             _start_as_identities(network)
             if config.pre_trained:
                 log.info("%s", load_pretrained(network, config.pre_trained).summary())
-        optimizer = create_optimizer(network, config, run.rates)
+        optimizer = create_optimizer(network, config, run.rates, kernels=run.kernels)
         update = Update(
             network,
             optimizer,

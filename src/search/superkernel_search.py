@@ -170,7 +170,13 @@ class SuperkernelSearch:
             self._decisions.scales.set_data(norms.copy())
         update = Update(
             network,
-            create_optimizer(network, config, run.rates, [self._decisions.thresholds]),
+            create_optimizer(
+                network,
+                config,
+                run.rates,
+                [self._decisions.thresholds],
+                kernels=run.kernels,
+            ),
             config,
             mixed_precision=run.mixed_precision,
             device_num=run.ranks.size,

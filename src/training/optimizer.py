@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
+from src.kernels import momentum_step
 
 
 def weight_decays(parameters: Sequence[Parameter], weight_decay: float) -> tuple[float, ...]:
@@ -70,13 +71,35 @@ def _used_rmsprop_tensor(
 
 
 class Momentum(nn.Momentum):
-    """SGD with momentum."""
+    """SGD with momentum.
+
+    Args:
+        clip_norm: most that the norm of all gradients may be; 0 for no limit. Only with the
+            operator, see ``clips``; ``Update`` otherwise clips.
+        kernels: whether to update by one operator on CPU.
+
+    Attributes:
+        clips: whether it clips gradients itself.
+    """
 
     def __init__(
-        self, parameters: list[Parameter], rates: Tensor, momentum: float, weight_decay: float
+        self,
+        parameters: list[Parameter],
+        rates: Tensor,
+        momentum: float,
+        weight_decay: float,
+        *,
+        clip_norm: float = 0.0,
+        kernels: bool = False,
     ) -> None:
         super().__init__(parameters, rates, momentum)
         self.weight_decays = weight_decays(parameters, weight_decay)
+        self.clips = kernels
+        if kernels:
+            self.step = momentum_step()
+            self.decays = Tensor(np.array(self.weight_decays, np.float32))
+            self.constants = Tensor(np.array([momentum, clip_norm], np.float32))
+            self.everything = (Tensor(np.ones(1, np.float32)),) * len(parameters)
 
     def construct(self, gradients: tuple, used: tuple | None = None) -> tuple:
         """Update all parameters.
@@ -86,6 +109,11 @@ class Momentum(nn.Momentum):
         """
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
+        if self.clips:
+            counts = self.everything if used is None else used
+            factors = ops.concat((rate.reshape((1,)), self.constants))
+            operands = self.parameters + self.moments + gradients + counts
+            return self.step(*operands, self.decays, factors)
         operands = self.weight_decays, self.parameters, self.moments, gradients
         if used is None:
             return self.map_(ops.partial(_momentum, self.opt, self.momentum, rate), *operands)
@@ -134,12 +162,15 @@ def create_optimizer(
     config: OptimizerConfig,
     rates: np.ndarray,
     without: Sequence[Parameter] = (),
+    *,
+    kernels: bool = False,
 ) -> nn.Optimizer:
     """The configured optimizer.
 
     Args:
         rates: learning rate of each optimizer step, (total steps,) of float32.
         without: parameters that are not its to train.
+        kernels: whether to use the CPU operators.
     """
     left_out = {parameter.name for parameter in without}
     parameters = [p for p in network.trainable_params() if p.name not in left_out]
@@ -152,4 +183,11 @@ def create_optimizer(
             config.rmsprop_epsilon,
             config.weight_decay,
         )
-    return Momentum(parameters, Tensor(rates), config.momentum, config.weight_decay)
+    return Momentum(
+        parameters,
+        Tensor(rates),
+        config.momentum,
+        config.weight_decay,
+        clip_norm=config.clip_norm,
+        kernels=kernels,
+    )

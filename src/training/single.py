@@ -57,7 +57,7 @@ class SingleNetwork:
         config, network = run.config, create(run)
         if config.pre_trained and not run.resumed:
             log.info("%s", load_pretrained(network, config.pre_trained).summary())
-        optimizer = create_optimizer(network, config, run.rates)
+        optimizer = create_optimizer(network, config, run.rates, kernels=run.kernels)
         update = Update(
             network,
             optimizer,

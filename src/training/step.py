@@ -122,7 +122,7 @@ class Update(nn.Cell):
         self.optimizer = optimizer
         self.weights = optimizer.parameters
         self.map = ops.HyperMap()
-        self.clip_norm = config.clip_norm
+        self.clip_norm = 0.0 if getattr(optimizer, "clips", False) else config.clip_norm
         self.loss_scale = LossScale(config.loss_scale) if mixed_precision else None
         self.reduce = (
             nn.DistributedGradReducer(self.weights, True, device_num) if device_num > 1 else None

@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor, nn
 
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
+from src.kernels import available
 from src.lr_scheduler import documented_lr, learning_rates
 from src.training.evaluation import cross_entropy, label_ranks, predicted_classes
 from src.training.optimizer import create_optimizer
@@ -143,23 +144,27 @@ class _NumpyStep:
         {"accumulate_steps": 2, "clip_norm": 0.05, "ema_decay": 0.6},
         {"ema_decay": 0.3, "mixed": True},
         {"accumulate_steps": 3, "mixed": True, "loss_scale": 128.0},
+        {"weight_decay": 0.1, "kernels": True},
+        {"accumulate_steps": 2, "clip_norm": 0.05, "ema_decay": 0.6, "kernels": True},
+        {"clip_norm": 0.05, "mixed": True, "kernels": True},
     ],
     ids=str,
 )
 def test_training_step_equals_numpy(flags):
-    mixed = flags.get("mixed", False)
-    config = TrainConfig(**{key: value for key, value in flags.items() if key != "mixed"})
+    mixed, kernels = flags.get("mixed", False), flags.get("kernels", False)
+    if kernels and not available():
+        pytest.skip("no CPU operators here")
+    keys = {key: value for key, value in flags.items() if key not in ("mixed", "kernels")}
+    config = TrainConfig(**keys)
     random = np.random.default_rng(0)
     weight, rates = (
         random.normal(size=(4, 3)).astype(np.float32),
         np.linspace(0.5, 0.1, 8).astype(np.float32),
     )
     network = _Linear(weight)
-    step = TrainStep(
-        network,
-        CrossEntropySmooth(),
-        Update(network, create_optimizer(network, config, rates), config, mixed_precision=mixed),
-    )
+    optimizer = create_optimizer(network, config, rates, kernels=kernels)
+    update = Update(network, optimizer, config, mixed_precision=mixed)
+    step = TrainStep(network, CrossEntropySmooth(), update)
     reference = _NumpyStep(weight, config, rates)
     for _ in range(6):
         x, labels = (
