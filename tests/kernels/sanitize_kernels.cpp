@@ -19,6 +19,7 @@
 #include "../../src/kernels/choice.cpp"
 #include "../../src/kernels/ends.cpp"
 #include "../../src/kernels/layers.cpp"
+#include "../../src/kernels/momentum.cpp"
 
 namespace {
 
@@ -247,11 +248,26 @@ bool run_choices(const Dims &x, int64_t branch, int64_t mid, int64_t k) {
   return ok;
 }
 
+// Weights of some outputs, inputs and taps, of which rows, columns, taps and everything is used.
+bool run_update(int64_t outputs, int64_t inputs, int64_t k) {
+  const std::vector<Dims> weights{
+      {outputs, inputs, 1, 1}, {outputs, inputs, 1, 1}, {outputs, 1, k, k}, {outputs}, {inputs}};
+  const std::vector<Dims> used{
+      {outputs, 1, 1, 1}, {1, inputs, 1, 1}, {outputs, 1, k, k}, {outputs}, {1}};
+  std::vector<Dims> dims;
+  for (const auto *group : {&weights, &weights, &weights, &used}) {
+    dims.insert(dims.end(), group->begin(), group->end());
+  }
+  dims.insert(dims.end(), {{static_cast<int64_t>(weights.size())}, {3}, {1}});
+  return run(MomentumStep, dims);
+}
+
 using Sizes = std::vector<int64_t>;
 using Planes = std::vector<std::pair<int64_t, int64_t>>;
 
 bool run_all(bool large) {
   bool ok = run_choices({3, 16, 17, 19}, 16, 16, 7) && run_network({2, 19, 7, 9}, 19, 5);
+  ok &= run_update(300, 70, 5) && run_update(1, 1, 3);
   ok &= run_network({2, 5, 6, 5}, 50, 5);  // so many outputs that a gradient is kept
   if (!large) {
     ok &= run_choices({1, 1, 1, 1}, 1, 1, 3) && run_choices({2, 9, 7, 9}, 17, 33, 5);
