@@ -72,7 +72,7 @@ def create_training_step(space: SearchSpace, classes: int, config: SearchConfig)
 
     kernels = use_kernels("on")
     network = SPNASNet(space.largest(), classes, momentum=config.bn_momentum, kernels=kernels)
-    optimizer = create_optimizer(network, config, RATES)
+    optimizer = create_optimizer(network, config, RATES, kernels=kernels)
     update = Update(network, optimizer, config, mixed_precision=False)
     return TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update)
 
@@ -97,7 +97,8 @@ def create_search_step(
         momentum=config.bn_momentum,
         kernels=use_kernels("on"),
     )
-    optimizer = create_optimizer(network, config, RATES, [network.decisions.thresholds])
+    thresholds = network.decisions.thresholds
+    optimizer = create_optimizer(network, config, RATES, [thresholds], kernels=True)
     return SearchStep(
         network,
         CrossEntropySmooth(config.label_smooth_factor),

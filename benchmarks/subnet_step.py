@@ -115,7 +115,7 @@ def create_subnet_step(
 
     config, classes = run.config, len(run.classes)
     network = SPNASNet(run.arch, classes, momentum=1.0, kernels=run.kernels)
-    optimizer = create_optimizer(network, config, run.rates)
+    optimizer = create_optimizer(network, config, run.rates, kernels=run.kernels)
     update = Update(network, optimizer, config, mixed_precision=False)
     loss_fn = CrossEntropySmooth(config.label_smooth_factor)
     step = ElasticStep(network, loss_fn, update, used=None).set_train()

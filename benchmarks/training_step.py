@@ -106,7 +106,8 @@ def create_mindspore_step(
         kernels=use_kernels("on" if kernels else "off"),
         bfloat16=bfloat16,
     )
-    optimizer = create_optimizer(network, config, np.full(1000, RATE, np.float32))
+    rates = np.full(1000, RATE, np.float32)
+    optimizer = create_optimizer(network, config, rates, kernels=kernels)
     update = Update(network, optimizer, config, mixed_precision=False)
     step = TrainStep(network, CrossEntropySmooth(config.label_smooth_factor), update).set_train()
     images, labels = noise(batch_size, image_size, natural_classes(image_size))

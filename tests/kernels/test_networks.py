@@ -266,7 +266,8 @@ def test_loss_curve_on_digits_equals_stock(few_digits, graph_mode):
     for kernels, bfloat16 in ((False, False), (True, False), (True, True)):
         ms.set_seed(1)
         network = SPNASNet(small_architecture(), 10, kernels=kernels, bfloat16=bfloat16)
-        optimizer = create_optimizer(network, config, np.full(20, 0.2, np.float32))
+        rates = np.full(20, 0.2, np.float32)
+        optimizer = create_optimizer(network, config, rates, kernels=kernels)
         update = Update(network, optimizer, config, mixed_precision=False)
         step = TrainStep(network, CrossEntropySmooth(0.1), update).set_train()
         batches = [order[i % 3 * 40 :][:40] for i in range(20)]
