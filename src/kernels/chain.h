@@ -90,6 +90,7 @@ struct Images {
     for (int64_t i = 0; i < count; ++i, in += channels, out += pitch) {
       float rest[kGroup] = {}, odd[kGroup] = {};
       if (size == kGroup) {
+#pragma omp simd
         for (int j = 0; j < kGroup; ++j) {
           rest[j] = in[2 * j];
           odd[j] = in[2 * j + 1];
@@ -128,6 +129,7 @@ struct Images {
     const float *even = kept_gradient + first * kept_pitch + g * kGroup;
     for (int64_t i = 0; i < count; ++i, out += channels, even += kept_pitch, gradient += kGroup) {
       if (size == kGroup) {
+#pragma omp simd
         for (int j = 0; j < kGroup; ++j) {
           out[2 * j] = even[j];
           out[2 * j + 1] = gradient[j];
