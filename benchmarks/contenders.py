@@ -16,7 +16,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from src.errors import EXIT_FAULT, Fault, UserError
@@ -91,6 +91,17 @@ class Contender(TurnProcess):
         self.process.send_signal(signal.SIGCONT)
         self.process.wait()
         return peak
+
+
+def known_to_processor(workers: Iterable[str]) -> list[str]:
+    """Without those in bfloat16 if the processor does not multiply it: a step then takes 20 s."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+
+    def known(worker: str) -> bool:
+        needs = ["avx512_bf16", *(["amx_bf16"] if worker.startswith("torch") else [])]
+        return "bfloat16" not in worker or any(flag in flags for flag in needs)
+
+    return [worker for worker in workers if known(worker)]
 
 
 def environment_of(worker: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ not run before. PyTorch does not change weights that have no gradient, nor does 
 
 The evaluation of a path takes its statistics from 2,000 images and its accuracy on 2,000 others, of
 noise and in memory, as ``search.py --method one_shot`` does by default; each round has a new path.
-In bfloat16 the operators multiply, and PyTorch runs with autocast.
+Contenders in bfloat16, where PyTorch runs with autocast, are for this alone.
 
 A start is the default command line of ``scripts/run_spnas.py``, for some steps only: the seconds
 until its first step is in the log, with the graph compiled and with that of a run before from the
@@ -43,6 +43,7 @@ from benchmarks.contenders import (
     add_arguments,
     commands,
     compare,
+    known_to_processor,
     natural_classes,
     noise,
     parse,
@@ -276,8 +277,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--space", default="one_shot_32", help="one-shot space by name")
     parser.add_argument("--work", choices=("step", "path", "start"), default="step")
     parser.add_argument("--data_path", default="data/cifar10", help="CIFAR-10, for --work start")
-    args = parse(parser, argv, WORKERS)
-    if args.work != "path":  # the others compute in float32 alone
+    args = parse(parser, argv, known_to_processor(WORKERS))
+    if args.work != "path":
+        if any("bfloat16" in worker for worker in args.workers or ()):
+            parser.error(f"--work {args.work} is float32 alone")
         args.pythons = {key: args.pythons[key] for key in args.pythons if "bfloat16" not in key}
     if args.worker:
         return run(

@@ -6,7 +6,8 @@
 An evaluation takes the statistics from some images and the accuracy on others, as
 ``scripts/evaluate_subnets.py`` does. Images are noise of the space's size, in memory, so that
 nothing is decoded; weights are those before any training, which take as long. Networks are random,
-uniform in their multiply-adds. The first one compiles the graphs, which serve all others.
+uniform in their multiply-adds, in the order of drawing: they have few leading layers in common,
+which would be computed once. The first one compiles the graphs, which serve all others.
 """
 
 from __future__ import annotations

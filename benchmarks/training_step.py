@@ -25,7 +25,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.contenders import (
     PYTORCH,
@@ -33,6 +32,7 @@ from benchmarks.contenders import (
     add_network_arguments,
     commands,
     compare,
+    known_to_processor,
     natural_classes,
     noise,
     parse,
@@ -62,22 +62,6 @@ BASES = {
     "floor": ["floor"],
 }
 RATE = 0.05
-
-
-def default_workers() -> list[str]:
-    """All, without bfloat16 where the processor does not multiply it: a step then takes 20 s."""
-    flags = Path("/proc/cpuinfo").read_text()
-    torch = "avx512_bf16", "amx_bf16"
-    needs = {
-        "bfloat16": ("avx512_bf16",),
-        "torch_bfloat16": torch,
-        "torch_bfloat16_passive": torch,
-    }
-    return [
-        worker
-        for worker in WORKERS
-        if worker not in needs or any(flag in flags for flag in needs[worker])
-    ]
 
 
 def create_mindspore_step(
@@ -189,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         "--other_python", metavar="PYTHON", help="interpreter that has another version of MindSpore"
     )
     parser.add_argument("--batch_size", type=int, default=32)
-    args = parse(parser, argv, default_workers())
+    args = parse(parser, argv, known_to_processor(WORKERS))
     if args.worker:
         options = args.worker, args.arch, args.batch_size, args.image_size
         return run(lambda: work(lambda: create(*options)))

@@ -6,9 +6,10 @@ r"""Compare the runtimes that are installed here on one network: which to deploy
 exports the network, computes the images in each runtime and measures all of them in turns, each in
 a process of its own: in about two minutes on 2 CPU cores. It prints a table, and which one to take.
 The model is a checkpoint, the folder of a run, or an exported model, which only the runtimes of its
-format compute. If the images lie in one folder per class of the network, accuracies are computed
-too. Scales of int8 come from the same images. A runtime that is not installed is named; one that
-computes another answer than the network makes the exit code 1.
+format compute; int8 is made from a checkpoint or an ONNX model. If the images lie in one folder per
+class of the network, accuracies are computed too. Scales of int8 come from the same images. A
+runtime that is not installed is named; one that computes another answer than the network makes the
+exit code 1.
 """
 
 from __future__ import annotations

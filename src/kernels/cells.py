@@ -50,7 +50,7 @@ def hold_operands(cell: nn.Cell, **operands: tuple[Parameter, ...]) -> None:
 
 
 def supports_bfloat16() -> bool:
-    """Whether there are operators that train in bfloat16, and a processor that multiplies it."""
+    """Whether there are operators that multiply in bfloat16, and a processor that does it."""
     return available() and build.multiplies_bfloat16()
 
 

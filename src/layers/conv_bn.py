@@ -44,7 +44,7 @@ class CellOptions(LayerOptions, total=False):
 
     ``fused``: each of them is one operator, and between them images lie with channels last.
     ``bfloat16``: in training these images are bfloat16, as are the factors of products; only with
-    ``fused``.
+    ``fused``. Layers of one-shot supernets have images of float32 even then, and no gradient.
     """
 
     fused: bool

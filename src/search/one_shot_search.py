@@ -279,6 +279,7 @@ def _write_found(
         "decisions": decisions,
         "top1": best["top1"],
         "images": best["images"],
+        "precision": config.precision,
         "evaluated": len(history.lines),
         "cost": best["cost"],
         "unit": unit,

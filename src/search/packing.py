@@ -59,7 +59,7 @@ def pack_supernet(config: PackConfig) -> int:
     statistics = {}
     with images.compiling:
         evaluator = SuperkernelEvaluator(replace(checkpoint, weights=weights), images)
-        for network in tqdm(dict.fromkeys(chosen), unit="network", leave=False, disable=None):
+        for network in tqdm(sorted(set(chosen)), unit="network", leave=False, disable=None):
             evaluator.calibrate(network)
             own = inherit(cell_weights(evaluator.network), space, network)
             # Copies: the next network's statistics go where these lie.

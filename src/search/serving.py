@@ -65,6 +65,22 @@ def serve(config: ServeConfig) -> int:
             f"{checkpoint.path}: holds a one-shot supernet; search.py --method one_shot searches it"
         )
     table, limits = _open_limits(config, checkpoint.meta)
+    folder = _choose(config, checkpoint, space, table, limits)
+    for limit in limits if config.finetune_epochs else ():
+        code = _finetune(config, checkpoint, _place(folder, limit, limits))
+        if code:
+            return code
+    return 0
+
+
+def _choose(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    table: CostTable,
+    limits: list[float],
+) -> Path:
+    """Choose a network for each limit by images, and write them; returns the folder."""
     images = open_images(config, checkpoint, space, "held")
     folder = _open_folder(config, checkpoint.meta)
     with images.compiling:
@@ -85,11 +101,7 @@ def serve(config: ServeConfig) -> int:
 
         origin = Origin(checkpoint.path.name, checkpoint.meta, space, len(chooser.known))
         _write_all(config, origin, table, choices, own_weights)
-    for limit in limits if config.finetune_epochs else ():
-        code = _finetune(config, checkpoint, _place(folder, limit, limits))
-        if code:
-            return code
-    return 0
+    return folder
 
 
 def _serve_packed(config: ServeConfig, packed: Packed) -> int:

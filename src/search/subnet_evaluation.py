@@ -8,11 +8,13 @@ only on the network, not on what was evaluated before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import psutil
 from mindspore import Parameter, Tensor, nn
 
 from src.arch.space import SearchSpace
@@ -306,21 +308,29 @@ def forward_parts(network: nn.Cell, images: Tensor, parts: Tensor) -> Tensor:
 
 
 class LayerOutputs:
-    """What the layers of a network gave for the batches of a split, kept as far as memory allows.
+    """What the layers of a network gave for each batch of a split, kept where there is room for it.
+
+    What they need is known after the first pass over the split. They are kept from then on if that
+    is at most a quarter of the memory that is free, and at most ``MOST_BYTES``, with which images
+    are few enough for ``Batches`` to keep them: a batch then always has the same ones.
 
     Args:
         network: a superkernel supernet.
     """
 
-    MOST_BYTES = 5 << 29
+    MOST_BYTES = 8 << 30
 
     def __init__(self, network: SPNASNet) -> None:
         self._network = network
-        self._batches: list[list[Tensor]] = []
-        self._number = 0
+        self._batches: list[list[Tensor]] = []  # outputs of stem and blocks; empty if not kept
+        self._number = self._bytes = 0
+        self._keeps: bool | None = None
 
     def restart(self, layers: int) -> None:
         """Go back to the first batch; outputs of this number of leading layers stay valid."""
+        if self._keeps is None and self._number:
+            room = min(self.MOST_BYTES, psutil.virtual_memory().available // 4)
+            self._keeps = self._bytes <= room
         self._number = 0
         for outputs in self._batches:
             del outputs[layers:]
@@ -332,20 +342,20 @@ class LayerOutputs:
             images: (N, 3, H, W).
             decisions: (3,) of each block, see ``MBConv``.
         """
-        network = self._network
         if self._number == len(self._batches):
             self._batches.append([])
         outputs = self._batches[self._number]
         self._number += 1
-        if not outputs:
-            outputs.append(network.stem(images))
-        done = len(outputs) - 1
-        for block, decision in zip(list(network.blocks)[done:], decisions[done:], strict=True):
-            outputs.append(block(outputs[-1], None, None, None, decision))
-        logits = network.classify(outputs[-1])
-        if self._number * sum(output.nbytes for output in outputs) > self.MOST_BYTES:
-            outputs.clear()
-        return logits
+        done = len(outputs)
+        x = outputs[-1] if outputs else images
+        layers = [self._network.stem, *self._network.blocks]
+        for layer, decision in zip(layers[done:], [None, *decisions][done:], strict=True):
+            x = layer(x) if decision is None else layer(x, None, None, None, decision)
+            if self._keeps:
+                outputs.append(x)
+            elif self._keeps is None:
+                self._bytes += x.nbytes
+        return self._network.classify(x)
 
 
 class SuperkernelEvaluator:
@@ -381,14 +391,18 @@ class SuperkernelEvaluator:
 
     def calibrate(self, decisions: Sequence[str]) -> None:
         """Give the supernet the statistics of a network."""
-        self._evaluator.calibrate(*self._begin(decisions))
+        with self._network(decisions) as choice:
+            self._evaluator.calibrate(*choice)
 
     def __call__(self, decisions: Sequence[str]) -> Result:
         """Calibrate and evaluate a network."""
-        own, active = self._begin(decisions)
-        return self._evaluator(own, self._validation, active)
+        with self._network(decisions) as (own, active):
+            return self._evaluator(own, self._validation, active)
 
-    def _begin(self, decisions: Sequence[str]) -> tuple[list[Tensor], Callable[[str], bool]]:
+    @contextmanager
+    def _network(
+        self, decisions: Sequence[str]
+    ) -> Iterator[tuple[list[Tensor], Callable[[str], bool]]]:
         """A network as its blocks take it, and which parameters are behind what is kept."""
         own = _parts(self._space, decisions)
         first = -1  # block that is computed; -1 for the stem
@@ -396,10 +410,11 @@ class SuperkernelEvaluator:
             first = int((own == self._last).all(1).cumprod().sum())
         for outputs in self._outputs.values():
             outputs.restart(first + 1)
-        self._last = own
+        self._last = None  # whatever ends this early leaves nothing to build upon
 
         def active(name: str) -> bool:
             room, number = name.split(".")[:2]
             return int(number) >= first if room == "blocks" else room != "stem" or first < 0
 
-        return [Tensor(part) for part in own], active
+        yield [Tensor(part) for part in own], active
+        self._last = own

@@ -27,7 +27,7 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.data.sources import ImageFolder, cifar10
 from src.dataset import Loader
 from src.errors import UserError
-from src.kernels import available
+from src.kernels import available, supports_bfloat16
 from src.layers.shuffle import ShuffleUnit
 from src.search.one_shot import (
     OneShotStep,
@@ -565,6 +565,21 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
         "num_classes": 10,
         "image_size": [32, 32],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not supports_bfloat16(), reason="the processor multiplies no bfloat16")
+def test_paths_are_evaluated_in_bfloat16(found, supernet, tmp_path):
+    run = search(supernet, tmp_path / "run", "--search_num", 9, "--precision", "bfloat16")
+    assert run.returncode == 0, run.stderr
+    exact = {tuple(line["path"]): line["loss"] for line in paths_of(found)}
+    for line in paths_of(tmp_path / "run"):
+        loss = exact[tuple(line["path"])]
+        assert line["loss"] != loss and line["loss"] == pytest.approx(loss, rel=0.02)
+    arch = load_architecture(tmp_path / "run/arch.json")
+    assert arch.provenance["precision"] == "bfloat16"
+    run = search(supernet, tmp_path / "run", "--search_num", 9, "--resume")
+    assert run.returncode == 2 and "precision is 'bfloat16'" in run.stderr
 
 
 def test_statistics_are_those_of_the_path(found, supernet, call_program, cifar, tmp_path):

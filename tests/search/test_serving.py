@@ -237,21 +237,23 @@ def test_layers_that_networks_share_are_computed_once(monkeypatch):
     network = SimpleNamespace(
         stem=layer("stem"), blocks=[layer("first"), layer("second")], classify=lambda x: 10 * x
     )
-    outputs = LayerOutputs(network)
 
     def logits(kept, *decisions):
         calls.clear()
         outputs.restart(kept)
         return [int(outputs.logits(np.float32(batch), decisions)) for batch in (1, 2)]
 
-    assert logits(0, 3, 4) == [80, 90] and calls == ["stem", "first", "second"] * 2
-    assert logits(2, 3, 5) == [90, 100] and calls == ["second"] * 2
-    assert logits(1, 4, 5) == [100, 110] and calls == ["first", "second"] * 2
-    assert logits(0, 4, 5) == [100, 110] and calls == ["stem", "first", "second"] * 2
-    # Room for one batch: what stem and blocks give.
-    monkeypatch.setattr(LayerOutputs, "MOST_BYTES", 3 * np.float32().nbytes)
+    everything = ["stem", "first", "second"] * 2
+    outputs = LayerOutputs(network)
+    assert logits(0, 3, 4) == [80, 90] and calls == everything  # tells how much there is
+    assert logits(2, 3, 5) == [90, 100] and calls == everything
+    assert logits(2, 3, 6) == [100, 110] and calls == ["second"] * 2
     assert logits(1, 4, 6) == [110, 120] and calls == ["first", "second"] * 2
-    assert logits(2, 4, 7) == [120, 130] and calls == ["second", "stem", "first", "second"]
+    assert logits(0, 4, 5) == [100, 110] and calls == everything
+    monkeypatch.setattr(LayerOutputs, "MOST_BYTES", 2 * 3 * np.float32().nbytes - 1)
+    outputs = LayerOutputs(network)
+    for last in range(3):
+        assert logits(2, 4, last) == [50 + 10 * last, 60 + 10 * last] and calls == everything
 
 
 def test_networks_do_not_depend_on_those_evaluated_before(supernet, monkeypatch):
@@ -261,15 +263,16 @@ def test_networks_do_not_depend_on_those_evaluated_before(supernet, monkeypatch)
     evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space, "held"))
     networks = sorted(space.networks())[:40:3]
 
-    def state(network):
+    def state(evaluator, network):
         result = evaluator(network)
         own = inherit(cell_weights(evaluator.network), space, network)
         return result.loss, {name: value.copy() for name, value in own.items()}
 
-    shared = {network: state(network) for network in networks}
+    shared = {network: state(evaluator, network) for network in networks}
     monkeypatch.setattr(LayerOutputs, "MOST_BYTES", 0)
-    for network in reversed(networks):
-        loss, own = state(network)
+    for network in networks[4::7]:
+        alone = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space, "held"))
+        loss, own = state(alone, network)
         assert loss == shared[network][0]
         for name, value in own.items():
             np.testing.assert_array_equal(value, shared[network][1][name], err_msg=name)
