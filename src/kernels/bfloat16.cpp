@@ -5,10 +5,20 @@
 #include "entry.h"
 #include "head_operators.h"
 #include "stem_operators.h"
+#include "tiles.h"
 
 // Whether the processor that is compiled for multiplies bfloat16; others are many times as slow.
 extern "C" __attribute__((visibility("default"))) int spnas_multiplies_bfloat16() {
   return SPNAS_BFLOAT16;
+}
+
+// Whether it also has matrix tiles, which the kernel lets this process use.
+extern "C" __attribute__((visibility("default"))) int spnas_multiplies_by_tiles() {
+#if SPNAS_TILES
+  return spnas::tiles_allowed();
+#else
+  return 0;
+#endif
 }
 
 SPNAS_OPERATOR(BlockBfloat16Train1, block_train<Bfloat16>(call, /*expands=*/true, 1))

@@ -54,10 +54,14 @@ struct UsedParts {
     if (call.ndims[i] != call.ndims[weight]) {
       return false;
     }
-    const int64_t own_rows = call.ndims[i] == 1 ? 1 : call.shapes[i][0];
+    const int first = call.ndims[i] == 1 ? 0 : 1;  // dimension of a row
+    const int64_t own_rows = first > 0 ? call.shapes[i][0] : 1;
     const int64_t own = own_rows > 0 ? size / own_rows : 0;
     out = {call.data(i), own_rows > 1 ? own : 0, own};
-    return (own_rows == 1 || own_rows == rows) && (own == 1 || own == width);
+    const bool whole =
+        own == width && std::equal(call.shapes[i] + first, call.shapes[i] + call.ndims[i],
+                                   call.shapes[weight] + first);
+    return (own_rows == 1 || own_rows == rows) && (own == 1 || whole);
   }
 };
 
@@ -110,7 +114,7 @@ inline Status momentum_step(const Call &call) {
   const float *factors = call.data(at.factors);
   const float rate = factors[MomentumPlaces::kRate], momentum = factors[MomentumPlaces::kMomentum];
   const float clip = factors[MomentumPlaces::kClip];
-  // A norm that is no number makes weights that are none, as it does without clipping.
+  // A norm that is no number makes all weights none, so that nothing hides it.
   const float scale = clip > 0 && !(norm <= clip) ? clip / norm : 1;
   return parallel(count, 1, [&](int64_t t, int64_t) {
     const WeightRows &task = tasks[t];

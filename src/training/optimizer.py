@@ -1,7 +1,8 @@
 """Optimizers: which parameters decay, and RMSProp as the paper's released code computes it.
 
 Each maps a single function over the parameters: the compiler makes a graph of every function for
-every parameter, and those of MindSpore map three, for decay, centring and step.
+every parameter, and those of MindSpore map three, for decay, centring and step. On CPU SGD with
+momentum is one operator for all of them.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class Momentum(nn.Momentum):
             self.constants = Tensor(np.array([momentum, clip_norm], np.float32))
             self.everything = (Tensor(np.ones(1, np.float32)),) * len(parameters)
 
-    def construct(self, gradients: tuple, used: tuple | None = None) -> tuple:
-        """Update all parameters.
+    def construct(self, gradients: tuple, used: tuple | None = None) -> tuple | Tensor:
+        """Update all parameters; what it returns is there when that is done.
 
         Args:
             used: which part of each counts, of 0 and 1; all of them where omitted.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -562,6 +565,13 @@ def test_builds_for_other_processors_give_the_same():
         actual = results_of_all_operators(str(build.compile_library(target)))
         for a, e in zip(actual, expected, strict=True):
             assert_near(a, e, 1e-5)
+
+
+def test_matrix_tiles_are_used_where_there_are_any():
+    """Without them the same is computed, several times as slowly, which no other test would see."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    tiles = ctypes.CDLL(build.library()).spnas_multiplies_by_tiles()
+    assert bool(tiles) == {"amx_tile", "amx_bf16"}.issubset(flags)
 
 
 def test_bfloat16_of_other_processors_is_about_the_same():

@@ -18,6 +18,8 @@ SHAPES = [  # of a weight, and of what is used of it
     ((24,), (1,)),
     ((10, 64), (1,)),
     ((300, 700), (300, 1)),  # of several tasks
+    ((300, 700), (1, 700)),
+    ((300, 700), (300, 700)),
 ]
 RATE, MOMENTUM = 0.1, 0.9
 
@@ -76,7 +78,11 @@ def test_what_does_not_fit_is_refused():
     for place, value in (
         (0, normal(0, 40, 23, 1, 1)),
         (count + 1, normal(0, 24, 41, 1, 1)),
+        (2 * count, normal(0, 40, 23, 1, 1)),
+        (2 * count, normal(0, 40, 24, 1, 1).astype(np.float64)),
         (3 * count, np.ones((1, 24, 1), np.float32)),
+        (3 * count, np.ones((20, 1, 1, 1), np.float32)),
+        (3 * count + 2, np.ones((40, 1, 25, 1), np.float32)),
         (3 * count + 2, np.ones((40, 1, 5, 1), np.float32)),
         (4 * count, np.zeros(count - 1, np.float32)),
         (4 * count + 1, np.zeros(2, np.float32)),
