@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from src.arch.cost_table import CostTable
+from src.arch.space import Network
 from src.checkpoint.packed import SUFFIX, Packed, statistics_file, write_packed
 from src.checkpoint.restore import cell_weights
 from src.config import PackConfig
 from src.errors import UserError
 from src.files import make_folder
-from src.search.choosing import Predictor, decide
+from src.search.choosing import Predictor
 from src.search.subnet_accuracies import multiply_adds, read_accuracies
 from src.search.subnet_evaluation import SuperkernelEvaluator, open_images, read_supernet
 from src.search.superkernel import inherit
@@ -28,8 +30,8 @@ _PLACES = ("data_path", "val_data_path", "checkpoint_path", "pre_trained", "comp
 def pack_supernet(config: PackConfig) -> int:
     """Write a packed supernet; returns the exit code.
 
-    Statistics are those of the networks that are chosen for limits over the range of multiply-adds
-    of those that were evaluated, and of the largest network.
+    Statistics are those of networks over the range of multiply-adds of those that were evaluated,
+    and of the largest network.
 
     Raises:
         UserError: the checkpoint holds no elastic supernet, or the accuracies are of another one.
@@ -42,13 +44,10 @@ def pack_supernet(config: PackConfig) -> int:
         raise UserError(f"out is '{config.out}', should end in {SUFFIX}")
     table = multiply_adds(checkpoint, space)
     known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
-    predictor = Predictor(space, known)
-    costs = [table.total(network) for network in known]
     chosen = [
-        decide(predictor, table, limit, known).decisions
-        for limit in np.linspace(min(costs), max(costs), config.networks)
+        *along_costs(Predictor(space, known), table, config.networks),
+        space.largest_choices,  # which stands for the supernet itself
     ]
-    chosen.append(space.largest_choices)  # which stands for the supernet itself
     # What is packed is rounded: statistics are those of the rounded weights.
     weights = {
         name: value.astype(np.float16).astype(np.float32)
@@ -76,3 +75,20 @@ def pack_supernet(config: PackConfig) -> int:
         *(statistics_file(out).name, statistics_file(out).stat().st_size / 1e6, len(statistics)),
     )
     return 0
+
+
+def along_costs(predictor: Predictor, table: CostTable, parts: int) -> list[Network]:
+    """Of each of so many equal parts of the range of costs the network of which most is expected.
+
+    So there is one for any limit, also where larger networks are hardly better. Parts without a
+    network are left out.
+    """
+    known = list(predictor.known)
+    costs = np.array([table.total(network) for network in known])
+    expected = predictor(known)
+    width = (costs.max() - costs.min()) / parts or 1.0
+    numbers = np.minimum((costs - costs.min()) // width, parts - 1)
+    return [
+        known[max(np.flatnonzero(numbers == number), key=lambda place: expected[place])]
+        for number in np.unique(numbers)
+    ]

@@ -20,6 +20,7 @@ from src.errors import UserError
 from src.files import read_jsonl, write_jsonl
 from src.search.budget import check_limit
 from src.search.choosing import Chooser, Predictor
+from src.search.packing import along_costs
 from src.search.subnet_accuracies import choose
 from src.search.subnet_evaluation import (
     LayerOutputs,
@@ -100,6 +101,18 @@ def test_chosen_networks_keep_their_limits_and_are_near_the_best(limits):
         )
         assert additive(choice.decisions) > best - 0.15
         assert 0.02 < choice.error < 0.4
+
+
+def test_networks_of_all_costs_are_packed():
+    known = {network: additive(network) for network in random_networks(400)}
+    chosen = along_costs(Predictor(MACRO, known), TABLE, 10)
+    costs = [TABLE.total(network) for network in chosen]
+    edges = np.linspace(*(bound(map(TABLE.total, known)) for bound in (min, max)), 11)
+    assert len(chosen) == 10 and costs == sorted(costs)
+    for network, cost, low, high in zip(chosen, costs, edges, edges[1:], strict=False):
+        assert low <= cost <= high + 1e-9
+        inside = [additive(other) for other in known if low <= TABLE.total(other) < high]
+        assert additive(network) > max(inside) - 0.15
 
 
 def test_the_same_seed_makes_the_same_choices():
