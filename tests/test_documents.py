@@ -23,13 +23,20 @@ from src.arch.architecture import load_architecture, shipped_architectures
 from src.arch.cost import network_cost
 from src.arch.space import load_space
 from src.cli import parse_config
-from src.config import EvalConfig, ExportConfig, ProfileConfig, TrainConfig
+from src.config import (
+    EvalConfig,
+    ExportConfig,
+    PackConfig,
+    ProfileConfig,
+    SubnetConfig,
+    TrainConfig,
+)
 from tests.conftest import ROOT, Program, assert_nothing_deprecated
 
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+    for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "weights/README.md"])
 }
 ENGLISH, CHINESE = PAGES["README.md"], PAGES["README_CN.md"]
 
@@ -38,6 +45,8 @@ CONFIGS = {
     "eval.py": EvalConfig,
     "export.py": ExportConfig,
     "scripts/profile_latency.py": ProfileConfig,
+    "scripts/evaluate_subnets.py": SubnetConfig,
+    "scripts/pack_supernet.py": PackConfig,
 }
 
 
