@@ -39,6 +39,7 @@ import numpy as np
 
 from benchmarks.contenders import (
     PYTORCH,
+    PYTORCH_BFLOAT16,
     ROOT,
     add_arguments,
     commands,
@@ -65,7 +66,7 @@ WORKERS = {
 }
 BASES = {
     "PyTorch": PYTORCH,
-    "bfloat16": ["torch_bfloat16", "torch_bfloat16_passive"],
+    "bfloat16": PYTORCH_BFLOAT16,
     "stock": ["stock"],
 }
 RATE, MOMENTUM, DECAY = 0.025, 0.9, 3e-4  # learning rate and weight decay

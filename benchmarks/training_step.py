@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 from benchmarks.contenders import (
     PYTORCH,
+    PYTORCH_BFLOAT16,
     add_arguments,
     add_network_arguments,
     commands,
@@ -55,7 +56,7 @@ WORKERS = {
 }
 BASES = {
     "PyTorch": PYTORCH,
-    "bfloat16": ["torch_bfloat16", "torch_bfloat16_passive"],
+    "bfloat16": PYTORCH_BFLOAT16,
     "float32": ["mindspore"],
     "other": ["other"],
     "stock": ["stock"],
