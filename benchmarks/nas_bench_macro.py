@@ -14,7 +14,8 @@ for multiply-adds minus ten times parameters, over 1944 networks. A RESULT is on
   are within 2 % of its own, by RI = 100 * (found - mean) / mean (Yang et al., ICLR 2020), and with
   the five distinct ones with fewest parameters, which counting finds without training;
 - accuracies by a supernet, as scripts/evaluate_subnets.py writes them. Kendall's tau says how well
-  they rank, beside counts that need no training.
+  they rank, beside counts that need no training. ``--within 60`` also judges, as one that was
+  found, the network that search.py --from_supernet would serve within 60 million multiply-adds.
 
 A network is eight digits, one a layer, in stages of 2, 3 and 3 layers: 1 is K3E3, 2 is K5E6, 0 an
 absent layer. The table's networks with a 0 at the first layer of a stage are of another space and
@@ -51,10 +52,12 @@ from scipy.stats import kendalltau, percentileofscore
 from benchmarks.contenders import run
 from src.arch.architecture import FORMAT, Architecture
 from src.arch.cost import Cost, network_cost
+from src.arch.cost_table import arithmetic_table
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.drawing import save
 from src.errors import UserError
 from src.files import parse_record, read_json
+from src.search.choosing import Predictor, decide
 
 STAGES = (slice(0, 2), slice(2, 5), slice(5, 8))
 CHOICES = (SKIP, "K3E3", "K5E6")  # by digit
@@ -403,6 +406,16 @@ def print_rows(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join((first.ljust(widths[0]), *cells)))
 
 
+def served(path: Path, accuracies: Mapping[str, float], limit: float) -> str:
+    """The network that serving chooses of those evaluated, within million multiply-adds."""
+    known = {space().canonical(decisions(name)): top1 for name, top1 in accuracies.items()}
+    side = space().image_size
+    table = arithmetic_table(space(), "macs", CLASSES, (side, side))
+    if all(table.total(network) > limit for network in known):
+        raise UserError(f"{path}: has no network within --within {limit:g} M multiply-adds")
+    return name_of(decide(Predictor(space(), known), table, limit, known).decisions)
+
+
 def print_correlations(
     title: str, truths: Mapping[str, Truth], scores: Mapping[str, Callable[[str], float]]
 ) -> None:
@@ -523,14 +536,17 @@ def judge(args: argparse.Namespace) -> None:
     print_correlations(str(args.table), table.known(table.entries), {})
     means = (f"{band} M {table.fewest_parameters(band * 1e6)}" for band in BANDS)
     print(f"top-1 of the {FEWEST} with {FEWEST_PARAMETERS}: {', '.join(means)}")
+    found = [(path, name) for path, name in results if isinstance(name, str)]
     for path, accuracies in results:
         if isinstance(accuracies, dict):
+            if args.within is not None:
+                found.append((path, served(path, accuracies, args.within)))
             every = of_all_names(accuracies)
             truths = table.known(every)
             print_correlations(str(path), truths, {"supernet": every.__getitem__})
             if missing := [name for name in accuracies if name not in truths]:
                 print(f"not in the table: {len(missing)}, the first is {missing[0]}")
-    if found := [(path, name) for path, name in results if isinstance(name, str)]:
+    if found:
         print_found(table, found)
     if args.plot:
         draw(table, found, args.plot)
@@ -543,6 +559,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--table", type=Path, required=True, help="published JSON, or a part of it")
     parser.add_argument("--predict", action="store_true", help="predict what the table lacks")
+    parser.add_argument("--within", type=float, help="limit of a served network, million madds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy over cost")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
     args = parser.parse_args(argv)

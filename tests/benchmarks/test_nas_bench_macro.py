@@ -383,6 +383,21 @@ def test_a_supernet_is_ranked_beside_counting(tmp_path: Path, capsys):
     assert "not in the table: 1, the first is 22222222" in output
 
 
+def test_what_a_supernet_would_serve_is_judged_as_found(tmp_path: Path, capsys):
+    table = write_table(tmp_path / "table.json", BAND)
+    supernet = tmp_path / "supernet.jsonl"
+    ranks = {"22211100": 60, "22220100": 70, "22111200": 40, "20222100": 45}
+    supernet.write_text("".join(line(name, top1) for name, top1 in ranks.items()))
+    assert main(["--table", str(table), "--within", "60", str(supernet)]) == 0
+    output = capsys.readouterr().out
+    found = output[output.index("\nfound") :]
+    name, macs, _, top1 = cells(found, str(supernet))[:4]
+    assert (name, macs, top1) == ("22211100", "59.70", "92.50")
+    assert main(["--table", str(table), "--within", "20", str(supernet)]) == EXIT_USER
+    error = f"{supernet}: has no network within --within 20 M multiply-adds"
+    assert error in capsys.readouterr().err
+
+
 def test_predicted_figures_are_marked(tmp_path: Path, capsys):
     part = {name: linear(name) for name in equivalents() if name[0] == "1"}
     table = write_table(tmp_path / "table.json", part)
