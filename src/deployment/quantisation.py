@@ -32,8 +32,8 @@ def check_tools() -> None:
 def quantise(model: Path, images: np.ndarray, out: Path) -> None:
     """Write a model whose convolutions and products compute in int8.
 
-    Weights have a scale per output channel; activations one per tensor, by their least and largest
-    value on the given images (static quantisation).
+    Weights have a scale per output channel, and 7 bits; activations one per tensor, by their least
+    and largest value on the given images (static quantisation).
 
     Args:
         model: an ONNX model of float32.
@@ -75,6 +75,9 @@ def quantise(model: Path, images: np.ndarray, out: Path) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
+            # x86 processors without VNNI add two products in 16 bits, which with weights of 8 bits
+            # saturates: 3 to 5 points of top-1 were lost there, and nowhere else.
+            reduce_range=True,
             # Others keep all activations of all images in memory.
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )

@@ -100,6 +100,14 @@ def test_candidates_compute_the_same_images_and_take_turns(tiny, few_digits, tmp
     images = comparison.read_images(source, classifier, True, 20)
     assert images.pixels.shape == (20, 3, 32, 32) and images.labels is not None
     quantise(model, images.pixels, tmp_path / "int8.onnx")
+    onnx = pytest.importorskip("onnx")
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    # 7 bits: two products of them fit into 16 bits, which some processors sum them in.
+    assert len(weights) > 10 and {abs(values.astype(int)).max() for values in weights} == {64}
     runtime = Runtime("onnxruntime")
     candidates = [
         Candidate(runtime, model),
