@@ -30,8 +30,8 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.contenders import run
 from benchmarks.nas_bench_macro import (
-    CLASSES,
     cost,
+    costs,
     equivalents,
     features,
     mean_truth,
@@ -42,18 +42,15 @@ from benchmarks.nas_bench_macro import (
     read_table,
     space,
 )
-from src.arch.cost_table import arithmetic_table
 from src.errors import UserError
 from src.search.choosing import Chooser
 
 
 def choices(known: Mapping[str, float], limit: float, evaluations: int, seeds: int) -> list[str]:
     """The network that is chosen, by name, for each seed."""
-    side = space().image_size
-    table = arithmetic_table(space(), "macs", CLASSES, (side, side))
 
     def choose(seed: int) -> str:
-        chooser = Chooser(space(), table, [limit], lambda network: known[name_of(network)], seed)
+        chooser = Chooser(space(), costs(), [limit], lambda network: known[name_of(network)], seed)
         return name_of(chooser.choose(evaluations)[0].decisions)
 
     return [choose(seed) for seed in range(seeds)]

@@ -52,7 +52,7 @@ from scipy.stats import kendalltau, percentileofscore
 from benchmarks.contenders import run
 from src.arch.architecture import FORMAT, Architecture
 from src.arch.cost import Cost, network_cost
-from src.arch.cost_table import arithmetic_table
+from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
 from src.drawing import save
 from src.errors import UserError
@@ -95,6 +95,13 @@ def name_of(choices: Iterable[str]) -> str:
 def cost(name: str) -> Cost:
     """Parameters and multiply-adds."""
     return network_cost(space().derive(decisions(name), name), CLASSES)
+
+
+@cache
+def costs() -> CostTable:
+    """Million multiply-adds, as a search and serving count them."""
+    side = space().image_size
+    return arithmetic_table(space(), "macs", CLASSES, (side, side))
 
 
 def canonical(name: str) -> str:
@@ -409,8 +416,7 @@ def print_rows(rows: Sequence[Sequence[str]]) -> None:
 def served(path: Path, accuracies: Mapping[str, float], limit: float) -> str:
     """The network that serving chooses of those evaluated, within million multiply-adds."""
     known = {space().canonical(decisions(name)): top1 for name, top1 in accuracies.items()}
-    side = space().image_size
-    table = arithmetic_table(space(), "macs", CLASSES, (side, side))
+    table = costs()
     if all(table.total(network) > limit for network in known):
         raise UserError(f"{path}: has no network within --within {limit:g} M multiply-adds")
     return name_of(decide(Predictor(space(), known), table, limit, known).decisions)

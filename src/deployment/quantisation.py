@@ -76,7 +76,7 @@ def quantise(model: Path, images: np.ndarray, out: Path) -> None:
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             # x86 processors without VNNI add two products in 16 bits, which with weights of 8 bits
-            # saturates: 3 to 5 points of top-1 were lost there, and nowhere else.
+            # saturates: 3 to 5 points of top-1 were lost there, by exact sums 0.3.
             reduce_range=True,
             # Others keep all activations of all images in memory.
             calibrate_method=quantization.CalibrationMethod.MinMax,
