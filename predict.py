@@ -18,9 +18,7 @@ from src.utils import run_main
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The words of a command line."""
-    from pathlib import Path
-
-    from src.cli import Parser
+    from src.cli import Parser, picture_file
     from src.errors import UserError
 
     parser = Parser(__doc__)
@@ -29,15 +27,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "images", nargs="+", metavar="IMAGE", help="image, folder of images, or pattern"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per image")
-    parser.add_argument("--picture", type=Path, help="draw the images and their classes, .png")
+    parser.add_argument(
+        "--picture", type=picture_file, help="draw the images and their classes, .png"
+    )
     parser.add_argument(
         "--top", type=int, default=5, help="classes to print of each image (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     if args.top < 1:
         raise UserError(f"top is {args.top}, should be at least 1")
-    if args.picture and args.picture.suffix not in (".png", ".svg"):
-        raise UserError(f"picture is '{args.picture}', should be a file that ends in .png or .svg")
     return args
 
 

@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")" && pwd)
 source "$root/../scripts/common.sh"
 version=2.0.0
 python=${PYTHON:-$repository/.venv/bin/python}
-[ -x "$python" ] || python=python3
+command -v "$python" > /dev/null || python=python3
 
 missing=$(bash "$repository/scripts/system_packages.sh" --missing cpp)
 case ${1:-} in

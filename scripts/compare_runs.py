@@ -22,7 +22,7 @@ from typing import Any
 
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
-from src.cli import Parser
+from src.cli import Parser, picture_file
 from src.errors import UserError
 from src.files import make_folder, read_jsonl
 from src.training.run_log import RunLog, run_folder
@@ -107,7 +107,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The words of a command line."""
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint_path of a training run")
-    parser.add_argument("--out", default="comparison.png", help="picture, .png or .svg")
+    parser.add_argument(
+        "--out", type=picture_file, default="comparison.png", help="picture, .png or .svg"
+    )
     parser.add_argument(
         "--num_classes",
         type=int,
@@ -115,8 +117,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="number of classes that costs are counted for (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    if Path(args.out).suffix not in (".png", ".svg"):
-        raise UserError(f"out is '{args.out}', should be a file that ends in .png or .svg")
     if args.num_classes < 1:
         raise UserError(f"num_classes is {args.num_classes}, should be at least 1")
     return args
@@ -125,18 +125,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and write the picture; returns the exit code."""
     args = parse_arguments(argv)
-    out = Path(args.out)
-    runs = {Path(folder).name: read_run(Path(folder), args.num_classes) for folder in args.runs}
+    names = [Path(folder).name for folder in args.runs]
+    if len(set(names)) < len(names):
+        names = args.runs
+    runs = {
+        name: read_run(Path(folder), args.num_classes)
+        for name, folder in zip(names, args.runs, strict=True)
+    }
     groups = group_names(runs)
     print_table(runs, groups)
     # Importing Matplotlib takes a second.
     from src.drawing import draw_comparison
 
-    make_folder(out.parent)
+    make_folder(args.out.parent)
     # Runs of a group get one colour.
     curves = {group: [runs[name].validations for name in names] for group, names in groups.items()}
-    draw_comparison(curves, out)
-    log.info("%s: written", out)
+    draw_comparison(curves, args.out)
+    log.info("%s: written", args.out)
     return 0
 
 

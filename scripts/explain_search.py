@@ -19,9 +19,9 @@ from typing import Any
 
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace
-from src.cli import Parser
+from src.cli import Parser, picture_file
 from src.errors import UserError
-from src.files import read_json, read_jsonl
+from src.files import make_folder, read_json, read_jsonl
 from src.search.indicators import (
     indicator_costs,
     part_name,
@@ -108,12 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a superkernel search")
     parser.add_argument("accuracies", type=Path, help="of scripts/evaluate_subnets.py --parts true")
-    parser.add_argument("--out", type=Path, default=Path("explained.png"), help="the picture")
+    parser.add_argument("--out", type=picture_file, default="explained.png", help="the picture")
     args = parser.parse_args(argv)
     file = run_folder(args.run) / "space.json"
     space = SearchSpace.from_dict(read_json(file), str(file))
     table = arithmetic_table(space, "macs")
-    steps = fallen(space, read_jsonl(args.run / HISTORY))
+    history = read_jsonl(args.run / HISTORY)
+    if not history:
+        raise UserError(f"{args.run / HISTORY}: holds no steps of a superkernel search")
+    make_folder(args.out.parent)
+    steps = fallen(space, history)
     worth = gains(space, table, read_jsonl(args.accuracies))
     draw(space, steps, worth, args.out)
     for place in sorted(steps, key=lambda place: steps[place]):

@@ -22,8 +22,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.cli import Parser
+from src.cli import Parser, picture_file
 from src.errors import EXIT_FAULT, UserError
+from src.files import make_folder
 from src.utils import run_main
 
 # Bounds of a pass, of which one is enough: small losses have large relative errors.
@@ -74,9 +75,10 @@ def judge_epochs(means: Sequence[float], reference: Sequence[float]) -> bool:
     print("epoch    mean  reference  difference")
     errors = []
     for number, (mean, other) in enumerate(zip(means, reference, strict=False), start=1):
-        errors.append(abs(mean / other - 1))
-        print(f"{number:5}  {mean:6.3f}     {other:6.3f}     {mean / other - 1:+7.1%}")
-    passed = max(errors) <= RELATIVE
+        errors.append(mean / other - 1 if other else math.nan)
+        print(f"{number:5}  {mean:6.3f}     {other:6.3f}     {errors[-1]:+7.1%}")
+    # A loss that is not a number is within no bound.
+    passed = all(abs(error) <= RELATIVE for error in errors)
     print(f"{'pass' if passed else 'fail'} (each epoch within {RELATIVE:.0%})")
     return passed
 
@@ -115,7 +117,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("log_a", help="log of the run to judge")
     parser.add_argument("log_b", help="log of the reference run")
     parser.add_argument(
-        "--output", default="loss.png", help="picture of both curves (default: loss.png)"
+        "--output",
+        type=picture_file,
+        default="loss.png",
+        help="picture of both curves (default: %(default)s)",
     )
     parser.add_argument("--by_epoch", action="store_true", help="compare means of epochs")
     return parser.parse_args(argv)
@@ -132,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(losses) != len(reference):
         print(f"{len(losses)} and {len(reference)} {unit}; the first {count} of both are compared")
     runs = {f"A: {args.log_a}": losses, f"B: {args.log_b}": reference}
-    draw(runs, unit.removesuffix("s"), Path(args.output))
+    make_folder(args.output.parent)
+    draw(runs, unit.removesuffix("s"), args.output)
     if args.by_epoch:
         return 0 if judge_epochs(losses, reference) else EXIT_FAULT
     relative, absolute = errors_of(losses, reference)

@@ -17,7 +17,7 @@ data=$2
 device_id=${3:-0}
 target=${DEVICE_TARGET:-Ascend310}
 python=${PYTHON:-$repository/.venv/bin/python}
-[ -x "$python" ] || python=python3
+command -v "$python" > /dev/null || python=python3
 [ -f "$mindir" ] || fail "$mindir: no such model; export.py writes one"
 [ -d "$data" ] || fail "$data: no such folder; expected one folder of images per class"
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from src.cli import build_config, parse_config
-from src.config import PRESETS, OneShotConfig, ProgramConfig
+from src.config import FILE_NAME, PRESETS, OneShotConfig, ProgramConfig
 from src.utils import run_main
 
 
@@ -27,7 +27,9 @@ class Flags(ProgramConfig):
     """The flags of the PyTorch program that its users know."""
 
     exp_name: str = Field(
-        "spos_c10_train_supernet", description="name of the run and of its folder", min_length=1
+        "spos_c10_train_supernet",
+        description="name of the run and of its folder",
+        pattern=FILE_NAME,
     )
     layers: int = Field(20, description="layers of the supernet, 1 to 20")
     num_choices: int = Field(4, description="blocks that each layer chooses from, 1 to 4")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -62,6 +63,14 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             self.error(f"{what} '{word}'{nearest(word, flags)}")
         return known
+
+
+def picture_file(text: str) -> Path:
+    """The type of a flag of ``Parser`` that names a picture to write."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"'{text}' should be a file that ends in .png or .svg")
+    return path
 
 
 def build_config(kind: type[ConfigT], values: Mapping[str, Any], origin: str = "") -> ConfigT:

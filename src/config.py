@@ -153,6 +153,7 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
 
 
 _STEPS = re.compile(r"(\d+)-(\d+)")  # of profile_steps
+FILE_NAME = r"^[^./][^/]*$"  # of a file that is not hidden
 
 
 def _supernet_key() -> Any:
@@ -214,7 +215,7 @@ class RunConfig(ComputeConfig):
     PURPOSE: ClassVar[Purpose] = "train"
 
     # What is trained on.
-    name: str = _key("spnas", "name of the run and prefix of its checkpoint files", min_length=1)
+    name: str = _key("spnas", "name of the run and prefix of its files", pattern=FILE_NAME)
     dataset_name: DatasetName = _key("imagenet", "data set")
     data_path: str | None = _key(
         None, "folder with train/ and val/, the training folder itself, or CIFAR-10"

@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, Fault, UserError
@@ -94,12 +94,27 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def drop_output() -> None:
+    """Write standard output to nothing from now on: its reader, such as ``head``, has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """Messages on standard output. That nobody reads them any more is no mistake."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            drop_output()
+        else:
+            super().handleError(record)
+
+
 def exit_code_of(main: Main) -> int:
     """Run a program's ``main`` with the words of this process's command line.
 
     Errors become one line; SPNAS_DEBUG=1 shows the traceback of those that nobody expected.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Output(sys.stdout)])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     program = Path(sys.argv[0]).name
     try:
@@ -137,8 +152,11 @@ def _leave(code: int) -> NoReturn:
 
     A rank of a job ends as Python does: leaving the job is among what it takes apart.
     """
-    if LAUNCHED in os.environ:
+    try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+    if LAUNCHED in os.environ:
         sys.exit(code)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -210,13 +228,13 @@ def environment(device_target: str) -> dict[str, Any]:
     import mindspore as ms
     import numpy as np
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     return {
         "python": platform.python_version(),
         "mindspore": ms.__version__,

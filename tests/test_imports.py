@@ -33,7 +33,8 @@ LEVELS = (
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PACKAGE = "__init__"  # src/__init__.py itself, which imports nothing and is in no room
 NO_FRAMEWORK = (
-    *("errors", "lr_scheduler", "files", "arch", "data", "recipe", "config", "cli", "report"),
+    *("errors", "lr_scheduler", "files", "arch", "data", "recipe", "config", "cli", "drawing"),
+    "report",
 )
 NO_FRAMEWORK_MODULES = (
     "src.latency.statistics",

@@ -10,7 +10,7 @@ import mindspore as ms
 import pytest
 
 from src.training.run import FREE_KEYS
-from src.utils import jemalloc, setup_device
+from src.utils import environment, jemalloc, setup_device
 from tests.conftest import ROOT
 
 # Says which allocator it has, what a program that it starts inherits, and what runs at its end.
@@ -36,6 +36,19 @@ def main(argv):
     print(" ".join(sys.argv[1:]))
     atexit.register(print, "atexit")
     threading.Thread(target=finish).start()
+    return 3
+
+run_main(main)
+"""
+
+
+MESSAGES = """
+import logging
+from src.utils import run_main
+
+def main(argv):
+    for number in range(100_000):
+        logging.info("message %d", number)
     return 3
 
 run_main(main)
@@ -74,6 +87,25 @@ def test_whoever_sets_ld_preload_decides(tmp_path):
 def test_whoever_sets_malloc_conf_decides(tmp_path):
     finished = run(tmp_path, MALLOC_CONF="dirty_decay_ms:50")
     assert finished.stdout.splitlines()[0] == "jemalloc, 50 ms" and finished.returncode == 3
+
+
+def test_nobody_has_to_read_the_messages_to_their_end(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(MESSAGES)
+    finished = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {script} | head -1; exit ${{PIPESTATUS[0]}}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.stdout, finished.stderr, finished.returncode) == ("message 0\n", "", 3)
+
+
+def test_a_record_needs_no_git(monkeypatch):
+    assert environment("CPU")["commit"]
+    monkeypatch.setenv("PATH", "")
+    assert environment("CPU")["commit"] is None
 
 
 def test_a_rank_ends_as_python_does(tmp_path):

@@ -56,10 +56,13 @@ cv::Mat DecodeJpeg(const std::string &bytes, int64_t max_pixels) {
                          static_cast<int>(pixels.step), height, cmyk ? TJPF_CMYK : TJPF_RGB,
                          flags | TJFLAG_LIMITSCANS) == 0;
   };
-  // Stray bytes between segments harm nothing, and some ImageNet files have them.
-  if (!decode(TJFLAG_STOPONWARNING) &&
-      (std::string(tjGetErrorStr2(decoder.get())).find("extraneous bytes") == std::string::npos ||
-       (!decode(0) && tjGetErrorCode(decoder.get()) == TJERR_FATAL))) {
+  // Stray bytes in front of the end harm nothing, and some ImageNet files have them. Elsewhere they
+  // are refused: only the first complaint has a text, and the next one may be of lost pixels.
+  const auto stray_at_end = [&decoder] {
+    return std::string(tjGetErrorStr2(decoder.get())).find("extraneous bytes before marker 0xd9") !=
+           std::string::npos;
+  };
+  if (!decode(TJFLAG_STOPONWARNING) && !(stray_at_end() && (decode(0) || stray_at_end()))) {
     fail();
   }
   if (!cmyk) {
@@ -88,6 +91,10 @@ void CheckClaimedSize(const std::string &bytes, bool png, int64_t max_pixels) {
   const auto magnitude = [](uint32_t n) {
     return std::abs(static_cast<int64_t>(static_cast<int32_t>(n)));
   };
+  if (!png && number(14) == 12) {  // a BMP of OS/2: two numbers of 16 bits
+    CheckSize(number(18) & 0xffff, number(18) >> 16, max_pixels);
+    return;
+  }
   // A BMP of negative height is stored from top to bottom.
   CheckSize(magnitude(number(png ? 16 : 18)), magnitude(number(png ? 20 : 22)), max_pixels);
 }

@@ -46,7 +46,8 @@ class LiteEngine : public Engine {
     }
     const std::vector<mindspore::MSTensor> outputs = model_.GetOutputs();
     if (model_.GetInputs()[0].Shape() != input_ || outputs.size() != 1 ||
-        outputs[0].DataType() != mindspore::DataType::kNumberTypeFloat32) {
+        outputs[0].DataType() != mindspore::DataType::kNumberTypeFloat32 ||
+        outputs[0].Shape().empty()) {
       throw UserError(path + ": should have one output of float32; it is no model of export.py");
     }
     output_ = outputs[0].Shape();

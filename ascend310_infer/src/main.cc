@@ -53,9 +53,9 @@ using Models = std::vector<std::unique_ptr<Model>>;
 
 // On CPU several images at once are fastest with a model each; a device has memory and time for
 // one model.
-Models LoadModels(const Flags &flags, const Metadata &metadata, int batch_size) {
+Models LoadModels(const Flags &flags, const Metadata &metadata, int batch_size, int workers) {
   Models models;
-  for (int i = 0; i < (flags.device.ascend ? 1 : flags.threads); ++i) {
+  for (int i = 0; i < (flags.device.ascend ? 1 : workers); ++i) {
     models.push_back(std::make_unique<Model>(flags.model_path, metadata, flags.device, batch_size));
   }
   return models;
@@ -109,9 +109,11 @@ int Run(const Flags &flags) {
   const Metadata metadata = ReadMetadata(flags.model_path);
   const std::vector<std::string> files = ListFiles(flags.dataset_path);
   const int batch_size = flags.batch_size > 0 ? flags.batch_size : metadata.batch_size;
-  const Models models = LoadModels(flags, metadata, batch_size);
+  const size_t batches = (files.size() + batch_size - 1) / batch_size;
+  const int workers = static_cast<int>(std::min<size_t>(flags.threads, batches));
+  const Models models = LoadModels(flags, metadata, batch_size, workers);
   std::mutex turn;
-  const std::vector<Infer> infer = InferFunctions(models, flags.threads, &turn);
+  const std::vector<Infer> infer = InferFunctions(models, workers, &turn);
 
   cv::setNumThreads(1);  // images are at work in parallel already
   const Prepare prepare = PrepareFunction(flags.dataset_path, files, metadata.preprocessing);

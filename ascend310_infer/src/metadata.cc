@@ -154,17 +154,25 @@ Metadata ReadMetadata(const fs::path &model) {
   }
   fs::path file = model;
   file.replace_extension(".json");
+  const auto unreadable = [](const fs::path &path, const std::system_error &failure) {
+    return UserError(path.string() + ": cannot be read (" + failure.code().message() +
+                     "); export.py writes a model and its description beside it");
+  };
+  Metadata metadata;
   try {
-    const Metadata metadata = ParseMetadata(ReadFile(file), file.string());
+    metadata = ParseMetadata(ReadFile(file), file.string());
+  } catch (const std::system_error &failure) {
+    throw unreadable(file, failure);
+  }
+  try {
     if (metadata.sha256 != Sha256(model)) {
       throw UserError(model.string() + ": is not the model that " + file.string() + " describes (" +
                       metadata.model_file + "), or damaged; its checksum differs");
     }
-    return metadata;
   } catch (const std::system_error &failure) {
-    throw UserError(file.string() + ": cannot be read (" + failure.code().message() +
-                    "); export.py writes it beside the model");
+    throw unreadable(model, failure);
   }
+  return metadata;
 }
 
 }  // namespace spnas

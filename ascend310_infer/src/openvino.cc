@@ -72,8 +72,12 @@ class OpenVinoEngine : public Engine {
 
   void Predict(const float *input, float *output) override {
     try {
-      std::memcpy(request_.get_input_tensor().data<float>(), input,
-                  Elements(input_) * sizeof(float));
+      if (input !=
+          bound_) {  // read where it is: OpenVINO only takes pointers that may be written to
+        request_.set_input_tensor({ov::element::f32, ov::Shape(input_.begin(), input_.end()),
+                                   const_cast<float *>(input)});
+        bound_ = input;
+      }
       request_.infer();
       std::memcpy(output, request_.get_output_tensor().data<float>(),
                   Elements(output_) * sizeof(float));
@@ -108,6 +112,7 @@ class OpenVinoEngine : public Engine {
   }
 
   ov::InferRequest request_;
+  const float *bound_ = nullptr;  // the memory that the request reads
   std::string path_;
   Shape input_;
   Shape output_;

@@ -74,21 +74,17 @@ class Run {
       : count_(count), options_(options),
         batches_((count + options.batch_size - 1) / options.batch_size),
         ring_(kAhead * infer.size()) {
-    for (const Infer &function : infer) {
-      threads_.emplace_back([this, &prepare, &function] { Work(prepare, function); });
+    try {
+      for (const Infer &function : infer) {
+        threads_.emplace_back([this, &prepare, &function] { Work(prepare, function); });
+      }
+    } catch (...) {  // the system has no more threads
+      Stop();
+      throw;
     }
   }
 
-  ~Run() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stopped_ = true;
-    }
-    changed_.notify_all();
-    for (std::thread &thread : threads_) {
-      thread.join();
-    }
-  }
+  ~Run() { Stop(); }
 
   void DeliverAll(const Deliver &deliver) {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -111,6 +107,17 @@ class Run {
   }
 
  private:
+  void Stop() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    for (std::thread &thread : threads_) {
+      thread.join();
+    }
+  }
+
   void Work(const Prepare &prepare, const Infer &infer) {
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     try {

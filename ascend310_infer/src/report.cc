@@ -105,12 +105,14 @@ void Report::Add(const std::string &file, const Answer &answer) {
   }
   ordered_json line;
   line["file"] = file;
+  const fs::path path = folder_ / kResults / (file + "_0.bin");
   if (!error.empty()) {
     line["error"] = error;
     failed_.push_back(file + ": " + error);
+    std::error_code ignored;
+    fs::remove(path, ignored);  // of an earlier run
   } else {
     latency_ms_.push_back(answer.latency_ms);
-    const fs::path path = folder_ / kResults / (file + "_0.bin");
     MakeFolder(path.parent_path());
     WriteFile(path, std::string(reinterpret_cast<const char *>(answer.logits.data()),
                                 answer.logits.size() * sizeof(float)));

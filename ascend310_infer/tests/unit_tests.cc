@@ -165,6 +165,35 @@ TEST(Image, WhatIsNoImageIsNamed) {
   }
 }
 
+TEST(Image, StrayBytesPassInFrontOfTheEndOnly) {
+  const std::string whole = Encoded(Gradient(40, 30), ".jpg");
+  const std::string end = whole.substr(whole.size() - 2),
+                    pixels = whole.substr(0, whole.size() - 2);
+  EXPECT_EQ(ImageErrorOf([&] { DecodeImage(pixels + "\x11\x22" + end, 1200); }), "");
+  const size_t scan = whole.find("\xff\xda");  // what is lost behind stray bytes is not overlooked
+  std::string damaged = whole.substr(0, scan) + "\x11\x22" + whole.substr(scan, 40) + end;
+  EXPECT_NE(ImageErrorOf([&] { DecodeImage(damaged, 1200); }), "");
+  // A progressive image that lacks the table of a scan: no row of it is read.
+  std::vector<uint8_t> bytes;
+  cv::imencode(".jpg", Gradient(40, 30), bytes, {cv::IMWRITE_JPEG_PROGRESSIVE, 1});
+  damaged.assign(bytes.begin(), bytes.end());
+  ASSERT_EQ(ImageErrorOf([&] { DecodeImage(damaged, 1200); }), "");
+  damaged[damaged.find("\xff\xc4", damaged.find("\xff\xda"))] = 0;
+  EXPECT_NE(ImageErrorOf([&] { DecodeImage(damaged, 1200); }), "");
+}
+
+TEST(Image, BmpOfOs2IsRead) {
+  std::string bmp = {'B', 'M', 42, 0, 0, 0, 0, 0, 0, 0, 26, 0, 0, 0};
+  bmp += {12, 0, 0, 0, 2, 0, 2, 0, 1, 0, 24, 0};
+  for (int row = 0; row < 2; ++row) {  // two pixels and two bytes that fill the row
+    bmp += std::string("\x01\x02\x03\x01\x02\x03") + std::string(2, '\0');
+  }
+  const cv::Mat image = DecodeImage(bmp, 4);
+  EXPECT_EQ(image.size(), cv::Size(2, 2));
+  EXPECT_EQ(image.at<cv::Vec3b>(1, 1), cv::Vec3b(3, 2, 1));
+  EXPECT_EQ(ImageErrorOf([&] { DecodeImage(bmp, 3); }), "2x2 pixels, more than 3");
+}
+
 Preprocessing Values(int height, int width, int resize) {
   Preprocessing values;
   values.height = height;

@@ -8,6 +8,7 @@ form. This module imports no framework.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -109,6 +110,11 @@ class CostTable:
             self.constant + math.fsum(map(min, entries)),
             self.constant + math.fsum(map(max, entries)),
         )
+
+    def digest(self) -> str:
+        """Of all costs: equal where every network costs the same."""
+        costs = json.dumps([self.unit, self.constant, self.layers], sort_keys=True)
+        return hashlib.sha256(costs.encode()).hexdigest()[:16]
 
     def check_target(self, target: float) -> None:
         """Raise CostTableError for a target that no network has."""

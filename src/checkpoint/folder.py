@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,7 +136,10 @@ class CheckpointFolder:
             best = new
             with whole(self.path / self.BEST) as scratch:
                 scratch.unlink(missing_ok=True)  # of a killed run with the same process number
-                os.link(path, scratch)
+                try:
+                    os.link(path, scratch)
+                except OSError:  # not every file system has links
+                    shutil.copyfile(path, scratch)
         entries = [entry for entry in entries if entry.file != path.name] + [new]
         for entry in self._surplus(entries):
             (self.path / entry.file).unlink(missing_ok=True)

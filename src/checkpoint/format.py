@@ -216,7 +216,8 @@ def write_checkpoint(path: Path, weights: Weights, meta: Meta) -> None:
     except (Fault, RuntimeError, ValueError) as error:
         remove_scratch(path.parent, f".{path.stem}.{os.getpid()}")
         text = str(error).strip().splitlines()[0]
-        reason = os.strerror(errno.ENOSPC) if "space" in str(error).lower() else text
+        full = any(words in str(error).lower() for words in ("no space left", "disk space"))
+        reason = os.strerror(errno.ENOSPC) if full else text
         raise Fault(
             f"{path}: cannot be saved ({reason}); the checkpoints before it are whole"
         ) from None

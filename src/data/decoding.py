@@ -64,7 +64,8 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
-        # Stray bytes between segments do no harm, and some ImageNet files have them.
-        if "extraneous bytes" not in str(error):
+        # Stray bytes in front of the end do no harm, and some ImageNet files have them. Elsewhere
+        # they are refused: only the first complaint is told, and the next may be of lost pixels.
+        if "extraneous bytes before marker 0xd9" not in str(error):
             raise
         return simplejpeg.decode_jpeg(data, "RGB", strict=False)

@@ -21,6 +21,7 @@ import numpy as np
 from src.data.decoding import EXTENSIONS, ImageError, decode_image
 from src.data.safe_pickle import load_arrays
 from src.errors import UserError
+from src.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,12 @@ class ImageFolder:
         foreign: list[str] = []
         for label, folder in enumerate(self.classes):
             # Sorted, so that indices and labels are the same on every machine.
-            entries = os.scandir(self.path / folder)
+            try:
+                entries = os.scandir(self.path / folder)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path / folder}: cannot be read ({error.strerror})"
+                ) from None
             names = sorted(entry.name for entry in entries if entry.is_file())
             images = [name for name in names if _is_image(name)]
             if not images:
@@ -216,7 +222,7 @@ def _cifar_batch(file: IO[bytes], name: str, origin: str) -> tuple[np.ndarray, n
         batch = load_arrays(file, origin)
         try:
             labels, pixels = np.asarray(batch[b"labels"]), np.asarray(batch[b"data"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, IndexError, ValueError):
             raise UserError(f"{origin}: no CIFAR-10 batch (it lacks 'labels' or 'data')") from None
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise UserError(f"{origin}: no CIFAR-10 batch (its labels are no list of whole numbers)")
@@ -269,7 +275,11 @@ def _batches_of_folder(path: Path, split: str) -> Iterator[tuple[np.ndarray, np.
         file_path = find(folder, stem)
         if file_path is None:
             raise UserError(f"{folder / stem}: missing; expected all of {', '.join(stems)}")
-        with open(file_path, "rb") as file:
+        try:
+            file = open(file_path, "rb")
+        except OSError as error:
+            raise UserError(f"{file_path}: cannot be read ({error.strerror})") from None
+        with file:
             yield _cifar_batch(file, file_path.name, str(file_path))
 
 
@@ -312,11 +322,12 @@ def prepare_digits(path: str | Path) -> None:
 
     if complete():
         return
-    if path.exists() and any(path.iterdir()) and not complete():
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not complete():
         raise UserError(
             f"{path}: exists but holds no digits (train/ and val/); give another --data_path"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Written beside its place and renamed, so that a folder of that name is always complete.
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

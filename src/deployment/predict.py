@@ -23,7 +23,7 @@ from src.deployment.classifier import Classifier, load_classifier
 from src.deployment.logits import full_batches
 from src.errors import EXIT_FAULT, Fault, UserError
 from src.files import make_folder
-from src.utils import setup_device
+from src.utils import drop_output, setup_device
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ def _printed(text: str) -> bool:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # What is left in the buffer must not fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # what is left in the buffer must not fail when the process ends
         return False
     return True
 

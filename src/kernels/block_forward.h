@@ -128,7 +128,7 @@ inline Status convolve(const Hidden<T> &hidden, const Block &b, T *z, int64_t fi
   return parallel(samples * b.active_groups(), 1, [&](int64_t task, int64_t) {
     const int64_t n = task / b.active_groups(), g = task % b.active_groups();
     T *out = z + (g * samples + n) * plane * kGroup;
-    float *sum = sums + (g * samples + n) * parts * 2 * kGroup;
+    float *sum = sums == nullptr ? nullptr : sums + (g * samples + n) * parts * 2 * kGroup;
     for (int64_t i = 0; i < hidden.bands(); ++i) {
       const Band band = hidden.band(i);
       float *padded = scratch(Slot::kPlanes, band.planes.size);

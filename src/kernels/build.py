@@ -43,9 +43,14 @@ BFLOAT16_FLAG = "avx512_bf16"  # the instructions that operators in bfloat16 are
 _log = logging.getLogger(__name__)
 
 
+def cache_root() -> Path:
+    """Where all versions of this project keep what they have compiled."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas"
+
+
 def cache_folder() -> Path:
-    """Where compiled operators are kept, of all versions of this project."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas" / "kernels"
+    """Where compiled operators are kept."""
+    return cache_root() / "kernels"
 
 
 def _processor() -> str:
@@ -129,7 +134,7 @@ def library() -> str | None:
     except (OSError, Fault, subprocess.SubprocessError) as error:
         _log.warning(
             "CPU operators are not available (%s): MindSpore's own are used, and a training step "
-            "takes two to four times as long.",
+            "takes several times as long.",
             _reason(error),
         )
         return None

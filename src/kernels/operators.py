@@ -1,8 +1,8 @@
 """The compiled operators as MindSpore functions, in GRAPH and PYNATIVE mode.
 
-Each is an ``ops.Custom`` that calls a C function of the compiled library (``operators.cpp``) and
-has first-order gradients unless it is for inference only. Shapes are checked here, when MindSpore
-infers them, and types by the operators themselves, since only they see them.
+Each is an ``ops.Custom`` that calls a C function of the library (compiled of the ``*.cpp`` beside
+this file) and has first-order gradients unless it is for inference only. Shapes are checked here,
+when MindSpore infers them, and types by the operators themselves, since only they see them.
 
 The functions are cached, so that all cells share one operator of each kind.
 """

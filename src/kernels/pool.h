@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace spnas {
@@ -74,9 +75,12 @@ class Pool {
     if (const char *limit = std::getenv("SPNAS_KERNEL_THREADS")) {
       threads = std::max(1, std::min(threads, std::atoi(limit)));
     }
-    workers_ = threads - 1;
-    for (int i = 0; i < workers_; ++i) {
-      std::thread([this] { serve(); }).detach();
+    for (; workers_ < threads - 1; ++workers_) {
+      try {
+        std::thread([this] { serve(); }).detach();
+      } catch (const std::system_error &) {  // a limit of the system: those that there are do it
+        break;
+      }
     }
   }
 

@@ -413,7 +413,7 @@ SPNAS_INLINE void store_channels(T *p, const Channels<kV> &c) {
   }
 }
 
-// The channels [first, first + 16) of an array that is as long as all groups.
+// The first 16 channels from p on, of an array that is as long as all groups.
 template <int kV = kVecs, typename T>
 SPNAS_INLINE Channels<kV> load_channels(const T *p) {
   return load_part<kV>(p, kV * kLanes);

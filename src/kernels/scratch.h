@@ -22,7 +22,7 @@ enum class Slot {
   kGroup,      // planes of all samples of a few channels, from one pass over them to the next
   kJob,        // of the calling thread: what the first tasks of a job leave to the others
   kInputs,     // all inputs of one pixel
-  kPairs,      // pixels in pairs (bfloat16.h)
+  kPairs,      // pixels in pairs (pairs.h)
   kTurned,     // channels of pairs of pixels, channel by channel (products.h)
   kSums,       // sums that are rounded when they are complete
   kSlotCount,  // not a slot
@@ -34,7 +34,7 @@ T *scratch(Slot slot, int64_t count) {
   const int64_t size = (count * sizeof(T) + sizeof(float) - 1) / sizeof(float);
   static thread_local std::unique_ptr<Buffer> buffers[static_cast<int>(Slot::kSlotCount)];
   std::unique_ptr<Buffer> &buffer = buffers[static_cast<int>(slot)];
-  if (buffer == nullptr || buffer->size() < size) {
+  if (buffer == nullptr || buffer->size() < size || (kExactBuffers && buffer->size() > size)) {
     buffer = nullptr;  // first, so that the two never exist at the same time
     buffer = std::make_unique<Buffer>(size);
   }

@@ -49,7 +49,7 @@ def build_program() -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHON": sys.executable, **ENVIRONMENT},
+        env={**ENVIRONMENT, "PYTHON": sys.executable},
     )
     if build.returncode:
         lines = build.stderr.strip().splitlines() or ["the build failed"]

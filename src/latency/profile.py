@@ -61,7 +61,9 @@ def profile(config: ProfileConfig) -> int:
 
 
 def _make_table(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
-    session = Session(folder, plan.settings(meter.version, "table"))
+    # Which networks "network0" and so on are depends on their number.
+    settings = {**plan.settings(meter.version, "table"), "fit_networks": plan.config.fit_networks}
+    session = Session(folder, settings)
     blocks = plan.blocks()
     distinct = {model.name: model for entries in blocks.values() for model in entries.values()}
     chosen = plan.networks_to_fit(plan.config.fit_networks)

@@ -24,6 +24,7 @@ from src.search.result_files import (
     PATHS,
     SEARCH,
     SERVE,
+    TABLE,
 )
 from src.training.classes import CLASSES, ClassCounts, OfClass
 from src.training.run_log import RunLog, run_folder
@@ -381,7 +382,7 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
     """What a run has left in a folder and in the ``ckpt_0`` of it."""
     own = run_folder(path)
     header, evaluated = _accuracies(path / ACCURACIES)
-    space, costs = own / "space.json", own / "latency_table.json"
+    space, costs = own / "space.json", own / TABLE
     archs = [place / ARCH for place in (path, own) if (place / ARCH).is_file()]
     config = own / "config.yaml"
     folder = Folder(

@@ -5,6 +5,7 @@ The cost is latency by a table, multiply-adds or parameters. Imports no framewor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from src.arch.cost_table import CostTable, arithmetic_table, load_table, measured_name
@@ -102,13 +103,14 @@ def _tell_age(table: CostTable) -> None:
     facts = table.provenance
     merged = [part["date"] for part in facts.get("merged", ()) if part["date"]]
     date = facts.get("rescaled", facts).get("date") or max(merged, default=None)
-    if date:
+    with contextlib.suppress(TypeError, ValueError):  # no date, or one of another program
+        age = days_since(str(date))
         can_renew = table.device == processor_name() and "networks" in facts
         advice = "; scripts/profile_latency.py --rescale measures it again in seconds"
         log.info(
             "table '%s': for the machine's speed of %d days ago (%s)%s",
             table.name,
-            days_since(date),
+            age,
             date,
             advice if can_renew else "",
         )

@@ -202,8 +202,10 @@ class Chooser:
         highest = min(max(self._limits), most)
         lowest = max(LOWEST * highest, least) if len(self._limits) == 1 else least
         drawn = UniformInCost(self._space, self._table, lowest, highest)
-        # Where only few networks are cheap enough for the lowest limit, one is known at least.
-        self._take(self._space.canonical(self._space.smallest_choices))
+        # Where only few networks are cheap enough for the lowest limit, one is known at least. By
+        # a measured table the cheapest network need not be the smallest.
+        cheapest = [min(costs, key=costs.__getitem__) for costs in self._table.layers.values()]
+        self._take(self._space.canonical(cheapest))
         # Neighbours in this order have most layers in common, which are computed once.
         for network in sorted(drawn.distinct(self._random, count - 1, self.known)):
             self._take(network)

@@ -47,7 +47,15 @@ log = logging.getLogger(__name__)
 
 # Keys that may change when a search is resumed.
 _FREE_KEYS = frozenset(
-    ("resume", "checkpoint_path", "compile_cache", "device_id", "data_path", "val_data_path")
+    (
+        "resume",
+        "checkpoint_path",
+        "compile_cache",
+        "device_id",
+        "data_path",
+        "val_data_path",
+        "num_parallel_workers",
+    )
 )
 _TRIES = 100_000  # draws until one is new and within the limit
 
@@ -69,7 +77,7 @@ def search_paths(config: OneShotSearchConfig) -> int:
     bfloat16 = config.precision == "bfloat16"
     images = open_images(config, checkpoint, space, bfloat16=bfloat16)
     folder = make_folder(Path(config.checkpoint_path))
-    results = _take_up(config, checkpoint, folder)
+    results = _take_up(config, checkpoint, table, folder)
     write_json(folder / "space.json", space.to_dict())
     draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
     with images.compiling:
@@ -90,13 +98,14 @@ def _planned(config: OneShotSearchConfig) -> int:
 
 
 def _take_up(
-    config: OneShotSearchConfig, checkpoint: Checkpoint, folder: Path
+    config: OneShotSearchConfig, checkpoint: Checkpoint, table: CostTable, folder: Path
 ) -> dict[BlockPath, Evaluated]:
     """Start the folder, or read what an interrupted search has left in it."""
     settings = {
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": checkpoint.meta.epoch,
         "step": checkpoint.meta.step,
+        "costs": table.digest(),
         IMAGES: describe_images(config, checkpoint.meta),
     }
     file, history = folder / SEARCH, folder / PATHS
@@ -108,7 +117,8 @@ def _take_up(
     if not (config.resume and file.is_file()):
         write_json(file, settings)
         return {}
-    before = {"precision": "float32", **read_json(file)}  # older files do not name it
+    # What older files do not name.
+    before = {"precision": "float32", "costs": settings["costs"], **read_json(file)}
     for key, (old, new) in different_settings(before, settings, (IMAGES,)).items():
         if key in settings:  # others were of an earlier version of this program
             raise UserError(

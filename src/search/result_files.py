@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HISTORY = "history.jsonl"  # of a superkernel search: a line per step
+TABLE = "latency_table.json"  # of a superkernel search: its costs
 PATHS = "paths.jsonl"  # of a one-shot search: a line per evaluated path
 ACCURACIES = "subnets.jsonl"  # of networks of a supernet: a header, and a line per network
 ACCURACIES_FORMAT, ACCURACIES_VERSION = "spnas-subnets", 1

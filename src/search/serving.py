@@ -39,7 +39,15 @@ log = logging.getLogger(__name__)
 FINETUNE_RATE = 0.1  # of the supernet's base learning rate
 # Keys that may change when a folder's evaluations are used again.
 _FREE_KEYS = frozenset(
-    ("from_supernet", "data_path", "val_data_path", "checkpoint_path", "compile_cache", "device_id")
+    (
+        "from_supernet",
+        "data_path",
+        "val_data_path",
+        "checkpoint_path",
+        "compile_cache",
+        "device_id",
+        "num_parallel_workers",
+    )
 )
 # Keys by which a served network is trained on as it was evaluated.
 _DEVICE_KEYS = ("device_target", "device_id", "cpu_kernels", "jit_level")

@@ -210,10 +210,12 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
 
 def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     """Lines that the file has already, by network; starts it where there is none."""
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         write_jsonl(file, [header])
         return {}
     before, *lines = read_jsonl(file) or [{}]
+    if not isinstance(before, dict) or before.get("format") != ACCURACIES_FORMAT:
+        raise UserError(f"{file}: is there already, and holds no accuracies; give another file")
     # Older files lack some keys.
     for key, (old, new) in different_settings({**header, **before}, header).items():
         raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")

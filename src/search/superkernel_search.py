@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.arch.cost_table import CostTable
+from src.arch.cost_table import CostTable, load_table
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.format import network_weights
 from src.checkpoint.restore import cell_weights, overwrite, write_inherited
@@ -29,7 +29,7 @@ from src.search.indicators import (
     missing_indicators,
     to_decisions,
 )
-from src.search.result_files import HISTORY
+from src.search.result_files import HISTORY, TABLE
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import DecisionState, SearchStep
 from src.training.evaluation import Result, evaluate
@@ -108,10 +108,16 @@ def search(config: SearchConfig) -> int:
     if target is not None:
         table.check_target(target)
     phases = Phases.of(config, run.batches_per_epoch)
+    file = run.folder / TABLE
+    if run.last_logged and file.is_file() and load_table(file, space).digest() != table.digest():
+        raise UserError(
+            f"{file}: the search that is resumed has other costs than latency table "
+            f"'{table.name}' has now; --latency_table {file} goes on with them"
+        )
     return train(
         run,
         lambda run: SuperkernelSearch(run, space, table, target, phases),
-        {"space.json": space.to_dict(), "latency_table.json": table.to_dict()},
+        {"space.json": space.to_dict(), TABLE: table.to_dict()},
     )
 
 

@@ -16,7 +16,7 @@ from src.config import EvalConfig
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, UserError
-from src.files import write_json
+from src.files import make_folder, write_json
 from src.kernels import use_kernels
 from src.training.classes import OfClass, of_classes
 from src.training.compile_cache import CompileCache
@@ -31,6 +31,8 @@ SHOWN = 5  # classes on the terminal; the file holds all
 def evaluate_checkpoints(config: EvalConfig) -> int:
     """Evaluate what the configuration selects and write a table; returns the exit code."""
     files = find_checkpoints(config.checkpoint_path, config.which)
+    output = Path(config.output) if config.output else files[0].parent / "eval.json"
+    make_folder(output.parent)
     ranks = setup_device(config.device_target, config.device_id, config.jit_level)
     rows, bad, by_file = [], {}, []
     for file in files:
@@ -41,7 +43,6 @@ def evaluate_checkpoints(config: EvalConfig) -> int:
     _print_table(rows)
     for classes in by_file:
         _print_classes(classes)
-    output = Path(config.output) if config.output else files[0].parent / "eval.json"
     if ranks.rank == 0:
         write_json(output, {"results": rows, "bad_images": bad})
     if bad:
@@ -57,13 +58,13 @@ def find_checkpoints(name: str | Path, which: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint or folder")
+    best = path / CheckpointFolder.BEST
+    if which == "best" and best.is_file():
+        return [best]
     files = [path / entry.file for entry in CheckpointFolder(path).entries()]
     if not files:
         raise UserError(f"{path}: holds no checkpoint that can be read")
-    if which == "all":
-        return files
-    best = path / CheckpointFolder.BEST
-    return [best] if which == "best" and best.is_file() else files[-1:]
+    return files if which == "all" else files[-1:]
 
 
 def _evaluate_file(

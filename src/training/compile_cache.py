@@ -32,10 +32,6 @@ _FILLING = ".filling-"
 _SWITCH, _FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 
 
-def _cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas" / "graphs"
-
-
 def _remove_old(root: Path) -> None:
     """Delete what has not been used for a month, with what killed runs left half-filled.
 
@@ -73,7 +69,7 @@ class CompileCache:
     """
 
     def __init__(self, values: dict[str, Any], enabled: bool = True) -> None:
-        self._final = _cache_root() / cache_key(values) if enabled else None
+        self._final = build.cache_root() / "graphs" / cache_key(values) if enabled else None
         self._scratch: Path | None = None
 
     def __enter__(self) -> CompileCache:
@@ -96,6 +92,11 @@ class CompileCache:
             return final
         self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=final.parent))
         return self._scratch
+
+    def discard(self) -> None:
+        """Drop a folder that this run has begun to fill, since some of its graphs are missing."""
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __exit__(
         self,

@@ -61,7 +61,7 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
         # The folder explains itself before the first step.
         ranks.run_on_rank_0(lambda: _describe(run, files))
         cached = config.compile_cache and ranks.size == 1
-        with CompileCache({**run.graph_values(), "files": dict(files)}, cached):
+        with CompileCache({**run.graph_values(), "files": dict(files)}, cached) as graphs:
             ms.set_seed(config.seed)
             task = create_task(run)
             _restore(run, task)
@@ -70,6 +70,8 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
             first_epoch, first_batch = run.start
             for epoch in range(first_epoch, config.epoch_size):
                 if not loop.train_epoch(epoch, first_batch):
+                    if run.val_loader and not loop.validated:
+                        graphs.discard()
                     return _stopped(stop, epoch)
                 first_batch = 0
             task.finish()
@@ -160,12 +162,16 @@ class _Loop:
 
     Args:
         stop: tells of signals, upon which an epoch ends early.
+
+    Attributes:
+        validated: at least once.
     """
 
     def __init__(self, run: Run, task: Task, run_log: RunLog, stop: StopSignal) -> None:
         self.run, self.task, self.run_log, self.stop = run, task, run_log, stop
         config, folder = run.config, run.folder / "trace"
         self.trace = StepTrace(config.profiled_steps, folder, config.device_target, run.ranks)
+        self.validated = False
 
     def train_epoch(self, epoch: int, first: int) -> bool:
         """Train from batch ``first`` of an epoch to its end; False when a signal ended it."""
@@ -280,6 +286,7 @@ class _Loop:
         if run.val_loader and (final or done % config.val_interval_epochs == 0):
             self._update_validation_network()
             result = self.task.evaluate(run.val_loader)
+            self.validated = True
             metrics = result.metrics()
             self.run_log.record("val", done, 0, progress=done, images=result.images, **metrics)
             text += (

@@ -39,6 +39,7 @@ FREE_KEYS = frozenset(
         "checkpoint_path",
         "device_id",
         "compile_cache",
+        "num_parallel_workers",
         "pre_trained",
         "log_steps",
         "print_steps",
@@ -183,6 +184,7 @@ class Run(Generic[Config]):
         return {
             "config": self.config.model_dump(mode="json", exclude=set(FREE_KEYS)),
             "classes": len(self.classes),
+            "validates": self.val_loader is not None,
             "steps": len(self.rates),
             "kernels": self.kernels,
             "bfloat16": self.bfloat16,
@@ -278,7 +280,7 @@ def _precision(config: RunConfig, arch: Architecture) -> tuple[str, bool, bool]:
     if level != "O2":
         log.warning(
             "amp_level %s: the CPU operators compute in float32 or bfloat16 only; MindSpore's own "
-            "are used, and a training step takes two to four times as long",
+            "are used, and a training step takes several times as long",
             level,
         )
         return level, False, False
@@ -348,12 +350,17 @@ def _count_steps(config: RunConfig, loader: Loader) -> int:
     """Optimizer steps per epoch."""
     batches = loader.batches_per_epoch
     steps = min(batches, config.epoch_steps or batches) // config.accumulate_steps
-    if not steps:
+    if steps:
+        return steps
+    if batches >= config.accumulate_steps:
         raise UserError(
-            f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need "
-            f"more images than the {len(loader.source)} of {loader.source.path}"
+            f"epoch_steps is {config.epoch_steps}, should be at least accumulate_steps, "
+            f"{config.accumulate_steps}"
         )
-    return steps
+    raise UserError(
+        f"accumulate_steps {config.accumulate_steps} of batch_size {config.batch_size} need "
+        f"more images than the {len(loader)} of {loader.source.path}"
+    )
 
 
 def _find_checkpoint(

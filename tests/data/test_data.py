@@ -285,6 +285,20 @@ def test_every_truncation_is_refused():
         decode_image(whole.replace(b"\x08\x00\x14\x00\x14", b"\x08\x40\x00\x40\x00"))
 
 
+def test_stray_bytes_pass_in_front_of_the_end_only():
+    """As in some files of ImageNet; elsewhere a decoder cannot tell what else is lost."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    whole = jpeg(pixels)
+    expected = decode_image(whole)
+    stray = whole[:-2] + b"\x11\x22" + whole[-2:]
+    np.testing.assert_array_equal(decode_image(stray), expected)
+    scan = whole.index(b"\xff\xda")
+    for damaged in (whole, stray):
+        for end in range(scan + 20, len(whole) - 2):
+            with pytest.raises(ImageError):
+                decode_image(damaged[:scan] + b"\x11\x22" + damaged[scan:end])
+
+
 def test_foreign_files_are_named_and_skipped(few_digits, tmp_path, caplog):
     folder = tmp_path / "val"
     shutil.copytree(few_digits / "val", folder)
@@ -308,6 +322,10 @@ def test_start_up_checks_name_the_folder(few_digits, tmp_path):
     shutil.rmtree(folder / "val" / "7")
     with pytest.raises(UserError, match="only in one of them: 7"):
         open_sources("folder", str(folder))
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path / "file", folder / "train/0"):
+        with pytest.raises(UserError, match=f"{wrong}: exists but holds no digits"):
+            prepare_digits(wrong)
     source = ImageFolder(few_digits / "train")
     with pytest.raises(UserError, match="batch_size 500"):
         loader(source, training=True, batch_size=500)
@@ -398,6 +416,8 @@ def test_wrong_cifar10_is_refused_by_name(cifar, tmp_path):
         ({b"labels": [0]}, "it lacks 'labels' or 'data'"),
         ({b"labels": 3, b"data": np.zeros((1, 3072), np.uint8)}, "no list of whole numbers"),
         ({b"labels": ["a"], b"data": np.zeros((1, 3072), np.uint8)}, "no list of whole numbers"),
+        (np.zeros(2), "it lacks 'labels' or 'data'"),
+        ({b"labels": [[1], [1, 2]], b"data": np.zeros((2, 3072), np.uint8)}, "it lacks"),
         ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "labels from 10 to 10"),
         (
             {b"labels": [1, 2], b"data": np.zeros((1, 3072), np.uint8)},

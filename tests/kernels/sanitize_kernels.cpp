@@ -148,6 +148,8 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
                                     y,       {2, c}, {2, outputs}, channel, channel,
                                     narrow,  narrow};
       const std::map<int, Values> values{{11, options}, {12, all}};
+      const std::vector<Dims> infer(train.begin(), train.begin() + 14);
+      ok &= run(stride == 1 ? BlockPlainInfer1 : BlockPlainInfer2, infer, values);
       ok &= run(stride == 1 ? BlockPlainTrain1 : BlockPlainTrain2, train, values) &&
             run(stride == 1 ? BlockPlainBfloat16Train1 : BlockPlainBfloat16Train2, train, values,
                 {0, 13, 14, 15});
@@ -165,7 +167,8 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
       const std::map<int, Values> stem{{6, options}};
       const std::vector<Dims> first{image, kernel, narrow, narrow,       narrow, narrow,
                                     {4},   y,      s,      {2, outputs}, narrow, narrow};
-      ok &= run(stride == 1 ? StemTrain1 : StemTrain2, first, stem) &&
+      ok &= run(stride == 1 ? StemInfer1 : StemInfer2, {first.begin(), first.begin() + 8}, stem) &&
+            run(stride == 1 ? StemTrain1 : StemTrain2, first, stem) &&
             run(stride == 1 ? StemBfloat16Train1 : StemBfloat16Train2, first, stem, {7, 8});
       std::vector<Dims> back{image, kernel, narrow, narrow, s,     {2, outputs},
                              {4},   y,      kernel, narrow, narrow};
@@ -182,7 +185,8 @@ bool run_network(const Dims &x, int64_t outputs, int64_t k) {
     const Dims q{(outputs + 15) / 16, n * h * w, 16};
     const std::vector<Dims> train{in,  weight, narrow, narrow,       narrow, narrow,
                                   {4}, y,      q,      {2, outputs}, narrow, narrow};
-    ok &= run(HeadTrain, train) && run(HeadBfloat16Train, train, {}, {0, 8});
+    ok &= run(HeadInfer, {train.begin(), train.begin() + 8}) && run(HeadTrain, train) &&
+          run(HeadBfloat16Train, train, {}, {0, 8});
     const std::vector<Dims> backward{in,  weight, narrow, narrow, q,      {2, outputs},
                                      {4}, y,      in,     weight, narrow, narrow};
     ok &= run(HeadBackward, backward) && run(HeadBfloat16Backward, backward, {}, {0, 4, 8});
@@ -295,7 +299,10 @@ bool run_all(bool large) {
         for (int64_t outputs : {1, 8, 21}) {
           const Dims bias{outputs}, y{n, outputs, h, w};
           const Dims y2{n, outputs, (h + 1) / 2, (w + 1) / 2};
-          ok &= run(PointwiseRelu, {x, {outputs, c, 1, 1}, bias, y});
+          const Dims pointwise{outputs, c, 1, 1};
+          ok &= run(PointwiseForward, {x, pointwise, y});
+          ok &= run(PointwiseBackward, {x, pointwise, y, x, pointwise});
+          ok &= run(PointwiseRelu, {x, pointwise, bias, y});
           for (int64_t k : {3, 5, 7}) {
             const Dims weight{outputs, c, k, k};
             ok &= run(ConvRelu1, {x, weight, bias, y}) && run(ConvRelu2, {x, weight, bias, y2});

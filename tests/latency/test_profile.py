@@ -159,6 +159,8 @@ def table_file(application, run, space_file, tmp_path_factory):
         other.returncode == 2
         and "of an interrupted measurement with threads 1, now 2" in other.stderr
     )
+    other = run("--out", out, "--fit_networks", 7)
+    assert other.returncode == 2 and "with fit_networks 6, now 7" in other.stderr
     assert models == {file.name: file.stat().st_mtime_ns for file in partial.glob("*.mindir")}
     flags = ("--space", space_file, *FLAGS, "--out", out)
     done = run_in_own_process("scripts/profile_latency.py", *flags, cwd=out.parent)
@@ -263,6 +265,13 @@ def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path
     assert age in done.stdout and advice in done.stdout
     decisions = load_architecture(tmp_path / "random_0.json").provenance["decisions"]
     assert abs(table.total(decisions) / target - 1) <= 0.02
+    foreign = {**table.provenance, "date": "2019-04-05"}  # of another program
+    write_table(tmp_path / "foreign.json", replace(table, provenance=foreign))
+    done = call_program(
+        "search.py",
+        *(*flags, "--latency_table", tmp_path / "foreign.json", "--checkpoint_path", tmp_path),
+    )
+    assert done.returncode == 0 and "days ago" not in done.stdout, done.stderr
     old = replace(table, runtime="MindSpore Lite 1.9.0", device="another one")
     write_table(tmp_path / "old.json", old)
     done = call_program(

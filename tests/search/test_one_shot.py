@@ -27,6 +27,7 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.data.sources import ImageFolder, cifar10
 from src.dataset import Loader
 from src.errors import UserError
+from src.files import read_json, write_json
 from src.kernels import available, supports_bfloat16
 from src.layers.shuffle import ShuffleUnit
 from src.search.one_shot import (
@@ -634,6 +635,10 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     assert (
         run.returncode == 2 and "seed is 1 in the search that is resumed, and 9 now" in run.stderr
     )
+    settings = read_json(whole / "search.json")
+    write_json(whole / "search.json", {**settings, "costs": "of another table"})
+    run = search(supernet, whole, "--resume")
+    assert run.returncode == 2 and "costs is 'of another table'" in run.stderr
 
 
 @pytest.mark.slow
@@ -789,7 +794,7 @@ def test_verdict_on_two_runs(supernet, call_program, tmp_path, factor, verdict, 
     assert (tmp_path / "loss.png").is_file()
 
 
-@pytest.mark.parametrize("last, code", [(1.04, 0), (0.8, 1)])
+@pytest.mark.parametrize("last, code", [(1.04, 0), (0.8, 1), (float("nan"), 1)])
 def test_every_epoch_has_to_be_near(call_program, tmp_path, last, code):
     """Errors of opposite sign, which a mean over the run would hide."""
     mine, reference = tmp_path / "mine.log", tmp_path / "reference.log"

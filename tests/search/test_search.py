@@ -225,6 +225,11 @@ def test_resume_after_kill_equals_the_uninterrupted_search(reference, flags, run
     assert_nothing_deprecated(resumed)
     assert (tmp_path / "report.html").is_file()
     assert history(tmp_path) == history(reference)
+    table = json.loads((tmp_path / "ckpt_0/latency_table.json").read_text())
+    table["constant"] += 1
+    (tmp_path / "ckpt_0/latency_table.json").write_text(json.dumps(table))
+    again = run_program("search.py", *own, "--resume")
+    assert again.returncode == 2 and "latency_table.json: the search that" in again.stderr
     ours, theirs = (
         read_checkpoint(folder / "inherited.ckpt").weights for folder in (tmp_path, reference)
     )
@@ -347,6 +352,11 @@ def test_subnets_have_the_accuracies_of_their_networks(
     assert len({tuple(line["decisions"]) for line in again[1:]}) == len(again) - 1
     run = call_program("scripts/evaluate_subnets.py", *flags, "--val_images", 50)
     assert run.returncode == 2 and "val_images is 100 there, and 50 now" in run.stderr
+    for text in ("notes\n", '{"kind": "train"}\n'):
+        (tmp_path / "other.txt").write_text(text)
+        run = call_program("scripts/evaluate_subnets.py", *flags, "--out", tmp_path / "other.txt")
+        assert run.returncode == 2 and "is there already, and holds no accuracies" in run.stderr
+        assert (tmp_path / "other.txt").read_text() == text
 
 
 def test_parts_fall_when_the_history_says_so():
@@ -460,6 +470,8 @@ def test_trained_networks_are_compared(run_program, call_program, tmp_path):
     )
     assert re.search(r"largest +4.83M +162.6M +2 +60.00", run.stdout)
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    run = call_program("scripts/compare_runs.py", "random_0/ckpt_0", "largest/ckpt_0")
+    assert {"random_0/ckpt_0", "largest/ckpt_0"} <= set(run.stdout.split()), run.stdout
     run = call_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
     assert re.search(r"largest +3.57M +161.3M", run.stdout)
     run = call_program("scripts/compare_runs.py", "random_2")

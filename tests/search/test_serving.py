@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_a_limit_with_few_networks_ends_early():
     chooser = Chooser(MACRO, TABLE, [lowest], additive, 1)
     (choice,) = chooser.choose(50)
     assert list(chooser.known) == [choice.decisions] == [MACRO.smallest_choices]
+
+
+def test_the_cheapest_network_need_not_be_the_smallest():
+    """As by a measured table of a device to which the size of a kernel makes no difference."""
+    layers = {name: dict(costs) for name, costs in TABLE.layers.items()}
+    first = next(iter(layers.values()))
+    first["K3E3"], first["K5E6"] = first["K5E6"], first["K3E3"]
+    table = replace(TABLE, layers=layers)
+    assert table.digest() != TABLE.digest() == replace(TABLE, name="other").digest()
+    (choice,) = Chooser(MACRO, table, [table.range()[0]], additive, 1).choose(50)
+    assert choice.decisions == ("K5E6", *MACRO.smallest_choices[1:])
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,14 @@ def test_graphs_are_cached_within_the_context_alone(tmp_path, monkeypatch):
         assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
 
 
+def test_what_was_not_filled_to_the_end_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with CompileCache(VALUES) as graphs:
+        (Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "graph").touch()
+        graphs.discard()
+    assert not list((tmp_path / "spnas/graphs").iterdir())
+
+
 def test_the_key_follows_the_compiled_operators_where_graphs_use_them(monkeypatch):
     """As with one home folder for processors of two kinds."""
     keys = []

@@ -5,6 +5,7 @@ Resumed runs, signals, the cache of compiled graphs, mistakes, and what is left 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from src.devices.ranks import Ranks
 from src.errors import Fault, UserError
 from src.kernels import available, build, supports_bfloat16
 from src.spnasnet import SPNASNet
+from src.training.checkpoint_evaluation import find_checkpoints
 from src.training.loop import _restore
 from src.training.optimizer import create_optimizer
 from src.training.run import Run, _precision
@@ -314,6 +316,10 @@ def test_unknown_key_in_yaml_and_precedence_of_flags(call_program, tmp_path):
 MISTAKES = [
     (("--dataset_name", "folder", "--data_path", "nowhere"), "nowhere"),
     (("--lr_int", 3), "did you mean '--lr_init'"),
+    (("--name", "digits/a"), "name is 'digits/a'"),
+    (("--name", ".digits"), "name is '.digits'"),
+    (("--epoch_steps", 2, "--accumulate_steps", 3), "epoch_steps is 2, should be at least"),
+    (("--accumulate_steps", 500), "need more images than the"),
     (("--momentum", "high"), "momentum is 'high'"),
     (("--arch", "spnas_pixel9"), "spnas_pixel9"),
     (("--batch_size", 5000), "batch_size 5000"),
@@ -394,6 +400,25 @@ def test_which_checkpoints_are_kept(tmp_path, policy, kept):
         f"n-{epoch}_10.ckpt" for epoch in kept
     }
     assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 3
+
+
+def test_the_best_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    def refuse(source, link):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    _save(CheckpointFolder(tmp_path, "n"), [50.0, 70.0, 20.0])
+    assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 2
+
+
+def test_the_best_may_have_been_copied_elsewhere(tmp_path):
+    for name in ("run", "models"):
+        (tmp_path / name).mkdir()
+    _save(CheckpointFolder(tmp_path / "run", "n"), [50.0, 70.0, 20.0])
+    shutil.copy(tmp_path / "run/best.ckpt", tmp_path / "models")
+    assert find_checkpoints(tmp_path / "models", "best") == [tmp_path / "models/best.ckpt"]
+    with pytest.raises(UserError, match="models: holds no checkpoint"):
+        find_checkpoints(tmp_path / "models", "last")
 
 
 def test_the_best_stays_the_best_when_its_own_file_is_deleted(tmp_path):
