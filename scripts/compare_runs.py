@@ -1,7 +1,6 @@
-r"""Compare trained networks: a table, and their curves in one picture.
+"""Compare trained networks in a table; scripts/report.py shows their curves.
 
-    python scripts/compare_runs.py runs/found runs/random_0 runs/random_1 runs/largest \
-        --out runs/comparison.png
+    python scripts/compare_runs.py runs/found runs/random_0 runs/random_1 runs/largest
 
 Runs whose folders differ only in a number at the end, such as ``random_0`` and ``random_1``, are a
 group, which gets a line with mean and standard deviation. Accuracies are those of the last epoch,
@@ -22,9 +21,9 @@ from typing import Any
 
 from src.arch.architecture import load_architecture
 from src.arch.cost import network_cost
-from src.cli import Parser, picture_file
+from src.cli import Parser
 from src.errors import UserError
-from src.files import make_folder, read_jsonl
+from src.files import read_jsonl
 from src.training.run_log import RunLog, run_folder
 from src.utils import run_main
 
@@ -108,9 +107,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint_path of a training run")
     parser.add_argument(
-        "--out", type=picture_file, default="comparison.png", help="picture, .png or .svg"
-    )
-    parser.add_argument(
         "--num_classes",
         type=int,
         default=1000,
@@ -123,7 +119,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table and write the picture; returns the exit code."""
+    """Print the table; returns the exit code."""
     args = parse_arguments(argv)
     names = [Path(folder).name for folder in args.runs]
     if len(set(names)) < len(names):
@@ -132,16 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: read_run(Path(folder), args.num_classes)
         for name, folder in zip(names, args.runs, strict=True)
     }
-    groups = group_names(runs)
-    print_table(runs, groups)
-    # Importing Matplotlib takes a second.
-    from src.drawing import draw_comparison
-
-    make_folder(args.out.parent)
-    # Runs of a group get one colour.
-    curves = {group: [runs[name].validations for name in names] for group, names in groups.items()}
-    draw_comparison(curves, args.out)
-    log.info("%s: written", args.out)
+    print_table(runs, group_names(runs))
     return 0
 
 

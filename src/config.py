@@ -738,7 +738,7 @@ class ProfileConfig(ProgramConfig):
     rescale: str | None = _key(
         None,
         "table to scale to the machine's speed of now, by its smallest and largest network, in "
-        "seconds; it is written to out, which may be the same file; the table says under which "
+        "seconds; it is written in its place, or to out; the table says under which "
         "conditions, and a space that is not shipped is given by space",
     )
 

@@ -49,26 +49,3 @@ def draw_curves(lines: Sequence[Line], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     save(figure, path)
-
-
-def draw_comparison(groups: Mapping[str, Sequence[Sequence[Line]]], path: Path) -> None:
-    """Draw validation top-1 and loss of runs over epochs, one colour per group of runs."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for index, (group, runs) in enumerate(groups.items()):
-        for number, lines in enumerate(runs):
-            epochs = [line["progress"] for line in lines]
-            style = {
-                "marker": "o",
-                "markersize": 3,
-                "color": f"C{index}",  # of Matplotlib's colour cycle
-                "label": None if number else group,  # one entry of the legend per group
-            }
-            left.plot(epochs, [line["loss"] for line in lines], **style)
-            right.plot(epochs, [line["top1"] for line in lines], **style)
-    left.set(xlabel="epoch", ylabel="validation loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="validation top-1 (%)")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    save(figure, path)

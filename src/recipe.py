@@ -119,10 +119,11 @@ def for_folder(given: Mapping[str, Any], purpose: Purpose) -> Preset:
     chosen = choose(Facts(found, _network_side(given), weights), given, purpose)
     said = [f"{key} {_text(chosen[key])}" for key in _SAID if chosen.get(key) and key not in given]
     log.info(
-        "%s: %d images of %d classes, median short side %d pixels%s; chosen: %s",
+        "%s: %d images of %d classes, %s each, median short side %d pixels%s; chosen: %s",
         data_path,
         found.images,
         found.classes,
+        found.most if found.fewest == found.most else f"{found.fewest} to {found.most}",
         found.short_side,
         "" if found.has_val else ", none to validate",
         ", ".join(said) or "nothing, as all is given",

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 
 def facts(images: int = 1000, short_side: int = 400, has_val: bool = True, **own) -> Facts:
-    return Facts(Survey(images, 5, short_side, has_val), **own)
+    return Facts(Survey(images, 5, images // 5, images // 5, short_side, has_val), **own)
 
 
 def expect(chosen: dict, **values) -> None:
@@ -133,20 +133,20 @@ def configure(kind, folder, *flags):
 
 
 def test_a_folder_is_surveyed(few_digits, tmp_path):
-    assert survey(str(few_digits)) == Survey(120, 10, 32, True)
+    assert survey(str(few_digits)) == Survey(120, 10, 12, 12, 32, True)
     for name, size in (("a", (50, 300)), ("b", (70, 80))):
         (tmp_path / name).mkdir()
         Image.new("RGB", size).save(tmp_path / name / "1.png")
     (tmp_path / "a/2.jpg").write_bytes(b"no image")
-    assert survey(str(tmp_path)) == Survey(3, 2, 60, False)
+    assert survey(str(tmp_path)) == Survey(3, 2, 1, 2, 60, False)
 
 
 def test_the_line_says_what_was_found_and_what_was_not_given(few_digits, caplog):
     caplog.set_level(logging.INFO)
     config = configure(TrainConfig, few_digits, "--batch_size", 8, "--flip", "false")
     assert caplog.messages == [
-        f"{few_digits}: 120 images of 10 classes, median short side 32 pixels; chosen: arch "
-        "spnas_pixel1_32, image_height 32, image_width 32, crop_padding 4, epoch_size 134, "
+        f"{few_digits}: 120 images of 10 classes, 12 each, median short side 32 pixels; chosen: "
+        "arch spnas_pixel1_32, image_height 32, image_width 32, crop_padding 4, epoch_size 134, "
         "lr_init 0.0125, lr_scheduler one_cycle, val_interval_epochs 7"
     ]
     expect(vars(config), batch_size=8, flip=False, epoch_size=134, resize=32, crop_scale=None)

@@ -9,8 +9,9 @@ import sys
 import mindspore as ms
 import pytest
 
+from src.errors import Fault, UserError
 from src.training.run import FREE_KEYS
-from src.utils import environment, jemalloc, setup_device
+from src.utils import environment, exit_code_of, jemalloc, setup_device
 from tests.conftest import ROOT
 
 # Says which allocator it has, what a program that it starts inherits, and what runs at its end.
@@ -100,6 +101,29 @@ def test_nobody_has_to_read_the_messages_to_their_end(tmp_path):
         check=False,
     )
     assert (finished.stdout, finished.stderr, finished.returncode) == ("message 0\n", "", 3)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("key is 1"), 2, "program.py: error: key is 1"),
+        (Fault("the disk is full"), 1, "program.py: error: the disk is full"),
+        (KeyboardInterrupt(), 130, "program.py: interrupted"),
+        (
+            ValueError("\n first\nsecond"),
+            1,
+            "program.py: fault: ValueError:  first (SPNAS_DEBUG=1 shows where)",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_end_in_one_line(error, code, line, monkeypatch, capsys):
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["folder/program.py"])
+    assert exit_code_of(main) == code
+    assert capsys.readouterr().err == line + "\n"
 
 
 def test_a_record_needs_no_git(monkeypatch):

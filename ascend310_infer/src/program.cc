@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <string>
+#include <thread>
 
 #include "error.h"
 
@@ -42,7 +44,7 @@ void DefineDevice(CLI::App *app, Device *device) {
   app->add_option(
          "--runtime_threads", device->threads,
          "threads of each model on CPU; more than 1 lowers the latency of a single inference")
-      ->check(CLI::Range(1, 1024));
+      ->check(CLI::Range(1, static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))));
 }
 
 int RunProgram(CLI::App *app, int argc, char **argv, const std::function<int()> &run) {

@@ -24,12 +24,16 @@ class Survey:
     Attributes:
         images: to train on.
         classes: of these.
+        fewest: images of a class.
+        most: images of a class.
         short_side: of the images, in pixels: the median of a sample.
         has_val: whether there are validation images.
     """
 
     images: int
     classes: int
+    fewest: int
+    most: int
     short_side: int
     has_val: bool
 
@@ -62,9 +66,12 @@ def survey(data_path: str, val_data_path: str | None = None) -> Survey:
             f"{source.path}: none of {len(sample)} files can be read as an image, among them "
             f"{source.name(0)}; expected JPEG, PNG or BMP"
         )
+    counts = np.bincount(source.labels)
     return Survey(
         images=len(source),
         classes=len(source.classes),
+        fewest=int(counts.min()),
+        most=int(counts.max()),
         short_side=round(float(np.median(sides))),
         has_val=split_folder("val", data_path, val_data_path).is_dir(),
     )

@@ -68,6 +68,8 @@ def with_conditions_of(name_or_file: str, config: ProfileConfig) -> ProfileConfi
     values["runtime"] = name = runtime_of(table.runtime)
     if name and table.device in LIBRARIES[name].devices:  # a processor has its own name
         values["device"] = table.device
+    if Path(name_or_file).is_file():
+        values["out"] = str(path)
     known = {key: value for key, value in values.items() if value is not None}
     return build_config(ProfileConfig, {**known, **given}, path)
 

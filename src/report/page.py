@@ -131,7 +131,10 @@ def create_page(runs: Sequence[Run], found: Found) -> str:
         networks=_network_rows(networks),
         layers=bool(layers),
         layer_units=list(dict.fromkeys(own.unit for own in layers.values())),
-        searches=searches,
+        validations=_validations(runs),
+        searches=[
+            (run, _history(specs[f"history-{number}"])) for number, run in enumerate(searches)
+        ],
         tables=[(label, table, _entries(table)) for label, table in tables.items()],
         verdicts=_verdicts(tables),
         predictions=_prediction_table(predictions),
@@ -202,6 +205,28 @@ def _run_table(runs: Iterable[Run]) -> Table:
             )
         )
     return Table(head, rows)
+
+
+def _validations(runs: Iterable[Run]) -> Table:
+    rows = [
+        (run.label, f"{point.progress:g}", _number(point.loss, 4), _number(point.top1, 2))
+        for run in runs
+        for point in run.folder.points
+        if point.kind == "val"
+    ]
+    return Table(("run", "epoch", "loss", "top-1"), rows)
+
+
+def _history(spec: charts.Spec) -> Table:
+    """What the chart of a search shows: choices of its layers from step to step, or its paths."""
+    data = spec["datasets"]
+    titles = {"layer": "searched layer", "choice": "choice", "from": "from step"}
+    titles["until"] = "until step"
+    if "paths" in data:
+        titles = {"number": "path", "generation": "generation", "top1": "top-1"}
+        titles |= {"best": "best so far", "cost": "cost"}
+    rows = data["paths" if "paths" in data else "intervals"]
+    return Table(list(titles.values()), [[_text(row.get(key)) for key in titles] for row in rows])
 
 
 NETWORK_HEAD = (

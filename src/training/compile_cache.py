@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parents[1]  # src, with all its rooms
 _FILLING = ".filling-"
+_PARTIAL = ".partial"  # within a folder that lacks graphs; a run adds them in a copy
 # MindSpore looks at both when it compiles a graph. The folder is that of the first graph of a
 # process, whatever is set later.
 _SWITCH, _FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -86,17 +87,22 @@ class CompileCache:
     def _open(self, final: Path) -> Path:
         """The folder of these values, or a new one to fill."""
         final.parent.mkdir(parents=True, exist_ok=True)
+        partial = (final / _PARTIAL).exists()
         if final.is_dir():
             log.info("compiled graphs from %s", final)
             os.utime(final)
-            return final
+            if not partial:
+                return final
         self._scratch = Path(tempfile.mkdtemp(prefix=_FILLING, dir=final.parent))
+        if partial:
+            shutil.copytree(final, self._scratch, dirs_exist_ok=True)
+            (self._scratch / _PARTIAL).unlink()
         return self._scratch
 
-    def discard(self) -> None:
-        """Drop a folder that this run has begun to fill, since some of its graphs are missing."""
+    def stopped_early(self) -> None:
+        """Say of a folder that this run has begun to fill that some of its graphs are missing."""
         if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            (self._scratch / _PARTIAL).touch()
 
     def __exit__(
         self,
@@ -114,6 +120,8 @@ class CompileCache:
         # Another run may have published the same meanwhile, or deleted what is looked at here.
         with contextlib.suppress(OSError):
             if kind is None and any(self._scratch.iterdir()):
+                if (self._final / _PARTIAL).exists():
+                    shutil.rmtree(self._final)
                 os.rename(self._scratch, self._final)
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(OSError):

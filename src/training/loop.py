@@ -71,7 +71,7 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
             for epoch in range(first_epoch, config.epoch_size):
                 if not loop.train_epoch(epoch, first_batch):
                     if run.val_loader and not loop.validated:
-                        graphs.discard()
+                        graphs.stopped_early()
                     return _stopped(stop, epoch)
                 first_batch = 0
             task.finish()

@@ -490,6 +490,7 @@ def test_models_that_cannot_be_used_are_named(classify, models, few_digits, tmp_
         models["v1"], "--precision", "bfloat16"
     )
     assert "--threads" in mistake(models["v1"], "--threads", "0")
+    assert "--runtime_threads" in mistake(models["v1"], "--runtime_threads", "1024")
     lonely = shutil.copy(models["v1"], tmp_path / "lonely.mindir")
     assert "lonely.json: cannot be read" in mistake(lonely)
     shutil.copy(models["v1"].with_suffix(".json"), tmp_path / "lonely.json")

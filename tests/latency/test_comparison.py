@@ -169,6 +169,14 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     monkeypatch.setattr(int8, "compare", compare_once)
     flags = ["--ckpt_file", checkpoint.path, "--file_format", "ONNX", "--file_name", "net"]
     flags += ["--int8", "--calibration", few_digits / "val", "--images", 10, "--min_gain", 1000]
+    (tmp_path / "empty").mkdir()
+    for wrong, message in (
+        (["--calibration", tmp_path / "empty"], "empty: holds no image"),
+        (["--threads", 4096], "threads is 4096"),
+    ):
+        done = call_program("export.py", *flags, *wrong)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
     earlier = [tmp_path / "net_int8.onnx", tmp_path / "net_int8.json"]
     for file in earlier:
         file.write_text("{}")
@@ -194,7 +202,9 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     assert json.loads(kept.with_suffix(".json").read_text()) == record
 
 
-def test_a_comparison_from_the_command_line(only_python, tiny, few_digits, call_program, tmp_path):
+def test_a_comparison_from_the_command_line(
+    only_python, tiny, few_digits, call_program, tmp_path, monkeypatch
+):
     export(tiny[0], file_name=str(tmp_path / "net"), file_format="ONNX", batch_size=3)
     flags = ["./net.onnx", "--images", few_digits / "val", "--rounds", 3, "--threads", "1,1"]
     done = call_program("scripts/compare_runtimes.py", *flags, "--out", "found.json")
@@ -218,6 +228,10 @@ def test_a_comparison_from_the_command_line(only_python, tiny, few_digits, call_
     flags = ["some.mindir", "--images", few_digits / "val", "--precisions", "float32,int8"]
     done = call_program("scripts/compare_runtimes.py", *flags)
     assert done.returncode == 2 and "some.mindir: int8 is made from a checkpoint" in done.stderr
+    monkeypatch.setitem(comparison.LIMITS, "float32", -1.0)  # every answer is another one
+    flags = ["./net.onnx", "--images", few_digits / "val", "--rounds", 1]
+    done = call_program("scripts/compare_runtimes.py", *flags)
+    assert done.returncode == 1 and "its logits differ" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

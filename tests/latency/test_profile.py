@@ -226,6 +226,7 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(
         verdict.rmse, abs=1e-3
     )
+    assert "machine: the smallest and the largest network took" in done.stdout
     assert "mean error" in done.stdout and f"{100 * record['rmse']:.1f} %" in done.stdout
     assert record["measured"].pop(arch.name)["predicted_ms"] == pytest.approx(
         load_table(out, load_space(space_file)).range()[1], rel=0.2
@@ -320,6 +321,9 @@ def test_a_table_is_scaled_to_the_speed_of_now(table_file, space_file, tmp_path)
     write_table(tmp_path / "merged.json", merged)
     done = run("--rescale", tmp_path / "merged.json", "--out", tmp_path / "merged.json")
     assert done.returncode == 2 and "merged.json: holds no measured networks" in done.stderr
+    today = out.read_text()
+    done = run("--rescale", out, "--max_rounds", 40)  # in its place
+    assert done.returncode == 0 and out.read_text() != today, done.stderr
     done = run("--rescale", out, "--out", out, "--num_classes", 11)
     assert done.returncode == 2 and "with num_classes 10, now it is 11" in done.stderr
     done = run("--rescale", out, "--verify", 3)

@@ -78,7 +78,8 @@ def test_a_network_answers_to_hover_and_click(opened):
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
     ActionChains(opened).move_to_element(mark).perform()
     tooltip = text_of(opened, "#vg-tooltip-element")
-    for text in ("served_3.0", "ms, predicted", "ms, measured", "python export.py --ckpt_file"):
+    shown = ("served_3.0", "ms, predicted", "ms, measured", "top-1 (%)", "M parameters")
+    for text in (*shown, "python export.py --ckpt_file"):
         assert text in tooltip
     ActionChains(opened).click(mark).perform()
     assert text_of(opened, "#network-name") == "served_3.0 (quick/served)"

@@ -97,12 +97,17 @@ def test_the_history_holds_the_decisions_of_each_step(written):
 
 
 def test_tables_stand_beside_the_charts(written):
+    charts = read_data(written)["charts"]
+    written = re.sub(r"<script.*?</script>", "", written, flags=re.S)
     for text in ("within the limits", "served_3.0", "most often taken for", "cat", "every network"):
         assert text in written, text
-    charts = read_data(written)["charts"]
     assert {"networks-0", "networks-1", "layers-ms", "curves", "history-0"} < set(charts)
     assert {"table-0", "predictions", "classes-0", "runtimes-0"} < set(charts)
     assert all(spec["description"] for spec in charts.values())
+    validation = r'<th scope="row">[^<]+</th><td>\d</td><td>\d\.\d{4}</td><td>\d+\.\d\d</td>'
+    assert re.search(validation, written), "no validations"
+    changes = re.findall(r'<th scope="row">\d</th><td>(K3E3|K5E6|SKIP)</td><td>\d+</td>', written)
+    assert len(changes) > len(LARGEST) and '<th scope="row">3</th><td>1</td>' in written
     figures = re.findall(r'<figure data-chart="([^"]+)"', written)
     assert sorted(figures) == sorted(charts)
 
@@ -160,11 +165,25 @@ def test_committed_results_make_a_page(name):
     assert not run.state and "curves" in read_data(page.create_page([run], found))["charts"]
 
 
+@pytest.mark.parametrize("cost, measured", [("ms", 5), ("macs", 0)])
+def test_the_committed_fronts_make_a_page(cost, measured):
+    front = ROOT / "docs/results/train_once" / f"front_{cost}"
+    (run,) = build_runs(find([str(front)]))
+    assert len(run.networks) == (5 if cost == "ms" else 9)
+    assert all(network.layers and network.tested for network in run.networks)
+    assert sum(network.measured_ms is not None for network in run.networks) == measured
+    assert sum(network.predicted_ms is not None for network in run.networks) == measured
+
+
 def test_accuracies_and_shipped_tables_make_a_page(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = [str(ROOT / "docs/results/train_once/labels.jsonl"), "epyc_1thread_32"]
     with pytest.raises(UserError, match="latency table of space 'imagenet_32', the runs are of"):
         build_runs(find(names))
+    every = find(
+        [str(ROOT / f"docs/results/train_once/{name}.jsonl") for name in ("main", "seed1")]
+    )
+    assert len(page.create_page(build_runs(every), every).encode()) < page.LARGEST
     (run,) = build_runs(find(names[:1]))
     assert len(run.networks) == 100 and all(network.layers for network in run.networks)
     assert main(["pixel1", "epyc_1thread"]) == 0
@@ -309,8 +328,9 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
         ([odd], "odd/history.jsonl: .*cross_entropy"),
         ([ROOT / "README.md"], "should be the folder of a run, a latency table"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             main([*map(str, names), "--out", out])
+        assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="out is 'page.pdf', should be a file that ends in .html"):
         main([mine, "--out", "page.pdf"])
     monkeypatch.setattr(page, "LARGEST", 1000)

@@ -18,11 +18,11 @@ from mindspore import Tensor, nn, ops
 from src.arch.architecture import load_architecture
 from src.arch.blocks import XceptionBlock, decode_block
 from src.arch.cost import block_cost, network_cost
-from src.arch.cost_table import CostTable
+from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import load_space
 from src.checkpoint.format import read_checkpoint
 from src.checkpoint.restore import load_weights
-from src.config import OneShotConfig
+from src.config import OneShotConfig, OneShotSearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.data.sources import ImageFolder, cifar10
 from src.dataset import Loader
@@ -38,6 +38,7 @@ from src.search.one_shot import (
     inherit,
     path_names,
 )
+from src.search.one_shot_search import PathDraws, _cross, _evolve, _mutate
 from src.search.one_shot_training import RandomPaths, one_shot_space
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
@@ -220,6 +221,19 @@ def step_of_its_network(space, path, supernet, x, labels, kernels):
     gradient = dict(zip(trained, (value.asnumpy() for value in values), strict=True))
     statistics = {name: p.asnumpy() for name, p in own.items() if "moving" in name}
     return loss.asnumpy(), gradient, statistics
+
+
+@needs_operators
+def test_a_seed_gives_both_forms_the_same_weights():
+    made = []
+    for kernels in (False, True):
+        ms.set_seed(1)
+        network = OneShotSupernet(tiny_space(), 10, kernels=kernels)
+        made.append({own.name: own.asnumpy() for own in network.get_parameters()})
+    stock, operators = made
+    assert stock.keys() == operators.keys()
+    for name, value in stock.items():
+        np.testing.assert_array_equal(value, operators[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -641,6 +655,47 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     assert run.returncode == 2 and "costs is 'of another table'" in run.stderr
 
 
+class SumOfPath:
+    """Stands for a history: the accuracy of a path is the sum of its choices."""
+
+    def __init__(self) -> None:
+        self.lines = []
+
+    def evaluate(self, path, generation):
+        line = {"path": list(path), "generation": generation, "top1": sum(path), "loss": 0.0}
+        self.lines.append(line)
+
+    def ranked(self):
+        return sorted(self.lines, key=lambda line: -line["top1"])
+
+
+def test_an_evolution_finds_better_paths_than_it_begins_with():
+    space = one_shot_space("one_shot_32", 8, 4)
+    draws = PathDraws(space, arithmetic_table(space, "macs", 10), None, np.random.default_rng(0))
+    sizes = {"population": 20, "crossover": 10, "mutation": 10, "top_k": 5}
+    history = SumOfPath()
+    _evolve(OneShotSearchConfig(generations=6, **sizes), draws, history)
+    assert len({tuple(line["path"]) for line in history.lines}) == len(history.lines) == 120
+    first, last = (
+        np.mean([line["top1"] for line in history.lines if line["generation"] == generation])
+        for generation in (0, 5)
+    )
+    assert 10 < first < 14 and last > first + 5  # random paths have 12 on average, the best one 24
+
+
+def test_children_have_the_layers_of_their_parents():
+    space = one_shot_space("one_shot_32", 8, 4)
+    random = np.random.default_rng(0)
+    low, high = np.zeros(8, int), np.full(8, 3)
+    crossed = np.array([_cross(random, [low, high]) for _ in range(200)])
+    assert set(crossed.ravel()) == {0, 3} and abs(crossed.mean() - 1.5) < 0.15
+    assert (crossed.min(0) == 0).all() and (crossed.max(0) == 3).all()
+    draws = PathDraws(space, arithmetic_table(space, "macs", 10), None, random)
+    mutated = np.array([_mutate(draws, [low], 0.4) for _ in range(500)])
+    # A layer that is drawn anew is as before in one case of four.
+    assert abs((mutated != 0).mean() - 0.4 * 0.75) < 0.03
+
+
 @pytest.mark.slow
 def test_no_path_exceeds_a_limit(supernet, tmp_path, monkeypatch):
     # Enough among four paths; the limits leave less than the population asks for.
@@ -651,13 +706,11 @@ def test_no_path_exceeds_a_limit(supernet, tmp_path, monkeypatch):
         for a in ("K3", "K5")
         for b in ("K3", "K5")
     )
-    run = search(supernet, tmp_path / "macs", "--target", costs[1])
-    assert run.returncode == 0, run.stderr
-    wanted = [cost for cost in costs if cost <= costs[1]]
-    assert (
-        sorted(line["cost"] for line in paths_of(tmp_path / "macs")) == pytest.approx(wanted)
-        and len(wanted) < 4
+    draws = PathDraws(
+        space, arithmetic_table(space, "macs", 10), costs[1], np.random.default_rng(1)
     )
+    drawn = sorted(draws.cost(path) for path in draws.first(4))
+    assert drawn == pytest.approx([cost for cost in costs if cost <= costs[1]]) and len(drawn) < 4
     layers = {"layer0": {"K3": 1.0, "K5": 2.0}, "layer1": {"K3": 1.0, "K5": 4.0}}
     table = CostTable("mine", space.name, "device", "runtime", 1, "ms", 1.0, layers).to_dict()
     (tmp_path / "table.json").write_text(json.dumps(table))

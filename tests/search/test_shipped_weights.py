@@ -15,6 +15,7 @@ from src.arch.cost_table import arithmetic_table
 from src.checkpoint.format import read_checkpoint
 from src.checkpoint.packed import find_packed, read_packed, statistics_file
 from src.checkpoint.restore import build_network
+from src.data.sources import CIFAR10_CLASSES
 from src.files import sha256
 from tests.conftest import ROOT, run_in_this_process
 from tests.deployment.test_export import assert_close, logits_by, logits_of
@@ -93,6 +94,12 @@ def test_a_served_network_answers_as_when_it_was_packed(served):
     logits = build_network(network)(Tensor(pixels)).asnumpy()
     expected = np.array(GOLDEN["logits"])
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_served_network_names_the_classes_of_its_card(served, few_digits, call_program):
+    run = call_program("predict.py", served / "inherited.ckpt", few_digits / "val/7", "--top", 1)
+    assert run.returncode == 0, run.stderr
+    assert re.search("|".join(CIFAR10_CLASSES), run.stdout), run.stdout
 
 
 def test_a_served_network_answers_in_cpp(served, few_digits, classify, call_program, tmp_path):

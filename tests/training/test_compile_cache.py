@@ -73,12 +73,20 @@ def test_graphs_are_cached_within_the_context_alone(tmp_path, monkeypatch):
         assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
 
 
-def test_what_was_not_filled_to_the_end_is_not_published(tmp_path, monkeypatch):
+def test_graphs_that_are_missing_are_added_in_a_copy(tmp_path, monkeypatch):
+    """Two runs that follow one that was stopped early must not write into the same folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with CompileCache(VALUES) as graphs:
-        (Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "graph").touch()
-        graphs.discard()
-    assert not list((tmp_path / "spnas/graphs").iterdir())
+    folders = []
+    for name in ("training", "validation", ""):
+        with CompileCache(VALUES) as graphs:
+            folders.append(Path(os.environ["MS_COMPILER_CACHE_PATH"]))
+            if name:
+                (folders[-1] / name).touch()
+            if name == "training":
+                graphs.stopped_early()
+    (published,) = (tmp_path / "spnas/graphs").iterdir()
+    assert len(set(folders)) == 3 and folders[-1] == published
+    assert sorted(file.name for file in published.iterdir()) == ["training", "validation"]
 
 
 def test_the_key_follows_the_compiled_operators_where_graphs_use_them(monkeypatch):

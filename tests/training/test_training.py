@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -38,7 +39,7 @@ from src.spnasnet import SPNASNet
 from src.training.checkpoint_evaluation import find_checkpoints
 from src.training.loop import _restore
 from src.training.optimizer import create_optimizer
-from src.training.run import Run, _precision
+from src.training.run import Run, _precision, _tell_changes
 from src.training.step import Update
 from tests.conftest import ROOT, TINY, assert_nothing_deprecated
 
@@ -213,6 +214,7 @@ def test_compile_cache_does_not_go_stale(train, run_program, tmp_path):
     plain, first_cached = last_loss("plain")
     again, second_cached = last_loss("again")
     assert again == plain and not first_cached and second_cached
+    assert not last_loss("level", "--jit_level", "O0")[1]
     changed = ("--weight_decay", 0.05)
     cached, _ = last_loss("cached", *changed)
     uncached, _ = last_loss("uncached", *changed, "--compile_cache", "false")
@@ -291,26 +293,25 @@ def test_nan_loss_stops_the_run_and_names_the_step(train, call_program, tmp_path
     assert "loss is" in run.stderr and "of epoch 1" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_unknown_key_in_yaml_and_precedence_of_flags(call_program, tmp_path):
-    (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_sise: 3\n")
-    run = call_program("train.py", "--config", "c.yaml")
-    assert (
-        run.returncode == 2
-        and "c.yaml: unknown key 'epoch_sise', did you mean 'epoch_size'?" in run.stderr
-    )
-    from src.cli import parse_config
-    from src.config import TrainConfig
-
-    (tmp_path / "c.yaml").write_text("dataset_name: digits\nepoch_size: 3\nlr_init: 0.7\n")
-    config = parse_config(
-        TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--lr_init", "0.9"], ""
-    )
-    assert (config.epoch_size, config.lr_init, config.image_height, config.momentum) == (
-        3,
-        0.9,
-        32,
-        0.9,
-    )
+def test_runs_are_not_mixed(reference, train, few_digits, call_program, tmp_path, caplog):
+    shutil.copytree(reference / "ckpt_0", tmp_path / "ckpt_0")
+    fewer = tmp_path / "fewer"
+    for split in ("train", "val"):
+        for name in "01234":
+            shutil.copytree(few_digits / split / name, fewer / split / name)
+    other = json.loads((reference / "ckpt_0/arch.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**other, "head_channels": 40}))
+    for flags, reason in (
+        (("--arch", tmp_path / "other.json"), "which differs from"),
+        (("--dataset_name", "folder", "--data_path", fewer), "classes, which differ from the 5 of"),
+    ):
+        resumed = ("--checkpoint_path", tmp_path, "--resume", *flags)
+        run = call_program("train.py", *train, *resumed)
+        assert run.returncode == 2 and reason in run.stderr, run.stderr
+        assert run.stderr.count("\n") == 1
+    with caplog.at_level(logging.WARNING):
+        _tell_changes({"lr_init": 0.1, "log_steps": 1}, {"lr_init": 0.2, "log_steps": 2})
+    assert caplog.messages == ["lr_init was 0.1 in the run that is resumed, and is 0.2 now"]
 
 
 MISTAKES = [
