@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, Fault, UserError
@@ -99,7 +99,7 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Output(logging.StreamHandler[TextIO]):
+class _Output(logging.StreamHandler):
     """Messages on standard output. That nobody reads them any more is no mistake."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
