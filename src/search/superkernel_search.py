@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.arch.cost_table import CostTable, load_table
+from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace, load_space
 from src.checkpoint.format import network_weights
 from src.checkpoint.restore import cell_weights, overwrite, write_inherited
@@ -20,7 +20,7 @@ from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
-from src.files import append_jsonl, cut_jsonl, read_jsonl, write_json
+from src.files import append_jsonl, cut_jsonl, read_json, read_jsonl, write_json
 from src.search.budget import cost_bound, open_table
 from src.search.indicators import (
     FREE,
@@ -108,17 +108,24 @@ def search(config: SearchConfig) -> int:
     if target is not None:
         table.check_target(target)
     phases = Phases.of(config, run.batches_per_epoch)
-    file = run.folder / TABLE
-    if run.last_logged and file.is_file() and load_table(file, space).digest() != table.digest():
-        raise UserError(
-            f"{file}: the search that is resumed has other costs than latency table "
-            f"'{table.name}' has now; --latency_table {file} goes on with them"
-        )
+    if run.last_logged:
+        _check_costs(run.folder / TABLE, table)
     return train(
         run,
         lambda run: SuperkernelSearch(run, space, table, target, phases),
         {"space.json": space.to_dict(), TABLE: table.to_dict()},
     )
+
+
+def _check_costs(file: Path, table: CostTable) -> None:
+    """Raise UserError where the search that is resumed has other costs than ``table``."""
+    now = table.to_dict()
+    before = read_json(file) if file.is_file() else now
+    if any(before.get(key) != now[key] for key in ("unit", "constant", "layers")):
+        raise UserError(
+            f"{file}: the search that is resumed has other costs than table '{table.name}' has "
+            "now; a search with these begins in another --checkpoint_path"
+        )
 
 
 class SuperkernelSearch:
