@@ -19,6 +19,7 @@ import yaml
 from src.checkpoint import format as checkpoint_format
 from src.checkpoint import packed
 from src.deployment import description
+from src.latency import runtimes
 from src.search import result_files
 from tests.conftest import ROOT
 
@@ -149,6 +150,7 @@ def test_changelog_has_the_versions_of_the_formats():
         checkpoint_format.META: checkpoint_format.VERSION,
         packed.FORMAT: packed.VERSION,
         result_files.ACCURACIES_FORMAT: result_files.ACCURACIES_VERSION,
+        runtimes.COMPARISON_FORMAT: runtimes.COMPARISON_VERSION,
     }
     for file in ("architectures/spnas_pixel1", "spaces/imagenet", "latency_tables/pixel1"):
         data = json.loads((ROOT / f"src/arch/{file}.json").read_text(encoding="utf-8"))
