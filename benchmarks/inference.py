@@ -96,6 +96,16 @@ def application_runtimes() -> list[tuple[str, str]]:
     ]
 
 
+def can_compute(title: str, runtime: Runtime, model: str, images: str) -> bool:
+    """Whether a runtime computes here; its reason is printed where not, such as its precision."""
+    try:
+        run_application(runtime, model, images, workers=1)
+    except subprocess.CalledProcessError as error:
+        print(f"{title}: left out, {error.stderr.strip().splitlines()[-1]}")
+        return False
+    return True
+
+
 def number_in(text: str, pattern: str) -> float:
     """The number that the pattern's group matches."""
     found = re.search(pattern, text)
@@ -134,6 +144,8 @@ def compare(args: argparse.Namespace) -> None:
         title = f"C++, {LIBRARIES[name].title}, {precision}"
         paths = models[str(LIBRARIES[name].file_format)], args.images
         whole_machine, one_core = Runtime(name, precision, args.threads), Runtime(name, precision)
+        if not can_compute(title, one_core, *paths):
+            continue
         latency[title] = partial(application_latency_ms, whole_machine, *paths)
         throughput[title] = partial(application_throughput, one_core, *paths, args.threads)
     contenders: dict[str, dict[str, Callable[[], float]]] = {
