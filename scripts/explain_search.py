@@ -21,7 +21,7 @@ from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace
 from src.cli import Parser, picture_file
 from src.errors import UserError
-from src.files import make_folder, read_json, read_jsonl
+from src.files import read_json, read_jsonl
 from src.search.indicators import (
     indicator_costs,
     part_name,
@@ -116,7 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     history = read_jsonl(args.run / HISTORY)
     if not history:
         raise UserError(f"{args.run / HISTORY}: holds no steps of a superkernel search")
-    make_folder(args.out.parent)
     steps = fallen(space, history)
     worth = gains(space, table, read_jsonl(args.accuracies))
     draw(space, steps, worth, args.out)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from src.cli import Parser, picture_file
 from src.errors import EXIT_FAULT, UserError
-from src.files import make_folder
 from src.utils import run_main
 
 # Bounds of a pass, of which one is enough: small losses have large relative errors.
@@ -137,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(losses) != len(reference):
         print(f"{len(losses)} and {len(reference)} {unit}; the first {count} of both are compared")
     runs = {f"A: {args.log_a}": losses, f"B: {args.log_b}": reference}
-    make_folder(args.output.parent)
     draw(runs, unit.removesuffix("s"), args.output)
     if args.by_epoch:
         return 0 if judge_epochs(losses, reference) else EXIT_FAULT

@@ -153,6 +153,17 @@ def _key(default: Any, description: str, **limits: Any) -> Any:
 
 
 _STEPS = re.compile(r"(\d+)-(\d+)")  # of profile_steps
+# Keys that say where and by what something is computed, and alter no result.
+PLACE_KEYS = frozenset(
+    (
+        "checkpoint_path",
+        "compile_cache",
+        "data_path",
+        "device_id",
+        "num_parallel_workers",
+        "val_data_path",
+    )
+)
 FILE_NAME = r"^[^./][^/]*$"  # of a file that is not hidden
 
 

@@ -8,13 +8,14 @@ from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
-from src.files import whole
+from src.files import make_folder, whole
 
 Line: TypeAlias = Mapping[str, Any]  # of a JSON-lines file of a run
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture in one step, in the format of its suffix."""
+    """Write a picture in one step, in the format of its suffix; makes its folder."""
+    make_folder(path.parent)
     with whole(path) as scratch:
         figure.savefig(scratch, dpi=120, format=path.suffix[1:])
 

@@ -72,8 +72,8 @@ class OpenVinoEngine : public Engine {
 
   void Predict(const float *input, float *output) override {
     try {
-      if (input !=
-          bound_) {  // read where it is: OpenVINO only takes pointers that may be written to
+      // Read where it is. OpenVINO only takes pointers that may be written to.
+      if (input != bound_) {
         request_.set_input_tensor({ov::element::f32, ov::Shape(input_.begin(), input_.end()),
                                    const_cast<float *>(input)});
         bound_ = input;

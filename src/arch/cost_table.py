@@ -111,10 +111,13 @@ class CostTable:
             self.constant + math.fsum(map(max, entries)),
         )
 
+    def costs(self) -> dict[str, Any]:
+        """Those keys of the table's file that say what a network costs."""
+        return {"unit": self.unit, "constant": self.constant, "layers": self.layers}
+
     def digest(self) -> str:
-        """Of all costs: equal where every network costs the same."""
-        costs = json.dumps([self.unit, self.constant, self.layers], sort_keys=True)
-        return hashlib.sha256(costs.encode()).hexdigest()[:16]
+        """Of ``costs``: equal where every network costs the same."""
+        return hashlib.sha256(json.dumps(self.costs(), sort_keys=True).encode()).hexdigest()[:16]
 
     def check_target(self, target: float) -> None:
         """Raise CostTableError for a target that no network has."""

@@ -217,16 +217,27 @@ def _validations(runs: Iterable[Run]) -> Table:
     return Table(("run", "epoch", "loss", "top-1"), rows)
 
 
+PATH_TITLES = {
+    "number": "path",
+    "generation": "generation",
+    "top1": "top-1",
+    "best": "best so far",
+    "cost": "cost",
+}
+INTERVAL_TITLES = {
+    "layer": "searched layer",
+    "choice": "choice",
+    "from": "from step",
+    "until": "until step",
+}
+
+
 def _history(spec: charts.Spec) -> Table:
     """What the chart of a search shows: choices of its layers from step to step, or its paths."""
     data = spec["datasets"]
-    titles = {"layer": "searched layer", "choice": "choice", "from": "from step"}
-    titles["until"] = "until step"
-    if "paths" in data:
-        titles = {"number": "path", "generation": "generation", "top1": "top-1"}
-        titles |= {"best": "best so far", "cost": "cost"}
-    rows = data["paths" if "paths" in data else "intervals"]
-    return Table(list(titles.values()), [[_text(row.get(key)) for key in titles] for row in rows])
+    kind, titles = ("paths", PATH_TITLES) if "paths" in data else ("intervals", INTERVAL_TITLES)
+    rows = [[_text(row.get(key)) for key in titles] for row in data[kind]]
+    return Table(list(titles.values()), rows)
 
 
 NETWORK_HEAD = (

@@ -21,7 +21,7 @@ from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import cell_weights, write_inherited
-from src.config import OneShotSearchConfig
+from src.config import PLACE_KEYS, OneShotSearchConfig
 from src.errors import UserError
 from src.files import (
     append_jsonl,
@@ -46,17 +46,7 @@ from src.utils import environment
 log = logging.getLogger(__name__)
 
 # Keys that may change when a search is resumed.
-_FREE_KEYS = frozenset(
-    (
-        "resume",
-        "checkpoint_path",
-        "compile_cache",
-        "device_id",
-        "data_path",
-        "val_data_path",
-        "num_parallel_workers",
-    )
-)
+_FREE_KEYS = PLACE_KEYS | {"resume"}
 _TRIES = 100_000  # draws until one is new and within the limit
 
 Evaluated = dict[str, Any]  # a line of PATHS: path, generation, top1, loss, images, cost

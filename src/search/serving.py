@@ -17,7 +17,7 @@ from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint, Meta, Weights
 from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
-from src.config import ServeConfig, TrainConfig
+from src.config import PLACE_KEYS, ServeConfig, TrainConfig
 from src.errors import UserError
 from src.files import different_settings, make_folder, read_json, write_json
 from src.search.budget import check_limit, cost_bound, open_table, parse_targets
@@ -38,17 +38,7 @@ log = logging.getLogger(__name__)
 
 FINETUNE_RATE = 0.1  # of the supernet's base learning rate
 # Keys that may change when a folder's evaluations are used again.
-_FREE_KEYS = frozenset(
-    (
-        "from_supernet",
-        "data_path",
-        "val_data_path",
-        "checkpoint_path",
-        "compile_cache",
-        "device_id",
-        "num_parallel_workers",
-    )
-)
+_FREE_KEYS = PLACE_KEYS | {"from_supernet"}
 # Keys by which a served network is trained on as it was evaluated.
 _DEVICE_KEYS = ("device_target", "device_id", "cpu_kernels", "jit_level")
 

@@ -119,9 +119,9 @@ def search(config: SearchConfig) -> int:
 
 def _check_costs(file: Path, table: CostTable) -> None:
     """Raise UserError where the search that is resumed has other costs than ``table``."""
-    now = table.to_dict()
+    now = table.costs()
     before = read_json(file) if file.is_file() else now
-    if any(before.get(key) != now[key] for key in ("unit", "constant", "layers")):
+    if any(before.get(key) != value for key, value in now.items()):
         raise UserError(
             f"{file}: the search that is resumed has other costs than table '{table.name}' has "
             "now; a search with these begins in another --checkpoint_path"

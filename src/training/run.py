@@ -17,7 +17,7 @@ from src.arch.architecture import Architecture
 from src.arch.space import SearchSpace
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Checkpoint, Meta
-from src.config import RunConfig
+from src.config import PLACE_KEYS, RunConfig
 from src.data.sources import hold_out, open_sources
 from src.dataset import Loader
 from src.devices.ranks import Ranks
@@ -31,15 +31,9 @@ from src.utils import setup_device
 log = logging.getLogger(__name__)
 
 # Keys whose change between a run and its resumption alters no result.
-FREE_KEYS = frozenset(
+FREE_KEYS = PLACE_KEYS.union(
     (
         "resume",
-        "data_path",
-        "val_data_path",
-        "checkpoint_path",
-        "device_id",
-        "compile_cache",
-        "num_parallel_workers",
         "pre_trained",
         "log_steps",
         "print_steps",
