@@ -225,11 +225,14 @@ def step_of_its_network(space, path, supernet, x, labels, kernels):
 
 @needs_operators
 def test_a_seed_gives_both_forms_the_same_weights():
+    """And optimizers of the same names and shapes: checkpoints fit both forms."""
     made = []
     for kernels in (False, True):
         ms.set_seed(1)
         network = OneShotSupernet(tiny_space(), 10, kernels=kernels)
-        made.append({own.name: own.asnumpy() for own in network.get_parameters()})
+        optimizer = PathMomentum(network, np.full(9, 0.1, np.float32), 0.9, 0.01)
+        saved = [*network.get_parameters(), *optimizer.get_parameters()]
+        made.append({own.name: own.asnumpy() for own in saved})
     stock, operators = made
     assert stock.keys() == operators.keys()
     for name, value in stock.items():
