@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -57,6 +57,17 @@ def allocator_environment() -> dict[str, str]:
     if library is None:
         return {}
     return {"LD_PRELOAD": str(library), "MALLOC_CONF": os.environ.get("MALLOC_CONF", MALLOC_CONF)}
+
+
+def without_allocator(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for other programs: the allocator that this one was started with stays here.
+
+    OpenVINO ends at its start with jemalloc where it finds cgroups: it frees by glibc.
+    """
+    own = allocator_environment().get("LD_PRELOAD")
+    return {
+        name: value for name, value in environment.items() if name != "LD_PRELOAD" or value != own
+    }
 
 
 def _prepare_memory() -> None:

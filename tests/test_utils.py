@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 # Says which allocator it has, what a program that it starts inherits, and what runs at its end.
 PROGRAM = """
 import atexit, ctypes, subprocess, sys, threading, time
+from src.latency.runtimes import environment
 from src.utils import run_main
 
 def allocator():
@@ -33,7 +34,9 @@ def finish():
 
 def main(argv):
     print(allocator())
-    print(subprocess.run("echo child:$LD_PRELOAD", shell=True, stdout=-1, text=True).stdout, end="")
+    for own in (None, environment()):  # of any program, of one whose time is measured
+        child = subprocess.run("echo child:$LD_PRELOAD", shell=True, stdout=-1, text=True, env=own)
+        print(child.stdout, end="")
     print(" ".join(sys.argv[1:]))
     atexit.register(print, "atexit")
     threading.Thread(target=finish).start()
@@ -73,14 +76,14 @@ def run(tmp_path, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(jemalloc() is None, reason="MindSpore's package has none here")
 def test_a_program_has_jemalloc_and_what_it_starts_has_not(tmp_path):
     finished = run(tmp_path)
-    lines = ["jemalloc, 1000 ms", "child:", "two words --flag", "thread", "atexit"]
+    lines = ["jemalloc, 1000 ms", "child:", "child:", "two words --flag", "thread", "atexit"]
     assert finished.stdout.splitlines() == lines and finished.stderr == ""
     assert finished.returncode == 3
 
 
 def test_whoever_sets_ld_preload_decides(tmp_path):
     finished = run(tmp_path, LD_PRELOAD="")
-    lines = ["malloc", "child:", "two words --flag", "thread", "atexit"]
+    lines = ["malloc", "child:", "child:", "two words --flag", "thread", "atexit"]
     assert finished.stdout.splitlines() == lines and finished.returncode == 3
 
 
@@ -134,7 +137,7 @@ def test_a_record_needs_no_git(monkeypatch):
 
 def test_a_rank_ends_as_python_does(tmp_path):
     finished = run(tmp_path, MS_ROLE="MS_WORKER")
-    assert finished.stdout.splitlines()[2:] == ["two words --flag", "thread", "atexit"]
+    assert finished.stdout.splitlines()[3:] == ["two words --flag", "thread", "atexit"]
     assert finished.returncode == 3
 
 

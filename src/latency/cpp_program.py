@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from src.errors import UserError
+from src.utils import without_allocator
 
 INFERENCE = Path(__file__).resolve().parents[2] / "ascend310_infer"
 PROGRAM = INFERENCE / "out/profile"
@@ -16,7 +17,7 @@ APPLICATION = INFERENCE / "out/main"
 VERSIONS_FILE = INFERENCE / "out/runtime_versions"  # what ``profile --version`` says; by build.sh
 
 # Taken before MindSpore is imported, which sets the log level of the processes that it starts.
-ENVIRONMENT = dict(os.environ)
+ENVIRONMENT = without_allocator(os.environ)
 
 
 def version_in_program(title: str) -> str | None:

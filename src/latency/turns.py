@@ -108,7 +108,7 @@ class TurnProcess:
 
 
 def error_of(name: str, code: int, errors: str) -> Exception:
-    """The error that a process named in a line of its own, or how it ended.
+    """The error that a process named in a line of its own, or how it ended and its last words.
 
     Args:
         name: of the process.
@@ -119,7 +119,8 @@ def error_of(name: str, code: int, errors: str) -> Exception:
         found = re.match(r"\S+: (?:error|fault): (.*)", line)
         if found:
             return (UserError if code == EXIT_USER else Fault)(found[1])
-    return Fault(f"{name}: ended with exit code {code}")
+    last = "".join(f" ({line})" for line in errors.strip().splitlines()[-1:])
+    return Fault(f"{name}: ended with exit code {code}{last}")
 
 
 def run_to_end(name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -212,3 +212,5 @@ def test_what_a_process_says_last_is_the_error(classifier_files, tmp_path):
     process.kill()
     with pytest.raises(UserError, match="unknown flag '--none'"):
         run_to_end("worker", [*command, "--none"], environment())
+    with pytest.raises(Fault, match=r"worker: ended with exit code -6 \(free\(\): invalid\)"):
+        run_to_end("worker", ["sh", "-c", "echo 'free(): invalid' >&2; kill -6 $$"], environment())
