@@ -62,7 +62,7 @@ def allocator_environment() -> dict[str, str]:
 def without_allocator(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment for other programs: the allocator that this one was started with stays here.
 
-    OpenVINO ends at its start with jemalloc where it finds cgroups: it frees by glibc.
+    With jemalloc OpenVINO ends at its start on some machines: its hwloc frees by glibc.
     """
     own = allocator_environment().get("LD_PRELOAD")
     return {
