@@ -3,7 +3,7 @@
     python search.py --dataset_name digits --target 60 --checkpoint_path runs/search
 
 searches the 32x32 space on the embedded digits for a network of 60 million multiply-adds, about
-two minutes on 2 CPU cores, and writes ``runs/search/arch.json`` within 3 % of that. On ImageNet,
+two minutes on 2 CPU cores, and writes ``runs/search/arch.json`` within 1 % of that. On ImageNet,
 for a Pixel 1:
 
     python search.py --data_path /path/to/imagenet --latency_table pixel1 --target_latency_ms 80

@@ -54,6 +54,13 @@ class Flags(ProgramConfig):
     cutout_length: int = Field(16, description="side of that square, pixels", ge=0)
     auto_aug: bool = Field(False, description="AutoAugment with the data set's policy")
     resize: bool = Field(False, description="train at 224x224; ImageNet always does")
+    holdout: float = Field(
+        0.0,
+        description="share of the training images that are kept apart: search.py then chooses "
+        "paths by them instead of the validation images",
+        ge=0,
+        lt=1,
+    )
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Flags:
@@ -71,6 +78,7 @@ def configure(flags: Flags) -> OneShotConfig:
         "dataset_name": flags.dataset,
         "data_path": flags.data_path,
         "num_classes": flags.classes,
+        "holdout": flags.holdout,
         "mean": preset["mean"],
         "std": preset["std"],
         "flip": True,
@@ -93,7 +101,7 @@ def configure(flags: Flags) -> OneShotConfig:
         "save_checkpoint_epochs": flags.val_interval,
         "checkpoint_path": str(folder),
         # The same command again continues the run.
-        "resume": any(folder.glob("ckpt_0/*.ckpt")),
+        "resume": any(folder.glob("ckpt_0/[!.]*.ckpt")),
     }
     return build_config(OneShotConfig, values)
 

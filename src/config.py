@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,7 +29,9 @@ from src.recipe import SHORT_SEARCH, Preset, Purpose, for_folder
 
 DatasetName = Literal["imagenet", "cifar10", "digits", "folder"]
 OptimizerName = Literal["momentum", "rmsprop"]
-Triple = tuple[float, float, float]
+# Per RGB channel, within what MindSpore's normalisation takes.
+_PixelValue = Annotated[float, Field(ge=0, le=255)]
+_PixelDeviation = Annotated[float, Field(gt=0, le=255)]
 
 
 # Presets: what suits a data set, where neither flags nor the YAML file say otherwise.
@@ -254,8 +256,12 @@ class RunConfig(ComputeConfig):
     resize: int | None = _key(
         None, "short side before the centre crop, pixels; 256/224 of the crop where omitted", ge=1
     )
-    mean: Triple = _key(IMAGENET_MEAN, "mean per RGB channel, of 255")
-    std: Triple = _key(IMAGENET_STD, "standard deviation per RGB channel, of 255")
+    mean: tuple[_PixelValue, _PixelValue, _PixelValue] = _key(
+        IMAGENET_MEAN, "mean per RGB channel, of 255"
+    )
+    std: tuple[_PixelDeviation, _PixelDeviation, _PixelDeviation] = _key(
+        IMAGENET_STD, "standard deviation per RGB channel, of 255"
+    )
     augment: bool = _key(True, "random augmentation of training images")
     crop_scale: float | None = _key(
         None, "smallest area of a random resized crop; null for none", gt=0, le=1
@@ -274,7 +280,9 @@ class RunConfig(ComputeConfig):
     checkpoint_path: str = _key(".", "folder in which ckpt_0/ is made")
     keep_checkpoint_max: int = _key(40, "checkpoints to keep, besides the best", ge=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
-    save_checkpoint_epochs: int = _key(1, "epochs between checkpoints", ge=1)
+    save_checkpoint_epochs: int = _key(
+        1, "epochs between checkpoints, besides those of epochs that are validated", ge=1
+    )
     save_checkpoint_steps: int = _key(
         0, "steps between checkpoints within an epoch; 0 for none", ge=0
     )
@@ -333,9 +341,11 @@ class RunConfig(ComputeConfig):
     def _dynamic_or_number(cls, value: Any) -> Any:
         """One message for both; pydantic has one for each, of which users see the first."""
         try:
-            return value if value == "dynamic" else float(value)
+            if value == "dynamic" or float(value) > 0:
+                return value
         except (TypeError, ValueError):
-            raise PydanticCustomError("loss_scale", "should be dynamic or a number") from None
+            pass
+        raise PydanticCustomError("loss_scale", "should be dynamic or a number above 0")
 
     @field_validator("profile_steps")
     @classmethod
@@ -395,6 +405,10 @@ class OptimizerConfig(RunConfig):
     drop_rate: float = _key(0.0, "dropout before the classifier", ge=0, lt=1)
 
 
+# Of TrainConfig, those that count with a space only.
+SUPERNET_KEYS = ("subnets", "random_subnets", "distill", "calibration_images")
+
+
 class TrainConfig(OptimizerConfig):
     """Keys of ``train.py``."""
 
@@ -441,6 +455,14 @@ class TrainConfig(OptimizerConfig):
         if not trains_space and values.get("arch") is None:
             values["arch"] = "spnas_pixel1"
         return values
+
+    @model_validator(mode="after")
+    def _keys_of_supernets(self) -> TrainConfig:
+        """Refuse what would be ignored."""
+        for key in () if self.space else SUPERNET_KEYS:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ConfigError(f"{key} is for a supernet: --space names its search space")
+        return self
 
 
 class SearchConfig(OptimizerConfig):
@@ -508,6 +530,13 @@ class SearchConfig(OptimizerConfig):
         if "latency_table" in given:
             values.pop("cost", None)
         return values
+
+    @model_validator(mode="after")
+    def _sweep_alone(self) -> SearchConfig:
+        for key in ("target", "target_latency_ms", "random"):
+            if self.sweep and getattr(self, key):
+                raise ConfigError(f"sweep and {key} are both given; sweep names all targets")
+        return self
 
 
 class OneShotConfig(RunConfig):
@@ -648,6 +677,16 @@ class OneShotSearchConfig(SubnetDataConfig):
     seed: int = _key(1, "seed of the paths", ge=0)
     resume: bool = _key(False, "continue the search in checkpoint_path")
 
+    @model_validator(mode="after")
+    def _children_within_population(self) -> OneShotSearchConfig:
+        children = self.crossover + self.mutation
+        if self.strategy == "evolution" and children > self.population:
+            raise ConfigError(
+                f"crossover and mutation are {children} paths together, population is "
+                f"{self.population}, should be at least as many"
+            )
+        return self
+
 
 class EvalConfig(CheckpointDataConfig):
     """Keys of ``eval.py``; what is not given comes from the checkpoint."""
@@ -698,6 +737,12 @@ class ExportConfig(DeviceConfig):
         "least ratio of the fastest time in float32 or bfloat16, in any runtime, to that of int8",
         gt=0,
     )
+
+    @model_validator(mode="after")
+    def _version_of_mindir(self) -> ExportConfig:
+        if "mindir_version" in self.model_fields_set and self.file_format != "MINDIR":
+            raise ConfigError(f"mindir_version is for MINDIR, file_format is {self.file_format}")
+        return self
 
     @model_validator(mode="after")
     def _int8_of_onnx(self) -> ExportConfig:
@@ -774,4 +819,11 @@ class ProfileConfig(ProgramConfig):
     def _rescale_or_verify(self) -> ProfileConfig:
         if self.rescale and self.verify:
             raise ConfigError("rescale and verify are both given; verify what rescale has written")
+        given = self.model_fields_set
+        for key in () if self.verify else ("verify_draw", "verify_arch"):
+            if key in given:
+                raise ConfigError(f"{key} is for --verify N, which is not given")
+        for key in ("fit_networks",) if self.rescale else ():
+            if key in given:
+                raise ConfigError(f"{key} is for a new table, not for --rescale")
         return self

@@ -96,20 +96,20 @@ class _Rows:
     Args:
         source: the images.
         pool: indices of those that are used.
-        training: whether another image of the pool replaces one that cannot be decoded.
+        replaces: whether another image of the pool replaces one that cannot be decoded.
     """
 
     LEFT_OUT = -1  # label of a row that evaluation does not count
     MOST_REPLACED = 100  # images in a row; more mean a lost disk rather than damaged files
 
-    def __init__(self, source: Source, pool: np.ndarray, training: bool) -> None:
+    def __init__(self, source: Source, pool: np.ndarray, replaces: bool) -> None:
         # Sorted, so that the image after one that cannot be decoded is found by bisection.
-        self._source, self._pool, self._training = source, np.sort(pool), training
+        self._source, self._pool, self._replaces = source, np.sort(pool), replaces
         self._lock = threading.Lock()
         self.bad_images: dict[int, str] = {}
 
     def read(self, index: int) -> Row:
-        """The row of ``index`` or, in training, of the first image after it that can be decoded.
+        """The row of ``index``, or of the first image after it that can be decoded.
 
         Raises:
             Fault: too many images in a row cannot be decoded.
@@ -120,7 +120,7 @@ class _Rows:
                 return self._source.read(other), np.asarray(self._source.labels[other])
             except ImageError as error:
                 self._note(other, str(error))
-        if not self._training:
+        if not self._replaces:
             return np.zeros((1, 1, 3), np.uint8), np.asarray(self.LEFT_OUT, np.int32)
         raise Fault(
             f"{self._source.path}: {min(len(self._pool), self.MOST_REPLACED)} images in a row "
@@ -129,7 +129,7 @@ class _Rows:
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        if self._training:
+        if self._replaces:
             start, size = int(np.searchsorted(self._pool, index)), len(self._pool)
             for offset in range(1, min(size, self.MOST_REPLACED)):
                 yield int(self._pool[(start + offset) % size])
@@ -142,7 +142,7 @@ class _Rows:
                     "%s: %s; %s",
                     self._source.name(index),
                     reason,
-                    "another image takes its place" if self._training else "not evaluated",
+                    "another image takes its place" if self._replaces else "not evaluated",
                 )
 
 
@@ -162,6 +162,8 @@ class Loader:
         num_parallel_workers: threads that decode and augment.
         max_images: use only so many images, a fixed random choice; None for all.
         balanced: every training epoch has the same number of images of each class.
+        replace_damaged: whether another image takes the place of one that cannot be decoded, as
+            in every training; else an evaluation leaves it out.
 
     Raises:
         UserError: there are fewer images than a training batch needs.
@@ -181,6 +183,7 @@ class Loader:
         num_parallel_workers: int = 2,
         max_images: int | None = None,
         balanced: bool = False,
+        replace_damaged: bool = False,
     ) -> None:
         self.source, self.batch_size = source, batch_size
         self._preprocessing, self._augmentation = preprocessing, augmentation or Augmentation()
@@ -197,7 +200,7 @@ class Loader:
             if max_images
             else np.arange(len(source))
         )
-        self._rows = _Rows(source, self._pool, training)
+        self._rows = _Rows(source, self._pool, training or replace_damaged)
         if training and len(self) < batch_size * device_num:
             raise UserError(
                 f"batch_size {batch_size} on {device_num} device(s) is larger than the data set: "

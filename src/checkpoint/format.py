@@ -63,6 +63,8 @@ class Meta:
             network.
         device_num: number of devices that trained, each with batches of its own.
         batches_per_epoch: of each device; 0 in files of version 1.0.0, which do not say it.
+        held_out: digest of the names of the images that training kept apart (``names_digest``);
+            empty where there are none, and in files that are older than this entry.
     """
 
     arch: Architecture
@@ -76,6 +78,7 @@ class Meta:
     space: SearchSpace | None = None
     device_num: int = 1
     batches_per_epoch: int = 0
+    held_out: str = ""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -101,6 +104,7 @@ class Meta:
             space=None if self.space is None else self.space.to_dict(),
             device_num=self.device_num,
             batches_per_epoch=self.batches_per_epoch,
+            held_out=self.held_out,
         )
         return json.dumps(record.model_dump())
 
@@ -116,7 +120,7 @@ class Meta:
             raise UserError(f"{origin}: version {record.version}, this program reads {VERSION}")
         return cls(
             arch=Architecture.from_dict(record.arch, origin),
-            preprocessing=Preprocessing.from_dict(record.preprocessing),
+            preprocessing=Preprocessing.from_dict(record.preprocessing, origin),
             classes=tuple(record.classes),
             config=record.config,
             epoch=record.epoch,
@@ -126,6 +130,7 @@ class Meta:
             space=None if record.space is None else SearchSpace.from_dict(record.space, origin),
             device_num=record.device_num,
             batches_per_epoch=record.batches_per_epoch,
+            held_out=record.held_out,
         )
 
 
@@ -145,6 +150,7 @@ class _MetaRecord(BaseModel):
     space: dict[str, Any] | None = None
     device_num: int = 1
     batches_per_epoch: int = 0
+    held_out: str = ""
     version: int = VERSION
 
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.checkpoint.format import Checkpoint, Meta, Weights, write_checkpoint
-from src.data.sources import Source, hold_out, open_sources, split_folder
+from src.data.sources import Source, hold_out, names_digest, open_sources, split_folder
 from src.errors import UserError
 from src.spnasnet import SPNASNet, fold_batch_norm
 
@@ -114,7 +114,7 @@ def open_source(
 
     Raises:
         UserError: nothing names a folder, it cannot be opened, its classes are others than those
-            of the training, or that has kept no images apart.
+            of the training, that has kept no images apart, or it can no longer be told which.
     """
     trained, classes = checkpoint.meta.config, checkpoint.meta.classes
     dataset_name, data_path, val_data_path = (
@@ -130,8 +130,8 @@ def open_source(
             f"{checkpoint.path}: does not say where its images are; --data_path names their folder"
         )
     share = held_out(checkpoint)
-    if split == "val" and share and dataset_name == "folder":
-        if not split_folder("val", data_path, val_data_path).is_dir():
+    if split == "val" and share and dataset_name == "folder" and val_data_path is None:
+        if not split_folder("val", data_path, None).is_dir():
             split = "held"
     name = "val" if split == "val" else "train"
     source = open_sources(dataset_name, data_path, val_data_path, (name,))[name]
@@ -143,6 +143,13 @@ def open_source(
         )
     if name == "train" and share:
         parts = hold_out(source, share, trained["seed"])
+        before = checkpoint.meta.held_out
+        if split == "held" and before and names_digest(parts[1]) != before:
+            raise UserError(
+                f"{source.path}: holds other images than those of the training of "
+                f"{checkpoint.path}, so which of them that has kept apart cannot be told; "
+                "--val_data_path names images to evaluate"
+            )
         return parts[0] if split == "train" else parts[1]
     if split == "held":
         raise UserError(

@@ -6,6 +6,7 @@ would otherwise fail in the middle of a run. Imports no framework.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -186,6 +187,13 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Part, Part]:
             )
         held[own[:count]] = True
     return Part(source, np.flatnonzero(~held)), Part(source, np.flatnonzero(held))
+
+
+def names_digest(source: Source) -> str:
+    """SHA-256 of the images' names within the source's folder, wherever that lies."""
+    folder = str(source.path)
+    names = [source.name(index).removeprefix(folder) for index in range(len(source))]
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
 
 
 CIFAR10_CLASSES = (

@@ -152,6 +152,7 @@ class ElasticTraining:
                 training=False,
                 max_images=config.calibration_images,
                 num_parallel_workers=config.num_parallel_workers,
+                replace_damaged=True,
             )
         )
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace
 from src.checkpoint.format import Checkpoint
-from src.checkpoint.restore import cell_weights, write_inherited
+from src.checkpoint.restore import cell_weights, held_out, write_inherited
 from src.config import PLACE_KEYS, OneShotSearchConfig
 from src.errors import UserError
 from src.files import (
@@ -37,6 +37,7 @@ from src.search.one_shot import BlockPath, inherit, path_names
 from src.search.result_files import IMAGES, PATHS, SEARCH
 from src.search.subnet_evaluation import (
     PathEvaluator,
+    Split,
     describe_images,
     open_images,
     read_supernet,
@@ -65,9 +66,15 @@ def search_paths(config: OneShotSearchConfig) -> int:
     if limit is not None:
         check_limit(table, limit)
     bfloat16 = config.precision == "bfloat16"
-    images = open_images(config, checkpoint, space, bfloat16=bfloat16)
+    split: Split = "held" if held_out(checkpoint) else "val"
+    if split == "val":
+        log.warning(
+            "the supernet's training has kept no images apart (--holdout): paths are chosen by "
+            "the validation images, on which what is chosen then looks better than it is"
+        )
+    images = open_images(config, checkpoint, space, split, bfloat16=bfloat16)
     folder = make_folder(Path(config.checkpoint_path))
-    results = _take_up(config, checkpoint, table, folder)
+    results = _take_up(config, checkpoint, table, split, folder)
     write_json(folder / "space.json", space.to_dict())
     draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
     with images.compiling:
@@ -88,7 +95,11 @@ def _planned(config: OneShotSearchConfig) -> int:
 
 
 def _take_up(
-    config: OneShotSearchConfig, checkpoint: Checkpoint, table: CostTable, folder: Path
+    config: OneShotSearchConfig,
+    checkpoint: Checkpoint,
+    table: CostTable,
+    split: Split,
+    folder: Path,
 ) -> dict[BlockPath, Evaluated]:
     """Start the folder, or read what an interrupted search has left in it."""
     settings = {
@@ -96,6 +107,7 @@ def _take_up(
         "epoch": checkpoint.meta.epoch,
         "step": checkpoint.meta.step,
         "costs": table.digest(),
+        "split": split,
         IMAGES: describe_images(config, checkpoint.meta),
     }
     file, history = folder / SEARCH, folder / PATHS
@@ -108,7 +120,8 @@ def _take_up(
         write_json(file, settings)
         return {}
     # What older files do not name.
-    before = {"precision": "float32", "costs": settings["costs"], **read_json(file)}
+    older = {"precision": "float32", "costs": settings["costs"], "split": "val"}
+    before = {**older, **read_json(file)}
     for key, (old, new) in different_settings(before, settings, (IMAGES,)).items():
         if key in settings:  # others were of an earlier version of this program
             raise UserError(
@@ -238,6 +251,8 @@ def _evolve(config: OneShotSearchConfig, draws: PathDraws, history: History) -> 
     for generation in range(config.generations):
         for path in population:
             history.evaluate(path, generation)
+        if generation + 1 == config.generations:
+            break
         parents = [np.array(line["path"]) for line in history.ranked()[: config.top_k]]
         population = [
             *draws.take(config.crossover, partial(_cross, draws.random, parents)),

@@ -53,7 +53,7 @@ def pack_supernet(config: PackConfig) -> int:
         name: value.astype(np.float16).astype(np.float32)
         for name, value in checkpoint.network_weights().items()
     }
-    images = open_images(config, checkpoint, space)
+    images = open_images(config, checkpoint, space, split=None)
     make_folder(out.parent)
     statistics = {}
     with images.compiling:

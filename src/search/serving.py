@@ -17,7 +17,7 @@ from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint, Meta, Weights
 from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
-from src.config import PLACE_KEYS, ServeConfig, TrainConfig
+from src.config import PLACE_KEYS, SUPERNET_KEYS, ServeConfig, TrainConfig
 from src.errors import UserError
 from src.files import different_settings, make_folder, read_json, write_json
 from src.search.budget import check_limit, cost_bound, open_table, parse_targets
@@ -40,7 +40,13 @@ FINETUNE_RATE = 0.1  # of the supernet's base learning rate
 # Keys that may change when a folder's evaluations are used again.
 _FREE_KEYS = PLACE_KEYS | {"from_supernet"}
 # Keys by which a served network is trained on as it was evaluated.
-_DEVICE_KEYS = ("device_target", "device_id", "cpu_kernels", "jit_level")
+_DEVICE_KEYS = (
+    "device_target",
+    "device_id",
+    "cpu_kernels",
+    "jit_level",
+    "num_parallel_workers",
+)
 
 
 def serve(config: ServeConfig) -> int:
@@ -80,7 +86,7 @@ def _choose(
 ) -> Path:
     """Choose a network for each limit by images, and write them; returns the folder."""
     images = open_images(config, checkpoint, space, "held")
-    folder = _open_folder(config, checkpoint.meta)
+    folder = _open_folder(config, checkpoint.meta, table)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
         accuracies = Accuracies(folder / ACCURACIES, config, "held", checkpoint, space, evaluator)
@@ -117,7 +123,7 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
             f"cheapest costs {least:.4g} {table.unit}, more than {min(limits):.4g}; --data_path "
             "lets any network be chosen"
         )
-    _open_folder(config, packed.meta)
+    _open_folder(config, packed.meta, table)
 
     def own_weights(network: Network) -> Weights:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
@@ -195,7 +201,7 @@ def _place(folder: Path, limit: float, limits: list[float]) -> Path:
     return folder if len(limits) == 1 else folder / f"target_{limit:.4g}"
 
 
-def _open_folder(config: ServeConfig, meta: Meta) -> Path:
+def _open_folder(config: ServeConfig, meta: Meta, table: CostTable) -> Path:
     """The folder of the results, with settings and space.
 
     Raises:
@@ -207,14 +213,17 @@ def _open_folder(config: ServeConfig, meta: Meta) -> Path:
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": meta.epoch,
         "step": meta.step,
+        "costs": table.digest(),
         IMAGES: describe_images(config, meta),
     }
     file = folder / SERVE
-    if file.is_file() and different_settings(read_json(file), settings, free=(IMAGES,)):
-        raise UserError(
-            f"{folder}: holds networks of other settings ({SERVE}); another --checkpoint_path "
-            "starts beside them"
-        )
+    if file.is_file():
+        before = {"costs": settings["costs"], **read_json(file)}  # older files do not name them
+        for key, (old, new) in different_settings(before, settings, free=(IMAGES,)).items():
+            raise UserError(
+                f"{file}: {key} was {old!r} for the networks in this folder, and is {new!r} now; "
+                "another --checkpoint_path starts beside them"
+            )
     write_json(file, settings)
     write_json(folder / "space.json", meta.space.to_dict())
     return folder
@@ -284,7 +293,11 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
     """Train a network on from its inherited weights; returns the exit code."""
     trained = checkpoint.meta.config
     own = {
-        **{key: trained[key] for key in TrainConfig.model_fields if key in trained},
+        **{
+            key: trained[key]
+            for key in TrainConfig.model_fields
+            if key in trained and key not in SUPERNET_KEYS
+        },
         "space": None,
         "arch": str(place / "arch.json"),
         "pre_trained": str(place / INHERITED),
@@ -294,7 +307,7 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
         "warmup_epochs": 0.0,
         "val_while_train": True,
         "checkpoint_path": str(place / "finetuned"),
-        "resume": any((place / "finetuned/ckpt_0").glob("*.ckpt")),
+        "resume": any((place / "finetuned/ckpt_0").glob("[!.]*.ckpt")),
         "profile_steps": None,
         # MindSpore's cache knows graphs by their order in the process.
         "compile_cache": False,

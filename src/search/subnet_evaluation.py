@@ -113,6 +113,7 @@ def open_batches(
         training=False,
         max_images=count,
         num_parallel_workers=config.num_parallel_workers,
+        replace_damaged=split == "train",  # statistics are those of full batches
     )
     return Batches(loader)
 
@@ -139,14 +140,14 @@ def open_images(
     config: SubnetDataConfig,
     checkpoint: Checkpoint,
     space: SearchSpace,
-    split: Split = "val",
+    split: Split | None,
     *,
     bfloat16: bool = False,
 ) -> Images:
     """Select the device and open the images that the configuration asks for.
 
     Args:
-        split: of which the accuracy is.
+        split: of which the accuracy is; None where none is taken.
         bfloat16: see ``Images``.
 
     Raises:
@@ -160,7 +161,9 @@ def open_images(
             f"{BFLOAT16_FLAG}; should be 'float32'"
         )
     calibration = open_batches(config, checkpoint, "train", config.calibration_images)
-    validation = open_batches(config, checkpoint, split, config.val_images)
+    validation = calibration
+    if split is not None:
+        validation = open_batches(config, checkpoint, split, config.val_images)
     graph_values = {
         "search": space.to_dict(),
         "classes": len(meta.classes),
@@ -226,7 +229,7 @@ class SubnetEvaluator:
         ]
         sums, batches = [np.zeros(parameter.shape) for parameter in sampled], 0
         for images, _ in self._calibration.epoch():
-            # A shorter batch, the last one or one with a damaged image, would need its own graph.
+            # A shorter batch, the last one, would need a graph of its own.
             if len(images) < self._calibration.batch_size:
                 continue
             self._forward(self.sampler, Tensor(images), choice).asnumpy()  # waits for its end

@@ -13,7 +13,7 @@ from mindspore import Tensor
 
 from src.arch.cost_table import CostTable
 from src.arch.space import SearchSpace, load_space
-from src.checkpoint.format import network_weights
+from src.checkpoint.format import Checkpoint, network_weights
 from src.checkpoint.restore import cell_weights, overwrite, write_inherited
 from src.config import SearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 # has fallen by before: enough to switch off most of a network, in steps that are small beside the
 # differences between its parts.
 REACH = 4
+
+FIXED = "decisions.fixed"  # in checkpoints
 
 # A random stream of its own for the draws of indicators, beside those of (seed, epoch, batch,
 # rank), which draw the dropout of features: no job has so many ranks.
@@ -110,6 +112,8 @@ def search(config: SearchConfig) -> int:
     phases = Phases.of(config, run.batches_per_epoch)
     if run.last_logged:
         _check_costs(run.folder / TABLE, table)
+    if run.resumed:
+        _check_undecided(run, run.resumed, phases)
     return train(
         run,
         lambda run: SuperkernelSearch(run, space, table, target, phases),
@@ -125,6 +129,17 @@ def _check_costs(file: Path, table: CostTable) -> None:
         raise UserError(
             f"{file}: the search that is resumed has other costs than table '{table.name}' has "
             "now; a search with these begins in another --checkpoint_path"
+        )
+
+
+def _check_undecided(run: Run[SearchConfig], resumed: Checkpoint, phases: Phases) -> None:
+    """Raise UserError where decisions that are fixed would be searched on."""
+    epoch, batch = run.start
+    done = epoch * run.batches_per_epoch + batch
+    if done < phases.fixed and not (resumed.weights[FIXED] == FREE).any():
+        raise UserError(
+            f"{resumed.path}: decisions are fixed in the search that is resumed; a longer one "
+            "begins in another --checkpoint_path"
         )
 
 
@@ -348,7 +363,7 @@ class SuperkernelSearch:
             "table": table.name,
             "device": table.device,
             "target": self._target,
-            "latency_weight": config.latency_weight,
+            "latency_weight": float(self.step.latency_weight.asnumpy()),
             "seed": config.seed,
             "epochs": config.epoch_size,
             "images": len(self._run.loader),

@@ -32,6 +32,8 @@ def evaluate_checkpoints(config: EvalConfig) -> int:
     """Evaluate what the configuration selects and write a table; returns the exit code."""
     files = find_checkpoints(config.checkpoint_path, config.which)
     output = Path(config.output) if config.output else files[0].parent / "eval.json"
+    if output.is_dir():
+        raise UserError(f"output is '{output}', a folder; should be a JSON file")
     make_folder(output.parent)
     ranks = setup_device(config.device_target, config.device_id, config.jit_level)
     rows, bad, by_file = [], {}, []

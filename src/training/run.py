@@ -18,7 +18,7 @@ from src.arch.space import SearchSpace
 from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import Checkpoint, Meta
 from src.config import PLACE_KEYS, RunConfig
-from src.data.sources import hold_out, open_sources
+from src.data.sources import hold_out, names_digest, open_sources
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
@@ -65,6 +65,7 @@ class Run(Generic[Config]):
         steps_per_epoch: optimizer steps.
         resumed: the checkpoint to continue from, None for a new run.
         rates: learning rate of each optimizer step, (epochs * steps per epoch,) of float32.
+        held_out: see ``Meta``.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Run(Generic[Config]):
     checkpoints: CheckpointFolder
     resumed: Checkpoint | None
     rates: np.ndarray
+    held_out: str = ""
 
     @property
     def folder(self) -> Path:
@@ -112,6 +114,7 @@ class Run(Generic[Config]):
             space=self.space,
             device_num=self.ranks.size,
             batches_per_epoch=self.batches_per_epoch,
+            held_out=self.held_out,
         )
 
     @property
@@ -209,7 +212,7 @@ def prepare(
         config = config.model_copy(update={"lr_init": base_lr})
     amp_level, kernels, bfloat16 = _precision(config, arch)
     _check_image_size(config, arch)
-    loader, val_loader = _open_loaders(config, ranks)
+    loader, val_loader, held_out = _open_loaders(config, ranks)
     steps_per_epoch = _count_steps(config, loader)
     checkpoints = CheckpointFolder(
         Path(config.checkpoint_path) / "ckpt_0",
@@ -227,13 +230,37 @@ def prepare(
         bfloat16=bfloat16,
         loader=loader,
         val_loader=val_loader,
+        held_out=held_out,
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
         resumed=_find_checkpoint(config, ranks, arch, space, loader, checkpoints),
         rates=_rates(config, base_lr, steps_per_epoch),
     )
+    if run.resumed:
+        _check_resumed(run, run.resumed)
     _check_profiled_steps(run)
     return run
+
+
+def _check_resumed(run: Run, resumed: Checkpoint) -> None:
+    """Raise UserError where a run has trained on images that would be validated on from now on.
+
+    Or where it has trained longer than it now should.
+    """
+    before = resumed.meta.held_out
+    older = not before and resumed.meta.config.get("holdout")  # than the entry, and does not say it
+    if run.held_out and run.held_out != before and not older:
+        raise UserError(
+            f"{resumed.path}: other images would be held out than in the run that is resumed, "
+            f"which has trained on some of them: {run.loader.source.path}, seed or holdout has "
+            "changed; --holdout 0 --val_data_path FOLDER validates on others"
+        )
+    (epoch, batch), asked = run.start, run.config.epoch_size
+    if (epoch, batch) > (asked, 0):
+        raise UserError(
+            f"epoch_size is {asked}, should be at least {epoch + bool(batch)}: as far is the run "
+            f"that is resumed, {resumed.path}"
+        )
 
 
 def _check_profiled_steps(run: Run) -> None:
@@ -304,15 +331,16 @@ def _check_image_size(config: RunConfig, arch: Architecture) -> None:
         )
 
 
-def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | None]:
-    """Training and validation images of this rank."""
+def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | None, str]:
+    """Training and validation images of this rank, and the digest of those that are held out."""
     if config.data_path is None:
         raise UserError(f"data_path is not given; it names the folder of {config.dataset_name}")
     splits = ("train", "val") if config.val_while_train and not config.holdout else ("train",)
     sources = open_sources(config.dataset_name, config.data_path, config.val_data_path, splits)
+    held_out = ""
     if config.holdout:
-        # What is validated on chooses the best checkpoint, and test images never choose.
         sources["train"], sources["val"] = hold_out(sources["train"], config.holdout, config.seed)
+        held_out = names_digest(sources["val"])
     train = sources["train"]
     if config.num_classes is not None and config.num_classes != len(train.classes):
         raise UserError(
@@ -336,8 +364,8 @@ def _open_loaders(config: RunConfig, ranks: Ranks) -> tuple[Loader, Loader | Non
         **shared,
     )
     if not config.val_while_train:
-        return loader, None
-    return loader, Loader(sources["val"], training=False, **shared)
+        return loader, None, held_out
+    return loader, Loader(sources["val"], training=False, **shared), held_out
 
 
 def _count_steps(config: RunConfig, loader: Loader) -> int:
@@ -368,7 +396,7 @@ def _find_checkpoint(
     """The checkpoint to continue from, None for a new run; refuses to mix two runs."""
     folder = checkpoints.path
     if not config.resume:
-        if folder.is_dir() and any(folder.glob("*.ckpt")):
+        if folder.is_dir() and any(folder.glob("[!.]*.ckpt")):
             raise UserError(
                 f"{folder}: holds the checkpoints of an earlier run; --resume continues it, "
                 "another --checkpoint_path starts beside it"

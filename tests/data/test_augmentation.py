@@ -144,6 +144,19 @@ def test_jitter_draws_within_its_strengths(photo):
     spreads = [jitter_colors(image, (0, 0.4, 0, 0), random).std() / image.std() for _ in range(500)]
     assert min(spreads) == pytest.approx(0.6, abs=0.03)
     assert max(spreads) == pytest.approx(1.4, abs=0.03)
+    # One colour, whose mean shows what happens to every pixel.
+    colour = np.full((2, 2, 3), (180, 90, 60), np.uint8)
+    chroma = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # I and Q of YIQ
+    before = complex(*chroma @ colour[0, 0])
+
+    def changes(strengths):
+        drawn = [jitter_colors(colour, strengths, random)[0, 0] for _ in range(500)]
+        return [complex(*chroma @ pixel) / before for pixel in drawn]
+
+    sizes = np.abs(changes((0, 0, 0.4, 0)))
+    assert (sizes.min(), sizes.max()) == pytest.approx((0.6, 1.4), abs=0.03)
+    turns = np.angle(changes((0, 0, 0, 0.1)), deg=True)
+    assert (turns.min(), turns.max()) == pytest.approx((-36, 36), abs=2)
 
 
 def test_cutout_zeroes_a_square_around_any_pixel():

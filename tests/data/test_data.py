@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,13 +117,22 @@ def test_epochs_repeat_exactly_and_resume_in_the_middle(few_digits, augmentation
     source = ImageFolder(few_digits / "train")
 
     def epoch(number: int, skip: int = 0, **options) -> list[np.ndarray]:
-        fresh = loader(source, training=True, augmentation=augmentation, seed=5, **options)
+        options = {"augmentation": augmentation, **options}
+        fresh = loader(source, training=True, seed=5, **options)
         return [images for images, _ in fresh.epoch(number, skip)]
 
     first, resumed = epoch(2), epoch(2, skip=3)
     assert len(first) == len(source) // 16
     np.testing.assert_array_equal(first, epoch(2, num_parallel_workers=1))
     np.testing.assert_array_equal(first[3:], resumed)
+    plain = epoch(2, augmentation=replace(augmentation, auto_augment=None, cutout=0))
+    for changed, whole in zip(first, plain, strict=True):
+        if augmentation.cutout:  # nothing but a square of zeros in every image
+            cut = (changed != whole).any(1)
+            assert cut.any((1, 2)).all() and cut.sum((1, 2)).max() <= 8 * 8
+            assert (np.moveaxis(changed, 1, -1)[cut] == 0).all()
+        else:
+            assert not np.array_equal(changed, whole)
     seen, seen_later = ({image.tobytes() for image in np.concatenate(e)} for e in (first, epoch(3)))
     assert len(seen & seen_later) < 6
     # Two ranks together see what one sees.
@@ -198,6 +208,13 @@ def test_damaged_files_are_replaced_in_training_and_named_once(damaged, caplog):
     assert len(named) == len(bad) == len(part.bad_images)
 
 
+def test_full_batches_of_an_evaluation_where_it_replaces_damaged_files(damaged):
+    folder, bad = damaged
+    part = loader(ImageFolder(folder / "val"), batch_size=20, replace_damaged=True)
+    assert [len(labels) for _, labels in part.epoch()] == [20] * 3
+    assert {os.path.basename(part.source.name(index)) for index in part.bad_images} == bad
+
+
 def test_replacements_come_from_the_chosen_images(damaged):
     folder, bad = damaged
     part = loader(ImageFolder(folder / "train"), training=True, batch_size=10, max_images=100)
@@ -229,7 +246,6 @@ def test_nothing_but_damaged_files_is_a_fault(tmp_path):
 # NumPy: thousands are needed, and hypothesis takes fifteen times as long for the same number.
 FUZZ = """
 import sys, numpy as np
-from src.data.class_balance import balanced_order, describe_imbalance
 from src.data.decoding import ImageError, decode_image
 whole, random, decoded = open(sys.argv[1], "rb").read(), np.random.default_rng(0), 0
 for trial in range(int(sys.argv[2])):

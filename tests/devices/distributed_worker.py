@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,21 @@ class Work:
         return self.train(run, SingleNetwork)
 
 
+def note_writes(folder: Path) -> set[str]:
+    """Files below a folder that Python opens to write, or gives a new name, from now on."""
+    written: set[str] = set()
+
+    def note(event: str, values: tuple[Any, ...]) -> None:
+        writes = event == "open" and set(values[1] or "") & set("wax+")
+        if writes or event == "os.rename":
+            path = os.path.abspath(os.fsdecode(values[0])) if not isinstance(values[0], int) else ""
+            if path.startswith(f"{folder.resolve()}{os.sep}"):
+                written.add(path)
+
+    sys.addaudithook(note)
+    return written
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     for flag in ("--dataset_name", "--device_target", "--data_path"):
@@ -374,7 +390,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(flag, type=Path)
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    found = Work(args).all()
+    work = Work(args)
+    written = note_writes(args.folder)
+    found = work.all()
+    found["written"] = setup_device("CPU", 0).gather(sorted(written))
     if os.environ.get("RANK_ID", "0") == "0":
         (args.folder / "found.json").write_text(json.dumps(found))
     return 0

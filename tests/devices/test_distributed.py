@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -21,6 +22,9 @@ import pytest
 
 from src.checkpoint.folder import CheckpointFolder
 from src.devices.ranks import Ranks
+from src.errors import UserError
+from src.files import read_jsonl
+from src.training.run import _check_same_everywhere
 from tests.conftest import ROOT
 from tests.devices.distributed_worker import ARCH, PROCESSES
 
@@ -106,17 +110,20 @@ def test_two_processes_equal_one_of_the_double_batch(found, case):
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-5, err_msg=name)
         compared += 1
     assert compared > 10
-    losses = [
+    losses, top1 = (
         [
-            json.loads(line)["loss"]
-            for line in (folder / case / "ckpt_0/metrics.jsonl").read_text().splitlines()
+            [line[key] for line in read_jsonl(folder / case / "ckpt_0/metrics.jsonl")]
+            for folder in (one, several)
         ]
-        for folder in (one, several)
-    ]
+        for key in ("loss", "top1")
+    )
     if own_statistics:
-        losses[0] = np.reshape(losses[0], (-1, PROCESSES)).mean(1)
+        losses[0], top1[0] = (
+            np.reshape(values[0], (-1, PROCESSES)).mean(1) for values in (losses, top1)
+        )
     assert len(losses[1]) == STEPS[case]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(top1[1], top1[0], rtol=0, atol=1e-5)
     assert len(set(findings[case]["digests"])) == 1  # bit for bit on all ranks
 
 
@@ -152,10 +159,10 @@ def test_one_shot_operators_change_all_ranks_alike(found):
 
 
 def test_rank_0_alone_writes(found):
-    folder, _ = found["several"]
-    assert [file.name for file in folder.rglob("ckpt_*")] == ["ckpt_0"] * len(
-        list(folder.rglob("ckpt_0"))
-    )
+    folder, findings = found["several"]
+    first, *others = findings["written"]
+    assert any(name.endswith("plain/ckpt_0/metrics.jsonl") for name in first)
+    assert others == [[]] * (PROCESSES - 1)
     assert (folder / "plain/ckpt_0/curves.png").is_file()
 
 
@@ -277,3 +284,9 @@ def test_mistakes_in_flags_end_a_job_in_the_background(tmp_path):
     ):
         time.sleep(0.1)
     assert "did you mean '--epoch_size'" in (tmp_path / "logs/job.log").read_text()
+
+
+def test_ranks_with_other_checkpoints_are_told():
+    ranks = SimpleNamespace(gather=lambda _: ["n-2_4.ckpt", None])
+    with pytest.raises(UserError, match="n-2_4.ckpt for rank 0, and None for rank 1; .* share"):
+        _check_same_everywhere(ranks, Path("runs/ckpt_0"), None)

@@ -84,6 +84,12 @@ def test_what_a_number_starts(second_server, monkeypatch):
         "60",
     )
     assert {"--worker_num=2", "--local_worker_num=2", "--node_rank=0"} <= set(launch.command())
+    # It takes its device from the environment.
+    launch, _ = launcher.parse(
+        ["--device_num", "2", "--program", "scripts/run_spnas.py", "cifar10", "--epochs", "3"]
+    )
+    one_shot = str(ROOT / "scripts/run_spnas.py")
+    assert launch.program == (one_shot, "--dataset", "cifar10", "--epochs", "3")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def network_of(*blocks: str) -> Architecture:
         stem_channels=8,
         stem_stride=1,
         head_channels=20,
+        bn_epsilon=1e-3,
     )
 
 
@@ -120,8 +121,9 @@ class Float64Network:
         )
         size = [conv_out(side, stride) for side in x.shape[2:]]
         z = conv(x, weight, stride, np.zeros((len(x), len(weight), *size)))[0]
-        dy = rest(norm64(z, gamma, beta, np.zeros(z.shape), relu)[0])
-        _, dz, dgamma, dbeta, _, _ = norm64(z, gamma, beta, dy, relu)
+        epsilon = self.arch.bn_epsilon
+        dy = rest(norm64(z, gamma, beta, np.zeros(z.shape), relu, epsilon)[0])
+        _, dz, dgamma, dbeta, _, _ = norm64(z, gamma, beta, dy, relu, epsilon)
         _, dx, dweight = conv(x, weight, stride, dz)
         self.results.update(
             {f"{name}.conv.weight": dweight, f"{name}.bn.gamma": dgamma, f"{name}.bn.beta": dbeta}

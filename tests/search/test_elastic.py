@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import mindspore as ms
@@ -491,6 +492,22 @@ def test_held_out_images_are_found_again_from_a_checkpoint(configure, space, few
     assert (len(train), len(held), len(val)) == (90, 30, 50)
     assert not set(train) & set(held)
     assert val == [name.replace("train", "val") for name in val]
+    # In another folder the same images are found again; others cannot be told apart.
+    shutil.copytree(few_digits, tmp_path / "copy")
+    copy = SubnetConfig(data_path=str(tmp_path / "copy"))
+    assert len(open_source(checkpoint, copy, "held")) == 30
+    for number in range(5):
+        (tmp_path / f"copy/train/3/another_{number}.jpg").touch()
+    with pytest.raises(UserError, match=r"train: holds other images than those of .*a\.ckpt, so"):
+        open_source(checkpoint, copy, "held")
+    # What is named to be evaluated is evaluated, or missing, but never replaced.
+    own = Checkpoint(
+        checkpoint.path,
+        replace(checkpoint.meta, config={**checkpoint.meta.config, "dataset_name": "folder"}),
+        {},
+    )
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        open_source(own, SubnetConfig(val_data_path="nowhere"), "val")
     run = prepare(configure(holdout=0), space.largest(), space)
     assert names(run.val_loader.source) == val
     checkpoint = Checkpoint(tmp_path / "a.ckpt", run.meta, {})

@@ -20,10 +20,12 @@ from src.arch.blocks import XceptionBlock, decode_block
 from src.arch.cost import block_cost, network_cost
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import load_space
+from src.checkpoint.folder import CheckpointFolder
 from src.checkpoint.format import read_checkpoint
-from src.checkpoint.restore import load_weights
+from src.checkpoint.restore import load_weights, open_source
 from src.config import OneShotConfig, OneShotSearchConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
+from src.data.preprocessing import CIFAR10_MEAN
 from src.data.sources import ImageFolder, cifar10
 from src.dataset import Loader
 from src.errors import UserError
@@ -444,7 +446,7 @@ def test_the_same_command_again_continues_bit_for_bit(supernet, cifar, run_progr
     ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     run = subprocess.run(
         command, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False
     )
@@ -498,6 +500,7 @@ def test_flags_and_defaults_of_the_training():
         "cutout_length": 16,
         "auto_aug": False,
         "resize": False,
+        "holdout": 0.0,
     }
     config = configure(
         parse_arguments(["--cutout", "--auto_aug", "--resize", "--weight-decay", "0.1"])
@@ -524,6 +527,8 @@ def test_flags_and_defaults_of_the_training():
         0,
         None,
     )
+    assert (config.label_smooth_factor, config.lr_scheduler, config.eta_min) == (0, "cosine", 0)
+    assert config.flip and config.mean == CIFAR10_MEAN and config.holdout == 0
 
 
 SEARCH = (
@@ -598,6 +603,23 @@ def test_paths_are_evaluated_in_bfloat16(found, supernet, tmp_path):
     assert arch.provenance["precision"] == "bfloat16"
     run = search(supernet, tmp_path / "run", "--search_num", 9, "--resume")
     assert run.returncode == 2 and "precision is 'bfloat16'" in run.stderr
+
+
+def test_held_out_images_choose_a_path_where_there_are_any(cifar, tmp_path):
+    training = (*SUPERNET, "--epochs", 1, "--num_steps", 1, "--holdout", 0.5, "--data_path", cifar)
+    run = run_in_this_process("scripts/run_spnas.py", *training, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "runs/tiny/ckpt_0"
+    run = search((folder,), tmp_path / "run", "--strategy", "random", "--search_num", 1)
+    assert run.returncode == 0 and "chosen by the validation images" not in run.stderr, run.stderr
+    assert read_json(tmp_path / "run/search.json")["split"] == "held"
+    (line,) = paths_of(tmp_path / "run")
+    checkpoint = CheckpointFolder(folder).newest()
+    held = open_source(checkpoint, None, "held")
+    assert line["images"] == len(held) != 50  # of the test images
+    # Another choice of images to hold out would have trained on some of them.
+    again = run_in_this_process("scripts/run_spnas.py", *training, "--seed", 1, cwd=tmp_path)
+    assert again.returncode == 2 and "other images would be held out" in again.stderr
 
 
 def test_statistics_are_those_of_the_path(found, supernet, call_program, cifar, tmp_path):
@@ -741,6 +763,7 @@ def test_no_path_exceeds_a_limit(supernet, tmp_path, monkeypatch):
         (("--precision", "bfloat16", "--cpu_kernels", "off"), "precision is 'bfloat16', which"),
         (("--ckpt", "nothing.ckpt"), "nothing.ckpt: no such checkpoint"),
         (("--epoch_size", 3), "unknown flag '--epoch_size'"),
+        (("--population", 2), "crossover and mutation are 3 paths together, population is 2"),
     ],
 )
 def test_mistakes_of_a_search_are_told(supernet, tmp_path, flags, reason):

@@ -28,6 +28,7 @@ from src.search.indicators import FREE, indicator_costs, missing_indicators, par
 from src.search.subnet_evaluation import open_batches, read_supernet
 from src.search.superkernel import inherit
 from src.search.superkernel_search import REACH, Phases, SuperkernelSearch
+from src.search.superkernel_step import SearchStep
 from src.spnasnet import SPNASNet
 from src.training.evaluation import evaluate
 from tests.conftest import ROOT, assert_nothing_deprecated
@@ -144,6 +145,18 @@ def test_a_search_ends_near_its_target_and_explains_itself(reference, space_file
         assert line["cost"] == pytest.approx(
             macs_table(space_file).total(line["decisions"]), rel=1e-5
         )
+    # The penalty: from the seventh step on, above a budget that falls from the largest network.
+    weights, costs, losses, entropies = (
+        np.array([line[key] for line in lines])
+        for key in ("latency_weight", "cost", "loss", "cross_entropy")
+    )
+    largest = macs_table(space_file).range()[1]
+    assert (weights[:6] == 0).all() and weights[6] > 0 and (weights[6:] == weights[6]).all()
+    assert arch.provenance["latency_weight"] == pytest.approx(weights[6])
+    ramp = np.clip((np.arange(24) - 6) / 15, 0, 1)
+    above = np.maximum(np.log(costs / largest) - ramp * np.log(0.4 / largest), 0)
+    penalty = np.where(above < 0.05, above**2 / 0.1, above - 0.025)
+    np.testing.assert_allclose(losses - entropies, 1000 * weights * penalty, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -183,14 +196,19 @@ def test_inherited_weights_classify_as_the_supernet_and_can_be_trained(
         20,
         "--epoch_size",
         1,
+        *("--lr_init", 1e-30, "--ema_decay", 0.9),
         "--checkpoint_path",
         tmp_path,
     )
     assert run.returncode == 0, run.stderr
     assert re.search(r"(\d+) of \1 parameters loaded \(project names\)", run.stdout), run.stdout
-    assert read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt").meta.arch == load_architecture(
-        reference / "arch.json"
-    )
+    best = read_checkpoint(tmp_path / "ckpt_0" / "best.ckpt")
+    assert best.meta.arch == load_architecture(reference / "arch.json")
+    # At this rate the weights, and their average, are those that the training began with.
+    given = read_checkpoint(reference / "inherited.ckpt").weights
+    for name, value in best.network_weights().items():
+        if ".moving_" not in name:
+            np.testing.assert_allclose(value, given[name], rtol=1e-6, err_msg=name)
     run = call_program("eval.py", "--checkpoint_path", reference / "ckpt_0")
     assert run.returncode == 2 and "inherited.ckpt" in run.stderr
 
@@ -232,6 +250,8 @@ def test_resume_after_kill_equals_the_uninterrupted_search(
     (tmp_path / "ckpt_0/latency_table.json").write_text(json.dumps(table))
     again = call_program("search.py", *own, "--resume")
     assert again.returncode == 2 and "latency_table.json: the search that" in again.stderr
+    longer = call_program("search.py", *own[:-1], reference, "--epoch_size", 8, "--resume")
+    assert longer.returncode == 2 and "decisions are fixed in the search" in longer.stderr
     ours, theirs = (
         read_checkpoint(folder / "inherited.ckpt").weights for folder in (tmp_path, reference)
     )
@@ -261,6 +281,13 @@ def test_the_cost_is_weighed_where_it_begins_to_count_or_later(space_file, done,
     needed = REACH * np.median(1 / prices[free & (prices > 0)]) / (1000 * 12)
     assert task._weighed
     assert weight.asnumpy() == pytest.approx(before if kept else needed, rel=1e-5)
+
+
+def test_thresholds_take_plain_steps_and_leave_out_what_is_no_number():
+    thresholds = Parameter(Tensor(np.array([1.0, 2.0], np.float32)))
+    step = SimpleNamespace(thresholds=thresholds, threshold_rate=0.5, reduce_thresholds=None)
+    SearchStep.move_thresholds(step, Tensor(np.array([3.0, np.nan], np.float32)))
+    assert thresholds.asnumpy().tolist() == [-0.5, 2.0]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from src.checkpoint.packed import read_packed, statistics_file
 from src.checkpoint.restore import build_network, cell_weights
 from src.config import ServeConfig, SubnetConfig
 from src.errors import UserError
-from src.files import read_jsonl, write_jsonl
+from src.files import read_json, read_jsonl, write_json, write_jsonl
 from src.search.budget import check_limit
 from src.search.choosing import Chooser, Predictor
 from src.search.packing import along_costs
@@ -375,7 +375,7 @@ def test_a_packed_supernet_serves_without_images(packed, supernet, call_program,
     # The same network by the supernet itself: weights differ by the rounding to float16.
     checkpoint, space = read_supernet(str(supernet))
     config = ServeConfig(calibration_images=40, batch_size=20)
-    evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space))
+    evaluator = SuperkernelEvaluator(checkpoint, open_images(config, checkpoint, space, "val"))
     assert len(contents.statistics) >= 3
     for each, statistics in contents.statistics.items():
         evaluator.calibrate(each)
@@ -489,4 +489,13 @@ def test_other_settings_need_another_folder(served, supernet, call_program):
         "search.py",
         *("--from_supernet", supernet, *SERVE, "--target", 0.4, "--checkpoint_path", served),
     )
-    assert run.returncode == 2 and "holds networks of other settings" in run.stderr
+    assert run.returncode == 2 and "serve.json: " in run.stderr
+    assert "another --checkpoint_path starts beside them" in run.stderr
+    settings = read_json(served / "serve.json")
+    write_json(served / "serve.json", {**settings, "costs": "of another table"})
+    run = call_program(
+        *("search.py", "--from_supernet", supernet, *SERVE, "--sweep", settings["sweep"]),
+        *("--checkpoint_path", served),
+    )
+    write_json(served / "serve.json", settings)
+    assert run.returncode == 2 and "costs was 'of another table'" in run.stderr, run.stderr

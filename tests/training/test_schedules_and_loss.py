@@ -13,6 +13,7 @@ from src.kernels import available
 from src.lr_scheduler import documented_lr, learning_rates
 from src.training.evaluation import cross_entropy, label_ranks, predicted_classes
 from src.training.optimizer import create_optimizer
+from src.training.run import _rates
 from src.training.step import LossScale, TrainStep, Update
 
 RUN = {"base_lr": 1.0, "steps_per_epoch": 2}
@@ -47,6 +48,24 @@ def test_schedule_values(schedule, flags, expected):
     rates = learning_rates(schedule, **RUN, **flags)
     assert rates.dtype == np.float32
     np.testing.assert_allclose(rates, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_the_flags_of_a_schedule_reach_it():
+    flags = {
+        "epoch_size": 3,
+        "lr_gamma": 0.5,
+        "lr_decay_epochs": 1.5,
+        "lr_epochs": (1, 2),
+        "eta_min": 0.2,
+        "warmup_epochs": 1,
+    }
+    for schedule, expected in (
+        ("exponential", [1 / 3, 2 / 3, 1, 0.5, 0.5, 0.5]),
+        ("step", [1 / 3, 2 / 3, 0.5, 0.5, 0.25, 0.25]),
+        ("cosine", [1 / 3, 2 / 3, 0.8, 0.6, 0.4, 0.2535898]),
+    ):
+        rates = _rates(TrainConfig(lr_scheduler=schedule, **flags), 1.0, 2)
+        np.testing.assert_allclose(rates, expected, rtol=2e-6, err_msg=schedule)
 
 
 def test_documented_learning_rates():
@@ -140,8 +159,15 @@ class _NumpyStep:
     "flags",
     [
         {"weight_decay": 0.1},
-        {"optimizer": "rmsprop", "weight_decay": 0.1},
+        {
+            "optimizer": "rmsprop",
+            "weight_decay": 0.1,
+            "rmsprop_decay": 0.8,
+            "momentum": 0.6,
+            "rmsprop_epsilon": 0.01,
+        },
         {"clip_norm": 0.05},
+        {"clip_norm": 0.05, "mixed": True, "loss_scale": 128.0},
         {"accumulate_steps": 2, "clip_norm": 0.05, "ema_decay": 0.6},
         {"ema_decay": 0.3, "mixed": True},
         {"accumulate_steps": 3, "mixed": True, "loss_scale": 128.0},
@@ -258,3 +284,15 @@ def test_overflow_leaves_weights_alone_and_halves_the_scale():
     step(Tensor(np.eye(2, dtype=np.float32)), labels, keep)
     assert not (network.w.asnumpy() == 1).all()
     assert float(step.update.loss_scale.scale.asnumpy()) == LossScale.INITIAL / 2
+
+
+def test_scale_grows_after_enough_finite_steps_and_never_falls_below_one(monkeypatch):
+    monkeypatch.setattr(LossScale, "WINDOW", 2)
+    scale = LossScale("dynamic")
+    for finite, expected, good in ((1, 1, 1), (1, 2, 0), (1, 2, 1), (0, 1, 0), (1, 1, 1)):
+        scale(Tensor(bool(finite)))
+        assert float(scale.scale.asnumpy()) == expected * LossScale.INITIAL
+        assert int(scale.good_steps.asnumpy()) == good
+    for _ in range(40):
+        scale(Tensor(False))
+    assert float(scale.scale.asnumpy()) == 1
