@@ -49,6 +49,7 @@ fi
 [ -f "$LITE_HOME/include/api/model.h" ] || [ -f "$LITE_HOME/runtime/include/api/model.h" ] ||
     fail "LITE_HOME=$LITE_HOME: holds no include/api/model.h; should be an unpacked MindSpore Lite"
 [ -f "$LITE_HOME/include/api/model.h" ] || LITE_HOME=$LITE_HOME/runtime
+LITE_HOME=$(cd "$LITE_HOME" && pwd)
 
 # The folder of the package, without importing it; empty where it is not installed.
 OPENVINO_HOME=$("$python" -c 'from importlib.util import find_spec as find
@@ -59,7 +60,8 @@ print(package.submodule_search_locations[0] if package else "")')
 exec 9< "$root"
 flock -n 9 || { echo "waiting for another build ..." && flock 9; }
 build() {
-    cmake -S "$root" -B "$root/out" -DLITE_HOME="$LITE_HOME" \
+    # What an earlier build has found in other folders is looked for again.
+    cmake -S "$root" -B "$root/out" -ULITE_LIBRARY -UOpenVINO_DIR -DLITE_HOME="$LITE_HOME" \
         -DOPENVINO_HOME="$OPENVINO_HOME" &&
         cmake --build "$root/out" --parallel "$(nproc)"
 }

@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from src.data.sources import ImageFolder
 from src.latency.cpp_program import APPLICATION
 from src.latency.runtimes import LIBRARIES, Runtime
 
@@ -134,7 +135,8 @@ def python_throughput(program: PythonProgram, files: list[str], threads: int) ->
 
 def compare(args: argparse.Namespace) -> None:
     """Measure all in turn and print medians and ratios."""
-    files = sorted(str(file) for file in Path(args.images).rglob("*") if file.is_file())
+    images = ImageFolder(args.images)  # the class folders that the application goes through
+    files = [images.name(index) for index in range(len(images))]
     cv2.setNumThreads(1)  # images are small, and the cores have other images
     whole, single = PythonProgram(args.onnx, args.threads), PythonProgram(args.onnx, 1)
     models = {"MINDIR": args.mindir, "ONNX": args.onnx}

@@ -26,7 +26,7 @@ from src.devices.rank_table import (
     merge_rank_tables,
 )
 from src.errors import UserError
-from src.files import write_text
+from src.files import make_folder, write_text
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         table, name = own_table(args)
     output = args.output or Path(name)
+    make_folder(output.parent)
     # Indented by 4, as the model zoo's program writes these files.
     write_text(output, json.dumps(table.to_dict(), indent=4) + "\n")
     log.info("%s: %d devices on %d server(s)", output, table.device_num, len(table.servers))

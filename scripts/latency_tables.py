@@ -74,6 +74,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare or merge; returns the exit code."""
     args = parse_arguments(argv)
+    if args.diff and args.out:
+        raise UserError("--out is for --merge; --diff prints")
     files = args.diff or args.merge
     # A table names its space; that of the first one decides, and the others have to be of it.
     space = load_space(args.space or space_of(files[0]))

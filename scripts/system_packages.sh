@@ -18,9 +18,10 @@ need_command() {  # PACKAGE COMMAND
 # Headers are looked for instead of packages, so that libraries which were installed in another way
 # count too.
 need_header() {  # PACKAGE HEADER...: the first that exists is enough
-    local package=$1 prefix header
+    local package=$1 prefix prefixes header
     shift
-    for prefix in /usr /usr/local ${CMAKE_PREFIX_PATH:+${CMAKE_PREFIX_PATH//[:;]/ }}; do
+    IFS=':;' read -ra prefixes <<< "${CMAKE_PREFIX_PATH:-}"
+    for prefix in /usr /usr/local ${prefixes[@]+"${prefixes[@]}"}; do
         for header in "$@"; do
             [ ! -e "$prefix/include/$header" ] || return 0
         done

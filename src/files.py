@@ -134,13 +134,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSON-lines file; a last line that a crash cut short is left out."""
+    """Lines of a JSON-lines file; a last line that a crash cut short is left out.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as lines of JSON ({error})") from None
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
             break
+    if not all(isinstance(line, dict) for line in lines):
+        raise UserError(f"{path}: should hold a JSON object on each line")
     return lines
 
 

@@ -106,6 +106,8 @@ def _check_device(file_format: str, device_target: str) -> None:
 def _model_path(file_name: str, suffix: str) -> Path:
     """The path with the suffix, once; other dots in the name stay."""
     path = Path(file_name.removesuffix(suffix))
+    if not path.name:
+        raise UserError(f"file_name is '{file_name}', should end in a name")
     return path.with_name(path.name + suffix)
 
 
@@ -141,18 +143,24 @@ def _check_version(file: Path, wanted: int) -> int:
 
 
 def check_description_is_free(path: Path) -> None:
-    """Raise UserError if the description beside ``path`` is that of another model.
+    """Raise UserError if the file of the description is that of another model, or something else.
 
-    The other model would lose it: v1.mindir and v1.onnx cannot both have v1.json.
+    It would be lost: v1.mindir and v1.onnx cannot both have v1.json.
     """
-    try:
-        other = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["model"]["file"]
-    except (OSError, ValueError, KeyError, TypeError):  # no file, or no description of a model
+    file = path.with_suffix(".json")
+    if not file.exists():
         return
+    try:
+        other = json.loads(file.read_text(encoding="utf-8"))["model"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{file}: is no description of a model, and that of {path.name} would take its place; "
+            "choose another --file_name"
+        ) from None
     if other != path.name and (path.parent / other).is_file():
         raise UserError(
-            f"{path.with_suffix('.json')}: describes {other}, and {path.name} would take it over; "
-            "choose another --file_name"
+            f"{file}: describes {other}, and {path.name} would take it over; choose another "
+            "--file_name"
         )
 
 

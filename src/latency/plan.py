@@ -15,6 +15,7 @@ from src.arch.cost_table import CostTableError, arithmetic_table, measured_name
 from src.arch.sampling import sample_decisions
 from src.arch.space import SearchSpace, SpaceError
 from src.config import ProfileConfig
+from src.errors import UserError
 from src.latency.machine import processor_name
 from src.latency.model import Model
 from src.latency.runtimes import Runtime
@@ -116,6 +117,7 @@ class ProfilePlan:
 
         Raises:
             SpaceError: a given architecture is not of the space.
+            UserError: two networks have one name.
         """
         draw = self.uniform if self.config.verify_draw == "uniform" else self.evenly_spaced
         drawn = draw(self.config.verify, self.config.seed + VERIFICATION_SEED)
@@ -127,7 +129,12 @@ class ProfilePlan:
         given = self.config.verify_arch
         for file in given.split(",") if given else ():
             arch = load_architecture(file)
-            chosen[arch.name] = self.space.decisions_of(arch)
+            decisions = self.space.decisions_of(arch)
+            if chosen.setdefault(arch.name, decisions) != decisions:
+                raise UserError(
+                    f"{file}: another network to verify has the name '{arch.name}' too; change "
+                    "it in the file"
+                )
         return chosen
 
     def settings(self, runtime_version: str, purpose: str) -> dict[str, Any]:

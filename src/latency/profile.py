@@ -43,6 +43,8 @@ def profile(config: ProfileConfig) -> int:
     in_place = old is not None and Path(str(config.rescale)).resolve() == out.resolve()
     if out.exists() and not (in_place or config.verify):
         raise UserError(f"{out}: is there already; choose another --out, or --verify N to check it")
+    if config.verify:
+        plan.networks_to_verify(())  # mistakes in given files are told before anything is measured
     folder = out.with_suffix(".partial")
     try:
         meter = open_meter(plan.runtime, folder)

@@ -23,7 +23,7 @@ from src.latency.cpp_program import (
     can_start,
     version_in_program,
 )
-from src.latency.turns import python_path
+from src.latency.turns import ROOT, python_path
 
 # Inferences of a model before its first round: the first one compiles, the next ones still allocate
 # memory. As many as kWarmUp of ascend310_infer/src/model.cc, so that all are measured alike.
@@ -32,6 +32,13 @@ REPEATS = 2  # samples of a model in each of its turns
 
 INT8 = "int8"  # the precision, and the key, of a model that is quantised
 PRECISIONS = ("float32", "bfloat16", INT8)
+# Starts the worker of this project, even where the current folder has a package src of its own,
+# which -m would find first.
+_WORKER = f"""
+import runpy, sys
+sys.path[0] = {str(ROOT)!r}
+runpy.run_module("src.latency.worker", run_name="__main__", alter_sys=True)
+"""
 # Of the file that scripts/compare_runtimes.py writes and the page of runs reads.
 COMPARISON_FORMAT, COMPARISON_VERSION = "spnas-runtimes", 1
 
@@ -188,7 +195,7 @@ class Runtime:
         """
         program = [str(PROGRAM)]
         if not self.library.in_cpp:
-            program = [sys.executable, "-m", "src.latency.worker"]
+            program = [sys.executable, "-c", _WORKER]
         return [*program, *map(str, files), *self.flags, *map(str, flags)]
 
 

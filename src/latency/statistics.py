@@ -47,9 +47,11 @@ class Summary:
     largest_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For the provenance of a table."""
+        """For the provenance of a table; None for a margin that is not known."""
         return {
-            key: round(value, 5) if isinstance(value, float) else value
+            key: (round(value, 5) if np.isfinite(value) else None)
+            if isinstance(value, float)
+            else value
             for key, value in vars(self).items()
         }
 

@@ -43,6 +43,8 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     check_conditions(table, plan, meter, str(out))
     fitted = table.provenance.get("networks", {})
     chosen = plan.networks_to_verify({facts["decisions"] for facts in fitted.values()})
+    if len(chosen) < 2:
+        raise UserError(f"verify is {plan.config.verify}: a table takes two networks to be judged")
     ends = ends_of(table)
     settings = plan.settings(meter.version, "verification")
     session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})

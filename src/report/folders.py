@@ -19,6 +19,7 @@ from src.latency.runtimes import COMPARISON_FORMAT, COMPARISON_VERSION
 from src.search.result_files import (
     ACCURACIES,
     ACCURACIES_FORMAT,
+    ACCURACIES_VERSION,
     FRONT,
     HISTORY,
     PATHS,
@@ -368,6 +369,7 @@ def _accuracies(file: Path) -> tuple[Mapping[str, Any], list[Evaluated]]:
     header, *lines = read_jsonl(file) or [{}]
     if header.get("format") != ACCURACIES_FORMAT:
         return {}, []
+    check_header(header, ACCURACIES_FORMAT, ACCURACIES_VERSION, str(file), UserError)
     return header, _lines(Evaluated, file, lines)
 
 

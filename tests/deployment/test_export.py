@@ -231,12 +231,25 @@ def test_one_description_is_not_taken_from_another_model(checkpoint, models):
         export(checkpoint, file_name=str(models["v1"].with_suffix("")), file_format="ONNX")
 
 
+def test_a_file_that_is_no_description_stays(checkpoint, tmp_path):
+    (tmp_path / "net.json").write_text('{"format": "spnas-architecture"}')
+    for name in ("net", "net.mindir"):
+        with pytest.raises(UserError, match="net.json: is no description of a model"):
+            export(checkpoint, file_name=str(tmp_path / name))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.json"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--file_format", "AIR"], "file_format AIR: is written on an Ascend device only"),
         (["--file_format", "ONYX"], "file_format is 'ONYX'"),
         (["--mindir_version", "2"], "mindir_version is 2"),
+        (
+            ["--mindir_version", "3", "--file_format", "ONNX"],
+            "mindir_version is for MINDIR, file_format is ONNX",
+        ),
+        (["--file_name", "."], "file_name is '.', should end in a name"),
         (["--ckpt_file", "missing.ckpt"], "missing.ckpt: no such checkpoint"),
     ],
 )

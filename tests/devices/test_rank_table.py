@@ -205,8 +205,8 @@ def test_table_is_written_and_merged(tmp_path, run_program, call_program):
     names = [f"hccl_2p_01_10.0.0.{server}.json" for server in (1, 2)]
     one = load_rank_table(tmp_path / names[0])
     assert [device.device_ip for device in one.servers[0].devices] == ["192.168.1.6", "192.168.1.7"]
-    assert write("--merge", *names).returncode == 0
-    both = load_rank_table(tmp_path / "hccl_2s_4p.json")
+    assert write("--merge", *names, "--output", "tables/both.json").returncode == 0
+    both = load_rank_table(tmp_path / "tables/both.json")
     assert [device.rank for server in both.servers for device in server.devices] == [0, 1, 2, 3]
     for flags, message in (
         (("--device_num", "4"), "hccn.conf: has no address of device 2"),

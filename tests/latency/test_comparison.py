@@ -179,7 +179,7 @@ def test_int8_is_kept_only_if_it_is_worth_it(
         assert done.stderr.count("\n") == 1
     earlier = [tmp_path / "net_int8.onnx", tmp_path / "net_int8.json"]
     for file in earlier:
-        file.write_text("{}")
+        file.write_text('{"model": {"file": "net_int8.onnx"}}')
     done = call_program("export.py", *flags)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "int8 is not worth it: " in done.stderr and "(at least 1000)" in done.stderr

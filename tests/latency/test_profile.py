@@ -222,15 +222,15 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     measured = [entry["median_ms"] for entry in record["measured"].values()]
     predicted = [entry["predicted_ms"] for entry in record["measured"].values()]
     verdict = judge(predicted, measured, record["machine_factor"])
-    assert 0.2 < record["machine_factor"] < 5
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(
         verdict.rmse, abs=1e-3
     )
     assert "machine: the smallest and the largest network took" in done.stdout
     assert "mean error" in done.stdout and f"{100 * record['rmse']:.1f} %" in done.stdout
-    assert record["measured"].pop(arch.name)["predicted_ms"] == pytest.approx(
-        load_table(out, load_space(space_file)).range()[1], rel=0.2
-    )
+    own = record["measured"][arch.name]
+    table = load_table(out, load_space(space_file))
+    assert own["predicted_ms"] == pytest.approx(table.total(own["decisions"].split()), abs=1e-3)
+    del record["measured"][arch.name]
     fitted = {
         entry["decisions"]
         for entry in json.loads(out.read_text())["provenance"]["networks"].values()
@@ -238,6 +238,29 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     assert not fitted & {entry["decisions"] for entry in record["measured"].values()}
     assert f"scripts/report.py {out} draws it" in done.stdout
     assert not (tmp_path / "mine.partial").exists()
+
+
+def test_networks_to_verify_are_told_apart_and_named_before_a_measurement(
+    space_file, run, tmp_path
+):
+    space = load_space(space_file)
+    for name, arch in (("a", space.largest()), ("b", space.derive(space.smallest_choices, "b"))):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**arch.to_dict(), "name": "mine"}))
+    done = run(
+        "--out", "new.json", "--verify", 4, "--verify_arch", f"{tmp_path}/a.json,{tmp_path}/b.json"
+    )
+    assert done.returncode == 2 and "b.json: another network to verify has the name" in done.stderr
+    done = run("--out", "new.json", "--verify", 4, "--verify_arch", "c.json")
+    assert done.returncode == 2 and "c.json" in done.stderr
+    assert not (tmp_path / "new.json").exists() and not (tmp_path / "new.partial").exists()
+    config = ProfileConfig(space=str(space_file), verify=9, verify_draw="uniform", seed=5)
+    drawn = [
+        list(ProfilePlan(space, replaced).networks_to_verify(()).values())
+        for replaced in (config, config, config.model_copy(update={"seed": 6}))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    evenly = config.model_copy(update={"verify_draw": "range"})
+    assert list(ProfilePlan(space, evenly).networks_to_verify(()).values()) != drawn[0]
 
 
 def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path):
@@ -311,7 +334,7 @@ def test_a_table_is_scaled_to_the_speed_of_now(table_file, space_file, tmp_path)
     assert done.returncode == 0, done.stderr
     found = load_table(out, space)
     factor = found.provenance["rescaled"]["factor"]
-    assert f"today.json: scaled by {factor / 3:.3f}" in done.stdout and 0.2 < factor < 2.5
+    assert f"today.json: scaled by {factor / 3:.3f}" in done.stdout
     assert found.constant == pytest.approx(factor * table.constant, abs=1e-4)
     assert found.total(["K5E6"] * 3) == pytest.approx(factor * table.total(["K5E6"] * 3), rel=1e-3)
     assert found.provenance["networks"] == table.provenance["networks"]
@@ -326,8 +349,13 @@ def test_a_table_is_scaled_to_the_speed_of_now(table_file, space_file, tmp_path)
     assert done.returncode == 0 and out.read_text() != today, done.stderr
     done = run("--rescale", out, "--out", out, "--num_classes", 11)
     assert done.returncode == 2 and "with num_classes 10, now it is 11" in done.stderr
-    done = run("--rescale", out, "--verify", 3)
-    assert done.returncode == 2 and "rescale and verify are both given" in done.stderr
+    for flags, message in (
+        (("--verify", 3), "rescale and verify are both given"),
+        (("--fit_networks", 3), "fit_networks is for a new table, not for --rescale"),
+        (("--verify_arch", "a.json"), "verify_arch is for --verify N, which is not given"),
+    ):
+        done = run("--rescale", out, *flags)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
     with pytest.raises(UserError, match=r"today.json: space 'two' is not shipped; .* by --space"):
         with_conditions_of(str(out), ProfileConfig())
 

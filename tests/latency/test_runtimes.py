@@ -58,8 +58,6 @@ def test_what_is_missing_comes_with_what_brings_it(tmp_path, monkeypatch):
     advice = r"openvino: not installed \(bash scripts/setup_env.sh runtimes\)"
     with pytest.raises(UserError, match=advice):
         Runtime("openvino").find()
-    for library in LIBRARIES.values():
-        assert library.install.startswith("bash ")
 
 
 def test_cpp_programs_and_python_warm_up_alike():
@@ -203,13 +201,17 @@ def test_every_runtime_answers_as_the_network_and_takes_samples(
         process.kill()
 
 
-def test_what_a_process_says_last_is_the_error(classifier_files, tmp_path):
+def test_what_a_process_says_last_is_the_error(classifier_files, tmp_path, monkeypatch):
     (tmp_path / "damaged.onnx").write_bytes(b"damaged")
     command = Runtime("onnxruntime").command([tmp_path / "damaged.onnx"])
     process = TurnProcess("worker", command, environment(), keep_errors=True)
     with pytest.raises(Fault, match="damaged.onnx"):
         process.read()
     process.kill()
+    # The worker is found where the current folder has a package of its name.
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="unknown flag '--none'"):
         run_to_end("worker", [*command, "--none"], environment())
     with pytest.raises(Fault, match=r"worker: ended with exit code -6 \(free\(\): invalid\)"):

@@ -22,6 +22,7 @@ def test_summary_is_that_of_numpy_and_of_order_statistics():
     assert summarise(np.append(values, [22.6, -12.6])).outliers == 2
     assert summarise(np.append(values, [22.4, -12.4])).outliers == 0
     assert summarise(values[:5]).margin == np.inf
+    assert summarise(values[:5]).to_dict()["margin"] is None  # JSON has no infinity
     random = np.random.default_rng(1)
     hits = [
         abs(np.median(x) - 1) <= summarise(x).margin * np.median(x) * 1.5

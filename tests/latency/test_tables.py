@@ -67,6 +67,7 @@ def test_tables_are_compared_and_merged(two_tables, caplog, monkeypatch):
             ("--merge", "a.json", "c.json", "--out", "m.json"),
             "c.json: measured with threads 4, a.json with 1",
         ),
+        (("--diff", "a.json", "b.json", "--out", "m.json"), "--out is for --merge; --diff prints"),
         (("--merge", "a.json", "b.json"), "out is 'None', should be a file that ends in .json"),
         (
             ("--diff", "a.json", "none.json"),

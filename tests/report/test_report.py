@@ -309,6 +309,13 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
     header = {"format": "spnas-subnets", "version": 1, "space": SPACE.name, "images": cifar10}
     line = {"decisions": FOUND, "macs": 50.0, "top1": 90.0}
     write_jsonl(tmp_path / "subnets.jsonl", [header, line])
+    newer = tmp_path / "newer/subnets.jsonl"
+    newer.parent.mkdir()
+    write_jsonl(newer, [{**header, "version": 9}, line])
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary/subnets.jsonl").write_bytes(bytes(range(256)))
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers/subnets.jsonl").write_text("42\n")
     classes = {**DIGITS, "num_classes": 7}
     fewer = write_one_shot(tmp_path / "fewer")
     write_json(fewer / "search.json", {"cost": "params", "images": classes})
@@ -327,6 +334,9 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
         ([mine, served], "is of digits, .*served of cifar10 .10 classes."),
         ([runs / "quick/served", fewer], "digits .10 classes., .*fewer of digits .7 classes."),
         ([mine, tmp_path / "subnets.jsonl"], "subnets.jsonl of cifar10 .10 classes."),
+        ([newer], "subnets.jsonl: version 9, this program reads 1"),
+        ([tmp_path / "binary"], "subnets.jsonl: not readable as lines of JSON"),
+        ([tmp_path / "numbers"], "subnets.jsonl: should hold a JSON object on each line"),
         ([null], "null/ckpt_0/eval.json: holds NoneType, should hold keys and values"),
         ([mine, "pixel1"], "pixel1.json: a latency table of space 'imagenet', the runs are of"),
         ([odd], "odd/history.jsonl: .*cross_entropy"),
