@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # otherwise.
 WAITING = "OMP_WAIT_POLICY"
 # Contenders that compute the same, in float32 and in bfloat16; "PyTorch" is the faster one of both.
-PYTORCH = ("torch", "torch_passive")
-PYTORCH_BFLOAT16 = ("torch_bfloat16", "torch_bfloat16_passive")
+PYTORCH = ("torch", "torch_passive", "torch_compiled")
+PYTORCH_BFLOAT16 = ("torch_bfloat16", "torch_bfloat16_passive", "torch_bfloat16_compiled")
 
 
 def natural_classes(image_size: int) -> int:

@@ -13,9 +13,9 @@ batch of noise, with label smoothing 0.1.
 
 MindSpore computes with the project's CPU operators in float32, in bfloat16 (``--amp_level O2``),
 and without them (stock). PyTorch computes in channels-last, with threads that spin while they wait
-for work (OpenMP's default) and with passive ones, in float32 and with bfloat16 autocast. Ratios to
-PyTorch and to its bfloat16 are those to the setting with the lesser median. Contenders in bfloat16
-take part where the processor multiplies it.
+for work (OpenMP's default), with passive ones and by ``torch.compile``, in float32 and with bfloat16
+autocast. Ratios to PyTorch and to its bfloat16 are those to the setting with the lesser median.
+Contenders in bfloat16 take part where the processor multiplies it.
 The floor is one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 
@@ -49,8 +49,10 @@ WORKERS = {
     "stock": "MindSpore, stock",
     "torch": "PyTorch, spinning threads",
     "torch_passive": "PyTorch, passive threads",
+    "torch_compiled": "PyTorch, torch.compile",
     "torch_bfloat16": "PyTorch, bfloat16, spinning",
     "torch_bfloat16_passive": "PyTorch, bfloat16, passive",
+    "torch_bfloat16_compiled": "PyTorch, bfloat16, compile",
     "other": "other, CPU operators",
     "floor": "floor: matrix product",
 }
@@ -101,7 +103,7 @@ def create_mindspore_step(
 
 
 def create_torch_step(
-    arch: str, batch_size: int, image_size: int, bfloat16: bool
+    arch: str, batch_size: int, image_size: int, bfloat16: bool, compiled: bool
 ) -> Callable[[], float]:
     """A function that trains on one batch and returns its loss."""
     import torch
@@ -124,11 +126,12 @@ def create_torch_step(
     loss_fn = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     images, labels = map(torch.from_numpy, noise(batch_size, image_size, classes))
     images = images.to(memory_format=torch.channels_last)
+    compute = torch.compile(network) if compiled else network
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = loss_fn(network(images), labels)
+            loss = loss_fn(compute(images), labels)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -147,7 +150,8 @@ def create_floor(arch: str, batch_size: int, image_size: int) -> Callable[[], fl
 def create(worker: str, arch: str, batch_size: int, image_size: int) -> Callable[[], float]:
     """What a worker does."""
     if worker.startswith("torch"):
-        return create_torch_step(arch, batch_size, image_size, "bfloat16" in worker)
+        setting = "bfloat16" in worker, "compiled" in worker
+        return create_torch_step(arch, batch_size, image_size, *setting)
     if worker == "floor":
         return create_floor(arch, batch_size, image_size)
     return create_mindspore_step(
