@@ -13,9 +13,9 @@ batch of noise, with label smoothing 0.1.
 
 MindSpore computes with the project's CPU operators in float32, in bfloat16 (``--amp_level O2``),
 and without them (stock). PyTorch computes in channels-last, with threads that spin while they wait
-for work (OpenMP's default), with passive ones and by ``torch.compile``, in float32 and with bfloat16
-autocast. Ratios to PyTorch and to its bfloat16 are those to the setting with the lesser median.
-Contenders in bfloat16 take part where the processor multiplies it.
+for work (OpenMP's default), with passive ones and by ``torch.compile``, in float32 and with
+bfloat16 autocast. Ratios to PyTorch and to its bfloat16 are those to the setting with the lesser
+median. Contenders in bfloat16 take part where the processor multiplies it.
 The floor is one large matrix product of as many multiply-adds (``benchmarks.step_bounds``).
 """
 

@@ -462,6 +462,8 @@ class TrainConfig(OptimizerConfig):
         for key in () if self.space else SUPERNET_KEYS:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ConfigError(f"{key} is for a supernet: --space names its search space")
+        if self.space and self.bn_momentum != type(self).model_fields["bn_momentum"].default:
+            raise ConfigError("bn_momentum is for a network: a supernet has no moving statistics")
         return self
 
 

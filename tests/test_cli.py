@@ -216,6 +216,22 @@ def test_flags_are_not_abbreviated_and_errors_are_no_exits():
 # Declarations.
 
 
+@pytest.mark.parametrize(
+    "kind, keys, message",
+    [
+        (TrainConfig, {"distill": False}, "distill is for a supernet: --space names its"),
+        (TrainConfig, {"space": "imagenet", "bn_momentum": 0.5}, "bn_momentum is for a network"),
+        (SearchConfig, {"sweep": "1,2", "target": 3}, "sweep and target are both given"),
+        (SearchConfig, {"sweep": "1,2", "random": 3}, "sweep and random are both given"),
+        (TrainConfig, {"mean": (0, 0, 256)}, "mean"),
+        (TrainConfig, {"std": (0, 1, 1)}, "std"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused(kind, keys, message):
+    with pytest.raises(UserError, match=message):
+        build_config(kind, keys)
+
+
 def test_every_data_set_has_presets():
     assert get_args(DatasetName) == tuple(PRESETS) == tuple(SEARCH_PRESETS)
 

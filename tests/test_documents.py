@@ -169,7 +169,7 @@ def test_figures_of_the_readme_are_those_of_the_page_that_a_row_names():
 
 
 def test_figures_come_from_the_result_files():
-    for folder in ("cifar10", "imagenet_mini"):
+    for folder in ("cifar10", "cifar10_smallest", "imagenet_mini"):
         (row,) = json.loads((DOCS / "results" / folder / "eval.json").read_text())["results"]
         assert f"{row['top1']:.2f} % | {row['top5']:.2f} %" in PAGES["docs/results/README.md"]
     for name in shipped_architectures():
