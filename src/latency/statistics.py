@@ -48,12 +48,11 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """For the provenance of a table; None for a margin that is not known."""
-        return {
-            key: (round(value, 5) if np.isfinite(value) else None)
-            if isinstance(value, float)
-            else value
+        values = {
+            key: round(value, 5) if isinstance(value, float) else value
             for key, value in vars(self).items()
         }
+        return values if np.isfinite(self.margin) else {**values, "margin": None}
 
 
 def summarise(milliseconds: np.ndarray) -> Summary:
