@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # How threads of OpenMP wait, such as PyTorch's: spinning, unless a contender is to have it
 # otherwise.
 WAITING = "OMP_WAIT_POLICY"
-# Contenders that compute the same, in float32 and in bfloat16; "PyTorch" is the faster one of both.
+# Contenders that compute the same, in float32 and in bfloat16; "PyTorch" is the fastest of them.
 PYTORCH = ("torch", "torch_passive", "torch_compiled")
 PYTORCH_BFLOAT16 = ("torch_bfloat16", "torch_bfloat16_passive", "torch_bfloat16_compiled")
 

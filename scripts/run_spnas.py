@@ -20,6 +20,7 @@ from pydantic import Field
 
 from src.cli import build_config, parse_config
 from src.config import FILE_NAME, PRESETS, OneShotConfig, ProgramConfig
+from src.files import has_checkpoints
 from src.utils import run_main
 
 
@@ -101,7 +102,7 @@ def configure(flags: Flags) -> OneShotConfig:
         "save_checkpoint_epochs": flags.val_interval,
         "checkpoint_path": str(folder),
         # The same command again continues the run.
-        "resume": any(folder.glob("ckpt_0/[!.]*.ckpt")),
+        "resume": has_checkpoints(folder / "ckpt_0"),
     }
     return build_config(OneShotConfig, values)
 

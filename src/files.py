@@ -69,6 +69,11 @@ def append_jsonl(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether checkpoints lie in a folder; what a crash left half-written is hidden, and none."""
+    return any(folder.glob("[!.]*.ckpt"))
+
+
 def cut_jsonl(path: Path, progress: tuple[int, int] | None) -> None:
     """Keep the lines up to ``progress``, as later steps are taken again.
 

@@ -19,7 +19,7 @@ from src.checkpoint.packed import Packed, find_packed, read_packed
 from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
 from src.config import PLACE_KEYS, SUPERNET_KEYS, ServeConfig, TrainConfig
 from src.errors import UserError
-from src.files import different_settings, make_folder, read_json, write_json
+from src.files import different_settings, has_checkpoints, make_folder, read_json, write_json
 from src.search.budget import check_limit, cost_bound, open_table, parse_targets
 from src.search.choosing import Choice, Chooser, Predictor, decide
 from src.search.result_files import ACCURACIES, FRONT, IMAGES, SERVE
@@ -307,7 +307,7 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
         "warmup_epochs": 0.0,
         "val_while_train": True,
         "checkpoint_path": str(place / "finetuned"),
-        "resume": any((place / "finetuned/ckpt_0").glob("[!.]*.ckpt")),
+        "resume": has_checkpoints(place / "finetuned/ckpt_0"),
         "profile_steps": None,
         # MindSpore's cache knows graphs by their order in the process.
         "compile_cache": False,

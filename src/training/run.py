@@ -22,7 +22,7 @@ from src.data.sources import hold_out, names_digest, open_sources
 from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
-from src.files import different_settings
+from src.files import different_settings, has_checkpoints
 from src.kernels import BFLOAT16_FLAG, use_kernels
 from src.layers.ends import trains_in_bfloat16
 from src.lr_scheduler import documented_lr, learning_rates
@@ -396,7 +396,7 @@ def _find_checkpoint(
     """The checkpoint to continue from, None for a new run; refuses to mix two runs."""
     folder = checkpoints.path
     if not config.resume:
-        if folder.is_dir() and any(folder.glob("[!.]*.ckpt")):
+        if has_checkpoints(folder):
             raise UserError(
                 f"{folder}: holds the checkpoints of an earlier run; --resume continues it, "
                 "another --checkpoint_path starts beside it"
