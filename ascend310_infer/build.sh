@@ -54,7 +54,8 @@ LITE_HOME=$(cd "$LITE_HOME" && pwd)
 # The folder of the package, without importing it; empty where it is not installed.
 OPENVINO_HOME=$("$python" -c 'from importlib.util import find_spec as find
 package = find("openvino")
-print(package.submodule_search_locations[0] if package else "")')
+# A folder of this name, without the package, has no origin.
+print(package.submodule_search_locations[0] if package and package.origin else "")')
 
 # One build at a time: tests and programs may ask for one at the same moment.
 exec 9< "$root"

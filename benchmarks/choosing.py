@@ -38,7 +38,7 @@ from benchmarks.nas_bench_macro import (
     name_of,
     predict,
     print_rows,
-    read_accuracies,
+    read_result,
     read_table,
     space,
 )
@@ -65,10 +65,14 @@ def expectations(known: Mapping[str, float], names: Sequence[str]) -> dict[str, 
 
 def measure(args: argparse.Namespace) -> None:
     """Choose for all numbers of evaluations and print what the choices are worth."""
-    read = read_accuracies(args.accuracies, args.accuracies.read_text(encoding="utf-8"))
+    read = read_result(args.accuracies)
+    if isinstance(read, str):
+        raise UserError(f"{args.accuracies}: an architecture, should be accuracies of networks")
+    if args.seeds < 1:
+        raise UserError(f"seeds is {args.seeds}, should be at least 1")
     within = [name for name in equivalents() if cost(name).macs / 1e6 <= args.limit]
     measured = {name: read[name] for name in within if name in read}
-    if 2 * len(measured) < len(within):
+    if not measured or 2 * len(measured) < len(within):
         raise UserError(
             f"{args.accuracies}: has {len(measured)} of the {len(within)} networks within "
             f"{args.limit:g} M multiply-adds, should have most of them"

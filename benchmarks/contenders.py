@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -243,7 +244,7 @@ def run(measure: Callable[[], None]) -> int:
     """Exit code of a benchmark; one line says what went wrong."""
     try:
         measure()
-    except (UserError, Fault, OSError) as error:
+    except (UserError, Fault, OSError, subprocess.SubprocessError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", EXIT_FAULT)
     return 0

@@ -145,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.add_argument(flag, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error("--rounds should be at least 1")
     if args.output:
         work(args)
         return 0

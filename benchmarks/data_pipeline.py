@@ -31,10 +31,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.contenders import median_ratio
+from benchmarks.contenders import median_ratio, run
 from src.config import TrainConfig, imagenet_cfg
 from src.data.sources import ImageFolder
-from src.errors import UserError
 
 
 def decode(path: str) -> int:
@@ -108,7 +107,7 @@ def repeat_images(folder: str, images: int, target: Path) -> None:
             link.symlink_to(file)
 
 
-def measure(args: argparse.Namespace, folder: str) -> None:
+def compare(args: argparse.Namespace, folder: str) -> None:
     """Measure all on the images of a folder, and print the table.
 
     Raises:
@@ -162,6 +161,13 @@ def measure(args: argparse.Namespace, folder: str) -> None:
         )
 
 
+def measure(args: argparse.Namespace) -> None:
+    """Compare on the images of a folder, repeated until they are enough."""
+    with tempfile.TemporaryDirectory() as folder:
+        repeat_images(args.folder, args.images, Path(folder))
+        compare(args, folder)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -179,14 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.rounds, args.workers, args.batch_size, args.images) < 1:
         parser.error("--rounds, --workers, --batch_size and --images must be at least 1")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            repeat_images(args.folder, args.images, Path(folder))
-            measure(args, folder)
-    except UserError as error:
-        print(f"data_pipeline.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run(lambda: measure(args))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks import nas_bench_macro as published
 from benchmarks.contenders import run
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace
+from src.errors import UserError
 from src.search.indicators import (
     FREE,
     missing_indicators,
@@ -146,7 +147,12 @@ def measure(args: argparse.Namespace) -> None:
     """Print what each measure says of each part, and the networks that it chooses."""
     table = published.read_table(args.table)
     table = replace(table, predicted=published.predict(table.entries)[0])
+    for key in ("images", "batch_size"):
+        if getattr(args, key) < 2:
+            raise UserError(f"{key} is {getattr(args, key)}, should be at least 2")
     supernet = Supernet(args.ckpt, args.images, args.batch_size)
+    if supernet.space != published.space():
+        raise UserError(f"{args.ckpt}: of space '{supernet.space.name}', should be nas_bench_macro")
     space = supernet.space
     worths = {name: by_gradient(supernet, name) for name in GRADIENTS}
     worths[REMOVED] = by_removal(supernet)

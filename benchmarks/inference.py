@@ -2,7 +2,6 @@
 
     python export.py --ckpt_file CKPT --file_name runs/model
     python export.py --ckpt_file CKPT --file_name runs/model_onnx --file_format ONNX
-    bash ascend310_infer/build.sh
     python benchmarks/inference.py runs/model.mindir runs/model_onnx.onnx FOLDER_OF_IMAGES
 
 The application computes in each runtime that it was built with. Measures all in turn and prints
@@ -31,8 +30,9 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from benchmarks.contenders import run
 from src.data.sources import ImageFolder
-from src.latency.cpp_program import APPLICATION
+from src.latency.cpp_program import APPLICATION, build_program
 from src.latency.runtimes import LIBRARIES, Runtime
 
 
@@ -135,6 +135,7 @@ def python_throughput(program: PythonProgram, files: list[str], threads: int) ->
 
 def compare(args: argparse.Namespace) -> None:
     """Measure all in turn and print medians and ratios."""
+    build_program()
     images = ImageFolder(args.images)  # the class folders that the application goes through
     files = [images.name(index) for index in range(len(images))]
     cv2.setNumThreads(1)  # images are small, and the cores have other images
@@ -167,8 +168,8 @@ def compare(args: argparse.Namespace) -> None:
     for measure, runs in contenders.items():
         values: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(args.rounds):
-            for name, run in runs.items():
-                values[name].append(run())
+            for name, turn in runs.items():
+                values[name].append(turn())
         medians = {name: statistics.median(found) for name, found in values.items()}
         best = min if measure.startswith("latency") else max
         base = best(value for name, value in medians.items() if name.startswith("Python"))
@@ -191,14 +192,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
-    if not APPLICATION.exists():
-        print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
-        return 2
+    if min(args.threads, args.rounds) < 1:
+        parser.error("--threads and --rounds should be at least 1")
     for file in (args.mindir, args.onnx, Path(args.onnx).with_suffix(".json"), args.images):
         if not Path(file).exists():
             parser.error(f"{file}: no such file or folder")
-    compare(args)
-    return 0
+    return run(lambda: compare(args))
 
 
 if __name__ == "__main__":

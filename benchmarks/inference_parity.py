@@ -1,6 +1,5 @@
 r"""The C++ application against Python on the same files: top-1, accuracies, logits.
 
-    bash ascend310_infer/build.sh
     python benchmarks/inference_parity.py CKPT MODEL.mindir FOLDER_OF_CLASS_FOLDERS
     python benchmarks/inference_parity.py CKPT MODEL.onnx FOLDER_OF_CLASS_FOLDERS \
         --runtime openvino --precision bfloat16
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.contenders import run
 from src.errors import UserError
-from src.latency.cpp_program import APPLICATION
+from src.latency.cpp_program import APPLICATION, build_program
 from src.latency.runtimes import LIBRARIES, Runtime
 
 
@@ -33,6 +33,7 @@ def compare(checkpoint_file: str, model: str, folder: str, runtime: Runtime) -> 
     from src.dataset import Loader
     from src.utils import setup_device
 
+    build_program()
     setup_device("CPU", 0)
     checkpoint, source = read_checkpoint(checkpoint_file), ImageFolder(folder)
     if list(source.classes) != list(checkpoint.meta.classes):
@@ -78,15 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runtime", choices=names, default="lite")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args(argv)
-    if not APPLICATION.exists():
-        print(f"{APPLICATION} is missing; bash ascend310_infer/build.sh makes it", file=sys.stderr)
-        return 2
-    try:
-        compare(args.checkpoint, args.model, args.images, Runtime(args.runtime, args.precision))
-    except (UserError, subprocess.CalledProcessError) as error:
-        print(f"inference_parity.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    runtime = Runtime(args.runtime, args.precision)
+    return run(lambda: compare(args.checkpoint, args.model, args.images, runtime))
 
 
 if __name__ == "__main__":

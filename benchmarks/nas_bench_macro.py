@@ -54,6 +54,7 @@ from src.arch.architecture import FORMAT, Architecture
 from src.arch.cost import Cost, network_cost
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.space import SKIP, SearchSpace, SpaceError, load_space
+from src.cli import picture_file
 from src.drawing import save
 from src.errors import UserError
 from src.files import parse_record, read_json
@@ -543,6 +544,8 @@ def judge(args: argparse.Namespace) -> None:
     means = (f"{band} M {table.fewest_parameters(band * 1e6)}" for band in BANDS)
     print(f"top-1 of the {FEWEST} with {FEWEST_PARAMETERS}: {', '.join(means)}")
     found = [(path, name) for path, name in results if isinstance(name, str)]
+    if args.within is not None and len(found) == len(results):
+        raise UserError("within is for accuracies of networks, of which no file is given")
     for path, accuracies in results:
         if isinstance(accuracies, dict):
             if args.within is not None:
@@ -566,7 +569,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, required=True, help="published JSON, or a part of it")
     parser.add_argument("--predict", action="store_true", help="predict what the table lacks")
     parser.add_argument("--within", type=float, help="limit of a served network, million madds")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy over cost")
+    parser.add_argument("--plot", type=picture_file, metavar="FILE", help="draw accuracy over cost")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
     args = parser.parse_args(argv)
     return run(lambda: judge(args))

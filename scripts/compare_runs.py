@@ -5,7 +5,7 @@
 Runs whose folders differ only in a number at the end, such as ``random_0`` and ``random_1``, are a
 group, which gets a line with mean and standard deviation. Accuracies are those of the last epoch,
 on the validation images, so no run is helped by taking its best epoch. Parameters and multiply-adds
-are those of a network with ``--num_classes`` outputs.
+are those of a network with ``--num_classes`` outputs, for images of the run's size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from src.arch.cost import network_cost
 from src.cli import Parser
 from src.errors import UserError
 from src.files import read_jsonl
-from src.training.run_log import RunLog, run_folder
+from src.result_files import ARCH, METRICS
+from src.training.run_log import image_size, run_folder
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class Run:
 def read_run(folder: Path, num_classes: int) -> Run:
     """The run of a ``checkpoint_path``, or of the ``ckpt_0`` in it."""
     own = run_folder(folder)
-    lines = [line for line in read_jsonl(own / RunLog.METRICS) if line["kind"] == "val"]
-    if not lines or not (own / "arch.json").is_file():
+    lines = [line for line in read_jsonl(own / METRICS) if line["kind"] == "val"]
+    if not lines or not (own / ARCH).is_file():
         raise UserError(
-            f"{folder}: should be the folder of a training run, with {RunLog.METRICS}, in which "
-            "there are validations, and arch.json"
+            f"{folder}: should be the folder of a training run, with {METRICS}, in which "
+            f"there are validations, and {ARCH}"
         )
-    cost = network_cost(load_architecture(own / "arch.json"), num_classes)
+    cost = network_cost(load_architecture(own / ARCH), num_classes, image_size(folder))
     return Run(cost.params / 1e6, cost.macs / 1e6, lines)
 
 

@@ -22,14 +22,14 @@ from src.arch.space import SKIP, SearchSpace
 from src.cli import Parser, picture_file
 from src.errors import UserError
 from src.files import read_json, read_jsonl
+from src.result_files import HISTORY, SPACE
 from src.search.indicators import (
     indicator_costs,
     part_name,
     to_indicators,
     without_parts,
 )
-from src.search.result_files import HISTORY
-from src.training.run_log import run_folder
+from src.training.run_log import image_size, run_folder
 from src.utils import run_main
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("accuracies", type=Path, help="of scripts/evaluate_subnets.py --parts true")
     parser.add_argument("--out", type=picture_file, default="explained.png", help="the picture")
     args = parser.parse_args(argv)
-    file = run_folder(args.run) / "space.json"
+    file = run_folder(args.run) / SPACE
     space = SearchSpace.from_dict(read_json(file), str(file))
-    table = arithmetic_table(space, "macs")
+    table = arithmetic_table(space, "macs", image_size=image_size(args.run))
     history = read_jsonl(args.run / HISTORY)
     if not history:
         raise UserError(f"{args.run / HISTORY}: holds no steps of a superkernel search")

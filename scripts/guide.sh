@@ -15,6 +15,7 @@ if [ "${1:-}" = --list ]; then
     printf '%s\n' "${commands[@]}"
     exit 0
 fi
+[ $# -le 2 ] || fail "usage: bash scripts/guide.sh [--list | FIRST [LAST]]"
 first=${1:-1}
 last=${2:-${1:-${#commands[@]}}}
 for number in "$first" "$last"; do
@@ -22,6 +23,7 @@ for number in "$first" "$last"; do
         fail "the command is '$number', should be a number from 1 to ${#commands[@]}; see --list"
     fi
 done
+[ "$first" -le "$last" ] || fail "the last command is $last, should not be before the first, $first"
 [ ! -x .venv/bin/python ] || PATH=$PWD/.venv/bin:$PATH
 for ((number = first; number <= last; number++)); do
     echo "\$ ${commands[number - 1]}"

@@ -64,7 +64,11 @@ def device_addresses(path: Path) -> dict[int, str]:
     if not path.is_file():
         log.warning("%s: no such file; the devices get no addresses", path)
         return {}
-    lines = re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)", path.read_text(encoding="utf-8"), re.M)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error}); hccn_conf names another file") from None
+    lines = re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)", text, re.M)
     return {int(number): address for number, address in lines}
 
 
@@ -80,11 +84,22 @@ def server_address() -> str:
             return "127.0.0.1"
 
 
+# Flags of a table of this server.
+DEFAULTS = {
+    "device_num": "8",
+    "visible_devices": None,
+    "server_ip": None,
+    "hccn_conf": Path("/etc/hccn.conf"),
+}
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags of a command line."""
     parser = Parser(__doc__)
     parser.add_argument(
-        "--device_num", default="8", help="number of devices, or their range: 8 or [0,8)"
+        "--device_num",
+        default=DEFAULTS["device_num"],
+        help="number of devices, or their range: 8 or [0,8)",
     )
     parser.add_argument(
         "--visible_devices",
@@ -93,7 +108,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--server_ip", help="address of this server; found out where omitted")
     parser.add_argument(
-        "--hccn_conf", type=Path, default=Path("/etc/hccn.conf"), help="addresses of the devices"
+        "--hccn_conf", type=Path, default=DEFAULTS["hccn_conf"], help="addresses of the devices"
     )
     parser.add_argument("--merge", nargs="+", metavar="TABLE", help="merge these tables instead")
     parser.add_argument(
@@ -125,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the table; returns the exit code."""
     args = parse_arguments(argv)
     if args.merge:
+        for key, default in DEFAULTS.items():
+            if getattr(args, key) != default:
+                raise UserError(f"{key} is for a table of this server, not for --merge")
         table = merge_rank_tables(load_rank_table(path) for path in args.merge)
         name = f"hccl_{len(table.servers)}s_{table.device_num}p.json"
     else:

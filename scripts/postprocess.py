@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Parsed = TypeVar("Parsed")
 
 USAGE = "usage: python scripts/postprocess.py result_Files/top5.jsonl MODEL.json"
 
@@ -49,6 +51,33 @@ def accuracy(
     return total, hits1 / total, hits5 / total
 
 
+def read_answers(text: str) -> list[dict[str, Any]]:
+    """The lines of top5.jsonl."""
+    answers = [json.loads(line) for line in text.splitlines()]
+    for answer in answers:
+        if "error" not in answer:
+            _ = answer["file"], answer["top5"][0]["class"]
+    return answers
+
+
+def read_classes(text: str) -> list[str]:
+    """Names of the classes from the description of a model."""
+    classes: list[str] = json.loads(text)["classes"]
+    return classes
+
+
+def read(file: Path, parse: Callable[[str], Parsed], content: str) -> Parsed:
+    """Parse a file.
+
+    Raises:
+        ValueError: it holds something else than its content should be.
+    """
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file}: should hold {content} ({error!r})") from None
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the accuracy; returns the exit code."""
     if len(argv) != 2:
@@ -56,10 +85,11 @@ def main(argv: Sequence[str]) -> int:
         return 2
     answers, model = map(Path, argv)
     try:
-        lines = answers.read_text(encoding="utf-8").splitlines()
-        classes = json.loads(model.read_text(encoding="utf-8"))["classes"]
-        total, top1, top5 = accuracy(map(json.loads, lines), classes)
-    except (OSError, ValueError, KeyError) as error:
+        total, top1, top5 = accuracy(
+            read(answers, read_answers, "the answers of the C++ application"),
+            read(model, read_classes, "the description that export.py writes"),
+        )
+    except (OSError, ValueError) as error:
         print(f"postprocess.py: error: {error}", file=sys.stderr)
         return 2
     print(f"Total data: {total}, top1 accuracy: {top1:.5f}, top5 accuracy: {top5:.5f}.")

@@ -23,21 +23,29 @@ command -v "$python" > /dev/null || python=python3
 
 bash "$repository/ascend310_infer/build.sh"  # names its own errors
 
-rm -rf result_Files time_Result acc.log
+# What an earlier run wrote stays until there are new answers.
+scratch=$(mktemp -d ./.infer_XXXXXX) || fail "run where files can be written"
+trap 'rm -rf "$scratch"' EXIT
+# Links stay: the description lies beside what was named.
+mindir=$(realpath -s "$mindir")
+data=$(realpath -s "$data")
 flags=(--mindir_path "$mindir" --dataset_path "$data" --device "$target" --device_id "$device_id"
     --runtime "${RUNTIME:-lite}" --precision "${PRECISION:-float32}")
 [ -z "${BATCH_SIZE:-}" ] || flags+=(--batch_size "$BATCH_SIZE")
 [ -z "${THREADS:-}" ] || flags+=(--threads "$THREADS")
 code=0
-"$repository/ascend310_infer/out/main" "${flags[@]}" || code=$?
+(cd "$scratch" && "$repository/ascend310_infer/out/main" "${flags[@]}") || code=$?
 # If there are answers, the failure is that of some files: the accuracy of the others can still be
 # computed.
-[ -f result_Files/top5.jsonl ] || fail "inference failed" $((code == 0 ? 1 : code))
+[ -f "$scratch/result_Files/top5.jsonl" ] || fail "inference failed" $((code == 0 ? 1 : code))
+rm -rf result_Files time_Result acc.log
+mv "$scratch"/* .
 
 postprocess=("$repository/scripts/postprocess.py" result_Files/top5.jsonl "${mindir%.*}.json")
-if ! "$python" "${postprocess[@]}" > acc.log; then
+"$python" "${postprocess[@]}" > acc.log || {
+    code=$?
     rm -f acc.log
-    fail "the accuracy could not be computed" 1
-fi
+    fail "the accuracy could not be computed" "$code"
+}
 cat acc.log
 [ "$code" -eq 0 ] || fail "some files could not be classified; they are listed above" "$code"

@@ -21,6 +21,7 @@ from pydantic import Field
 from src.cli import build_config, parse_config
 from src.config import FILE_NAME, PRESETS, OneShotConfig, ProgramConfig
 from src.files import has_checkpoints
+from src.result_files import RUN
 from src.utils import run_main
 
 
@@ -102,7 +103,7 @@ def configure(flags: Flags) -> OneShotConfig:
         "save_checkpoint_epochs": flags.val_interval,
         "checkpoint_path": str(folder),
         # The same command again continues the run.
-        "resume": has_checkpoints(folder / "ckpt_0"),
+        "resume": has_checkpoints(folder / RUN),
     }
     return build_config(OneShotConfig, values)
 

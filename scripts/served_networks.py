@@ -10,6 +10,7 @@ eval.json`` and ``scripts/run_infer_310.sh`` have written. What is not there is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from src.cli import Parser
 from src.errors import UserError
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="folder of search.py --from_supernet")
     parser.add_argument("table", metavar="TABLE", help="latency table with its verification")
     args = parser.parse_args(argv)
-    runs = build_runs(find([args.run, args.table]))
+    # A table within the folder is found with it.
+    within = Path(args.table).resolve().is_relative_to(Path(args.run).resolve())
+    runs = build_runs(find([args.run] if within else [args.run, args.table]))
     networks = [network for run in runs if run.folder.front for network in run.networks]
     rows = [HEAD, *(row(network) for network in networks if network.kind == "chosen")]
     if len(rows) == 1:

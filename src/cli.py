@@ -216,5 +216,5 @@ def _value(kind: type[ProgramConfig], key: str, text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter for a date that no calendar has
         return text  # which pydantic refuses, with the key in the message

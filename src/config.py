@@ -181,12 +181,16 @@ class ProgramConfig(BaseModel):
     """Keys of a program; a configuration is checked when it is made, and does not change."""
 
     # An unknown key is an error: a misspelled one would otherwise be ignored in silence.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Preset:
         """Values, in place of the defaults, that suit what is ``given``."""
         return {}
+
+    def changed(self, *keys: str) -> list[str]:
+        """Which of some keys are not at their defaults."""
+        return [k for k in keys if getattr(self, k) != type(self).model_fields[k].default]
 
 
 class DeviceConfig(ProgramConfig):
@@ -257,10 +261,10 @@ class RunConfig(ComputeConfig):
         None, "short side before the centre crop, pixels; 256/224 of the crop where omitted", ge=1
     )
     mean: tuple[_PixelValue, _PixelValue, _PixelValue] = _key(
-        IMAGENET_MEAN, "mean per RGB channel, of 255"
+        IMAGENET_MEAN, "mean per RGB channel, on the scale from 0 to 255"
     )
     std: tuple[_PixelDeviation, _PixelDeviation, _PixelDeviation] = _key(
-        IMAGENET_STD, "standard deviation per RGB channel, of 255"
+        IMAGENET_STD, "standard deviation per RGB channel, on the scale from 0 to 255"
     )
     augment: bool = _key(True, "random augmentation of training images")
     crop_scale: float | None = _key(
@@ -279,7 +283,9 @@ class RunConfig(ComputeConfig):
     # Checkpoints and log.
     checkpoint_path: str = _key(".", "folder in which ckpt_0/ is made")
     keep_checkpoint_max: int = _key(40, "checkpoints to keep, besides the best", ge=1)
-    ckpt_save_policy: Literal["latest_k", "top_k"] = _key("latest_k", "which checkpoints to keep")
+    ckpt_save_policy: Literal["latest_k", "top_k"] = _key(
+        "latest_k", "which checkpoints to keep: the newest, or those of the highest top-1"
+    )
     save_checkpoint_epochs: int = _key(
         1, "epochs between checkpoints, besides those of epochs that are validated", ge=1
     )
@@ -289,7 +295,9 @@ class RunConfig(ComputeConfig):
     val_while_train: bool = _key(True, "validate during training")
     val_interval_epochs: int = _key(1, "epochs between validations", ge=1)
     log_steps: int = _key(10, "steps between lines of metrics.jsonl and train.log", ge=1)
-    print_steps: int = _key(0, "steps between such lines on the terminal; 0 for none", ge=0)
+    print_steps: int = _key(
+        0, "steps between such lines on the terminal, a multiple of log_steps; 0 for none", ge=0
+    )
     profile_steps: str | None = _key(
         None, "steps, counted from 1, of which a trace is written, for example 20-30"
     )
@@ -307,7 +315,7 @@ class RunConfig(ComputeConfig):
         None, "base learning rate; 0.26 for one device and 1.5 for eight where omitted", gt=0
     )
     lr_scheduler: ScheduleName = _key("cosine", "learning-rate schedule")
-    warmup_epochs: float = _key(0.0, "epochs of linear warm-up", ge=0)
+    warmup_epochs: float = _key(0.0, "epochs of linear warm-up; one_cycle has its own", ge=0)
     eta_min: float = _key(0.0, "final learning rate of the cosine", ge=0)
     lr_epochs: tuple[float, ...] = _key((30, 60, 90), "epochs at which the step schedule decays")
     lr_gamma: float = _key(0.97, "decay factor of the step and exponential schedules", gt=0, le=1)
@@ -334,7 +342,7 @@ class RunConfig(ComputeConfig):
     loss_scale: Literal["dynamic"] | float = _key(
         "dynamic", "loss scale of mixed precision: dynamic, or a number"
     )
-    seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0)
+    seed: int = _key(1, "seed of weights, order, augmentation and dropout", ge=0, lt=2**32)
 
     @field_validator("loss_scale", mode="before")
     @classmethod
@@ -355,6 +363,20 @@ class RunConfig(ComputeConfig):
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise PydanticCustomError("steps", "should be the first and the last step, as 20-30")
         return value
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> RunConfig:
+        if self.crop_padding and self.crop_scale:
+            raise ConfigError(
+                "crop_padding and crop_scale are both given; with a crop of random size "
+                "(crop_scale) nothing is padded, --crop_scale null for none"
+            )
+        if self.print_steps % self.log_steps:
+            raise ConfigError(
+                f"print_steps is {self.print_steps}, should be a multiple of log_steps, "
+                f"{self.log_steps}"
+            )
+        return self
 
     @property
     def profiled_steps(self) -> range:
@@ -459,11 +481,12 @@ class TrainConfig(OptimizerConfig):
     @model_validator(mode="after")
     def _keys_of_supernets(self) -> TrainConfig:
         """Refuse what would be ignored."""
-        for key in () if self.space else SUPERNET_KEYS:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ConfigError(f"{key} is for a supernet: --space names its search space")
-        if self.space and self.bn_momentum != type(self).model_fields["bn_momentum"].default:
+        for key in () if self.space else self.changed(*SUPERNET_KEYS):
+            raise ConfigError(f"{key} is for a supernet: --space names its search space")
+        if self.space and self.changed("bn_momentum"):
             raise ConfigError("bn_momentum is for a network: a supernet has no moving statistics")
+        for key in self.changed("random_subnets", "distill") if self.subnets == "random" else ():
+            raise ConfigError(f"{key} is for --subnets sandwich, subnets is random")
         return self
 
 
@@ -506,7 +529,9 @@ class SearchConfig(OptimizerConfig):
         0.5, "share of the steps in which an indicator is drawn between 0 and 1", gt=0, le=1
     )
     threshold_lr: float = _key(
-        1.0, "learning rate of thresholds, in norms at the start of the search", gt=0
+        1.0,
+        "learning rate of thresholds, as a multiple of the norms at the start of the search",
+        gt=0,
     )
 
     # In place of a single search.
@@ -601,6 +626,12 @@ class PackConfig(SubnetDataConfig):
     networks: int = _key(40, "networks whose statistics are kept, over the whole range", ge=2)
     out: str = _key("supernet.safetensors", "file to write; the statistics lie beside it")
 
+    @model_validator(mode="after")
+    def _nothing_to_validate(self) -> PackConfig:
+        if self.val_images is not None:
+            raise ConfigError("val_images: packing evaluates nothing; accuracies has the results")
+        return self
+
 
 class ServeConfig(SubnetDataConfig):
     """Keys of ``search.py --from_supernet``."""
@@ -615,7 +646,7 @@ class ServeConfig(SubnetDataConfig):
     # What networks may cost.
     cost: CostName = _key("latency", "what is limited: latency by a table, macs or params")
     latency_table: str | None = _key(None, "shipped latency table or table file")
-    target_latency_ms: float | None = _key(None, "most milliseconds of the network", gt=0)
+    target_latency_ms: float | None = _key(None, "milliseconds that the network may take", gt=0)
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
     sweep: str | None = _key(
         None,
@@ -662,7 +693,8 @@ class OneShotSearchConfig(SubnetDataConfig):
     # How they are evaluated.
     precision: Literal["float32", "bfloat16"] = _key(
         "float32",
-        "of the factors of 1x1 convolutions while paths are evaluated, by the CPU operators alone",
+        "in which 1x1 convolutions multiply while paths are evaluated; bfloat16 needs the CPU "
+        "operators",
     )
 
     # What a path may cost.
@@ -671,13 +703,22 @@ class OneShotSearchConfig(SubnetDataConfig):
     )
     latency_table: str | None = _key(None, "latency table file for the supernet's space")
     target_latency_ms: float | None = _key(
-        None, "most milliseconds of a path; no limit where omitted", gt=0
+        None, "milliseconds that a path may take; no limit where omitted", gt=0
     )
     target: float | None = _key(None, "the same for cost macs and params, millions", gt=0)
 
     checkpoint_path: str = _key(".", "folder of the results")
     seed: int = _key(1, "seed of the paths", ge=0)
     resume: bool = _key(False, "continue the search in checkpoint_path")
+
+    @model_validator(mode="after")
+    def _keys_of_strategies(self) -> OneShotSearchConfig:
+        evolution = ("population", "generations", "crossover", "mutation", "mutation_prob", "top_k")
+        other = {"random": ("evolution", evolution), "evolution": ("random", ("search_num",))}
+        needed, keys = other[self.strategy]
+        for key in self.changed(*keys):
+            raise ConfigError(f"{key} is for --strategy {needed}, strategy is {self.strategy}")
+        return self
 
     @model_validator(mode="after")
     def _children_within_population(self) -> OneShotSearchConfig:
@@ -790,14 +831,16 @@ class ProfileConfig(ProgramConfig):
         ge=2,
     )
     max_rounds: int = _key(
-        400, "rounds after which medians that are not stable are taken as they are", ge=1
+        400,
+        "rounds, in steps of 20, after which medians that are not stable are taken as they are",
+        ge=1,
     )
 
     rescale: str | None = _key(
         None,
-        "table to scale to the machine's speed of now, by its smallest and largest network, in "
-        "seconds; it is written in its place, or to out; the table says under which "
-        "conditions, and a space that is not shipped is given by space",
+        "table to scale to the machine's present speed, by measuring its smallest and largest "
+        "network again; replaced, unless out is given; a space that is not shipped is given by "
+        "space",
     )
 
     # The table against networks that it was not made from.

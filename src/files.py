@@ -5,12 +5,12 @@ Validation is pydantic's, for files as for flags (``src.cli``). Imports no frame
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ T = TypeVar("T")
 # Writing.
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Write a file in one step: yields a scratch path beside it, which then takes its name.
 
@@ -131,7 +131,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Keys and values of a YAML file."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: holds {type(values).__name__}, should hold keys and values")
@@ -149,11 +149,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as lines of JSON ({error})") from None
     lines = []
-    for line in text.splitlines():
+    *before, last = text.splitlines() or [""]
+    for number, line in enumerate(before, start=1):
         try:
             lines.append(json.loads(line))
         except ValueError:
-            break
+            raise UserError(f"{path}: line {number} is no JSON") from None
+    with contextlib.suppress(ValueError):
+        lines.append(json.loads(last))
     if not all(isinstance(line, dict) for line in lines):
         raise UserError(f"{path}: should hold a JSON object on each line")
     return lines

@@ -17,6 +17,7 @@ from src.arch.architecture import load_architecture
 from src.arch.space import load_space
 from src.data.survey import Survey, survey
 from src.files import read_yaml
+from src.result_files import ARCH, CONFIG, RUN
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +112,9 @@ def for_folder(given: Mapping[str, Any], purpose: Purpose) -> Preset:
     data_path = given.get("data_path")
     if data_path is None or not Path(data_path).exists():
         return {}  # which the run says
-    started = Path(given.get("checkpoint_path", ".")) / "ckpt_0/config.yaml"
+    started = Path(given.get("checkpoint_path", ".")) / RUN / CONFIG
     if given.get("resume") and started.is_file():
-        return read_yaml(started)
+        return {k: v for k, v in read_yaml(started).items() if k != "checkpoint_path"}
     found = survey(data_path, given.get("val_data_path"))
     weights = _of_weights(given["pre_trained"]) if given.get("pre_trained") else {}
     chosen = choose(Facts(found, _network_side(given), weights), given, purpose)
@@ -138,7 +139,7 @@ def _text(value: Any) -> str:
 def _of_weights(file: str) -> dict[str, Any]:
     """What the run in whose folder the weights lie says of them; empty for other weights."""
     folder = Path(file).parent
-    config, arch = folder / "config.yaml", folder / "arch.json"
+    config, arch = folder / CONFIG, folder / ARCH
     if not config.is_file():
         return {}
     own = {key: value for key, value in read_yaml(config).items() if key in _OF_WEIGHTS}

@@ -110,10 +110,11 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Output(logging.StreamHandler):
+class Output(logging.StreamHandler):
     """Messages on standard output. That nobody reads them any more is no mistake."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
+        """Write to nothing from now on, or do what logging does with other errors."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             drop_output()
         else:
@@ -125,7 +126,7 @@ def exit_code_of(main: Main) -> int:
 
     Errors become one line; SPNAS_DEBUG=1 shows the traceback of those that nobody expected.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Output(sys.stdout)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Output(sys.stdout)])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     program = Path(sys.argv[0]).name
     try:

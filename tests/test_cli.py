@@ -137,6 +137,7 @@ def test_an_unknown_method_gets_one_line(source, yaml_file, run_program):
         (("--epoch_siz", "3"), "unknown flag '--epoch_siz', did you mean '--epoch_size'?"),
         (("--mean", "1", "2", "3"), "unexpected value '2'"),
         (("--lr_init",), "argument --lr_init: expected one argument"),
+        (("--epoch_size", "2024-13-45"), "epoch_size is '2024-13-45': input should be a valid"),
         (("--lr_init", "-1"), "lr_init is -1: input should be greater than 0"),
         (("--momentum", "high"), "momentum is 'high': input should be a valid number"),
         (("--mean", "[1, x, 3]"), "mean.1 is 'x': input should be a valid number"),
@@ -160,6 +161,7 @@ def test_mistakes_in_flags_get_one_line(words, reason):
         ("1: 2\n", "1 is 1: keys should be strings"),
         ("- a\n", "holds list, should hold keys and values"),
         ("a: [\n", "not readable as YAML"),
+        ("name: 2024-02-30\n", "not readable as YAML"),
         ("optimizer: adam\n", "optimizer is 'adam': input should be 'momentum' or 'rmsprop'"),
     ],
 )

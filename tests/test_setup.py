@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src import result_files
 from src.checkpoint import format as checkpoint_format
 from src.checkpoint import packed
 from src.deployment import description
 from src.latency import runtimes
-from src.search import result_files
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(

@@ -93,9 +93,20 @@ def test_whoever_sets_malloc_conf_decides(tmp_path):
     assert finished.stdout.splitlines()[0] == "jemalloc, 50 ms" and finished.returncode == 3
 
 
-def test_nobody_has_to_read_the_messages_to_their_end(tmp_path):
+# The log of a training, which prints in a way of its own.
+MESSAGES_OF_A_RUN = MESSAGES.replace(
+    "    for",
+    """    from pathlib import Path
+    from src.training.run_log import RunLog
+    RunLog(Path("."), active=False)
+    for""",
+)
+
+
+@pytest.mark.parametrize("program", [MESSAGES, MESSAGES_OF_A_RUN], ids=("any", "training"))
+def test_nobody_has_to_read_the_messages_to_their_end(tmp_path, program):
     script = tmp_path / "program.py"
-    script.write_text(MESSAGES)
+    script.write_text(program)
     finished = subprocess.run(
         ["bash", "-c", f"{sys.executable} {script} | head -1; exit ${{PIPESTATUS[0]}}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -9,7 +9,14 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from src.errors import UserError
-from src.files import check_header, dump_record, field_names, first_problem, parse_record
+from src.files import (
+    check_header,
+    dump_record,
+    field_names,
+    first_problem,
+    parse_record,
+    read_jsonl,
+)
 
 
 class PartError(UserError, ValueError):
@@ -116,3 +123,14 @@ def test_headers_say_format_and_version(data, reason):
     assert check_header({"version": 1, "format": "form", "a": 2}, "form", 1, "h", PartError) == {
         "a": 2
     }
+
+
+def test_of_lines_only_the_last_one_may_be_cut_short(tmp_path):
+    """What reads them writes them back: nothing must be left out in silence."""
+    file = tmp_path / "lines.jsonl"
+    assert read_jsonl(file) == []
+    file.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    file.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
+    with pytest.raises(UserError, match=r"lines.jsonl: line 2 is no JSON"):
+        read_jsonl(file)

@@ -51,7 +51,8 @@ void Define(CLI::App *app, Flags *flags) {
   app->add_option("--inputs", flags->inputs,
                   "file of inputs, float32, one after the other: the first model's answers to them "
                   "are written in the same form, and nothing is measured")
-      ->needs(outputs);
+      ->needs(outputs)
+      ->check(CLI::ExistingFile);
   app->set_version_flag("--version", RuntimeVersions(), "print the versions of the runtimes");
 }
 

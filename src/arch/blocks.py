@@ -297,10 +297,15 @@ def encode_block(block: AnyBlock) -> str:
         word = next(word for word, kind in _KINDS.items() if type(block) is kind)
         return f"{word}_k{block.kernel_size}_{stride}_{channels}"
     # r1: files write repeated blocks out, as a search decides on each of them.
-    text = f"r1_k{block.kernel_size}_{stride}_e{block.expansion:g}_{channels}"
+    text = f"r1_k{block.kernel_size}_{stride}_e{_digits(block.expansion)}_{channels}"
     if block.se_ratio:
-        text += f"_se{block.se_ratio:g}"
+        text += f"_se{_digits(block.se_ratio)}"
     return text if block.skip else text + "_noskip"
+
+
+def _digits(number: float) -> str:
+    """As many digits as tell a number from all others; six are enough for most."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(float(number))
 
 
 # A block as a field of what becomes a file: its string there, itself in memory.

@@ -515,26 +515,45 @@ class SearchSpace:
             SpaceError: it is not a network of this space.
         """
         foreign = f"architecture '{arch.name}' is not of space '{self.name}'"
-        blocks, decisions = list(arch.blocks), []
-        # Layers of a stage after its first are alike. A block is taken for the first layer that it
-        # fits, so that what is missing counts as skipped at the end of its stage.
-        for layer in self.layers:
+        other = "stem, head, image size or the number of blocks differ"
+        reasons: list[str] = []
+        tried = set[tuple[int, int]]()
+
+        def fit(number: int, used: int) -> list[str] | None:
+            """Decisions of the layers from ``number`` on for the blocks from ``used`` on, if any.
+
+            Layers of a stage after its first are alike. A block is taken for the first layer that
+            it fits, so that what is missing counts as skipped at the end of its stage; where no
+            network comes of that, for a later one.
+            """
+            left = arch.blocks[used:]
+            if number == len(self.layers):
+                reasons.append(other)
+                return None if left else []
+            if (number, used) in tried:
+                return None
+            tried.add((number, used))
+            layer = self.layers[number]
             options = _options(layer)
-            if blocks and blocks[0] in options:
-                choice = options[blocks.pop(0)]
-            elif isinstance(layer, AnySearchedLayer) and layer.skippable:
-                choice = SKIP
-            else:
-                found = f"block '{encode_block(blocks[0])}'" if blocks else "no block"
-                raise SpaceError(
-                    f"{foreign}: {found} stands where one of "
-                    f"{', '.join(encode_block(block) for block in options)} should"
-                )
-            if choice is not None:
-                decisions.append(choice)
-        # Blocks that are left over, and all that the space fixes.
-        if self.derive(decisions, arch.name) != arch:
-            raise SpaceError(f"{foreign}: stem, head, image size or the number of blocks differ")
+            if left and left[0] in options:
+                rest = fit(number + 1, used + 1)
+                if rest is not None:
+                    choice = options[left[0]]
+                    return rest if choice is None else [choice, *rest]
+            if isinstance(layer, AnySearchedLayer) and layer.skippable:
+                rest = fit(number + 1, used)
+                return None if rest is None else [SKIP, *rest]
+            found = f"block '{encode_block(left[0])}'" if left else "no block"
+            reasons.append(
+                f"{found} stands where one of {', '.join(map(encode_block, options))} should"
+            )
+            return None
+
+        decisions = fit(0, 0)
+        if decisions is None:  # the reason is that of blocks in the first layers that they fit
+            raise SpaceError(f"{foreign}: {reasons[0]}")
+        if self.derive(decisions, arch.name) != arch:  # all that the space fixes
+            raise SpaceError(f"{foreign}: {other}")
         return decisions
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from src.checkpoint.format import (
 )
 from src.errors import UserError
 from src.files import parse_record, read_json, whole, write_json
+from src.result_files import BEST
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,6 @@ class CheckpointFolder:
         policy: "latest_k" keeps the newest, "top_k" those of the highest validation top-1.
     """
 
-    BEST = "best.ckpt"
     INDEX = "checkpoints.json"
 
     def __init__(
@@ -77,7 +77,7 @@ class CheckpointFolder:
         index = self._read_index()
         found = []
         for file in sorted(self.path.glob("*.ckpt")):
-            if file.name == self.BEST or file.name.startswith("."):
+            if file.name == BEST or file.name.startswith("."):
                 continue
             if file.name not in index:  # written just before a crash, or copied here
                 try:
@@ -113,14 +113,14 @@ class CheckpointFolder:
 
     def _best(self) -> Entry | None:
         """The entry of ``best.ckpt``, which may be that of a checkpoint that is deleted by now."""
-        known = self._read_index().get(self.BEST)
-        if known is None and (self.path / self.BEST).is_file():  # the index is lost, or older
+        known = self._read_index().get(BEST)
+        if known is None and (self.path / BEST).is_file():  # the index is lost, or older
             try:
-                known = _entry(self.BEST, read_checkpoint(self.path / self.BEST).meta)
+                known = _entry(BEST, read_checkpoint(self.path / BEST).meta)
             except UserError as error:
                 log.warning("%s", error)
-        # A crash after the file was replaced leaves the index behind: the newest is its checkpoint.
-        entries = [*self.entries(), *([known] if known else [])]
+        # A crash leaves the index behind: the best may be a checkpoint that was written before it.
+        entries = [*([known] if known else []), *self.entries()]
         return max(entries, key=lambda entry: entry.top1, default=None)
 
     def save(self, weights: Weights, meta: Meta) -> Path:
@@ -134,17 +134,18 @@ class CheckpointFolder:
         write_checkpoint(path, weights, meta)
         if new.top1 > (-1.0 if best is None else best.top1):
             best = new
-            with whole(self.path / self.BEST) as scratch:
+        if best and best.file != BEST and best.top1 >= 0:
+            with whole(self.path / BEST) as scratch:
                 scratch.unlink(missing_ok=True)  # of a killed run with the same process number
                 try:
-                    os.link(path, scratch)
+                    os.link(self.path / best.file, scratch)
                 except OSError:  # not every file system has links
-                    shutil.copyfile(path, scratch)
+                    shutil.copyfile(self.path / best.file, scratch)
         entries = [entry for entry in entries if entry.file != path.name] + [new]
         for entry in self._surplus(entries):
             (self.path / entry.file).unlink(missing_ok=True)
             entries.remove(entry)
-        index = entries + ([replace(best, file=self.BEST)] if best and best.top1 >= 0 else [])
+        index = entries + ([replace(best, file=BEST)] if best and best.top1 >= 0 else [])
         write_json(self.path / self.INDEX, [asdict(entry) for entry in index])
         return path
 

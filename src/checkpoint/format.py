@@ -10,6 +10,7 @@ checksum. In memory its weights are NumPy arrays; ``src.checkpoint.restore`` mak
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -92,20 +93,12 @@ class Meta:
 
     def to_json(self) -> str:
         """The text of the entry ``meta``."""
-        record = _MetaRecord(
-            arch=self.arch.to_dict(),
-            preprocessing=self.preprocessing.to_dict(),
-            classes=list(self.classes),
-            config=dict(self.config),
-            epoch=self.epoch,
-            step=self.step,
-            parameters=self.parameters,
-            metrics=dict(self.metrics),
-            space=None if self.space is None else self.space.to_dict(),
-            device_num=self.device_num,
-            batches_per_epoch=self.batches_per_epoch,
-            held_out=self.held_out,
-        )
+        values = {
+            "arch": self.arch.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "space": None if self.space is None else self.space.to_dict(),
+        }
+        record = _MetaRecord(**{**vars(self), **values})
         return json.dumps(record.model_dump())
 
     @classmethod
@@ -118,20 +111,13 @@ class Meta:
         record = parse_record(_MetaRecord, data, f"{origin}: description")
         if record.version != VERSION:
             raise UserError(f"{origin}: version {record.version}, this program reads {VERSION}")
-        return cls(
-            arch=Architecture.from_dict(record.arch, origin),
-            preprocessing=Preprocessing.from_dict(record.preprocessing, origin),
-            classes=tuple(record.classes),
-            config=record.config,
-            epoch=record.epoch,
-            step=record.step,
-            parameters=record.parameters,
-            metrics=record.metrics,
-            space=None if record.space is None else SearchSpace.from_dict(record.space, origin),
-            device_num=record.device_num,
-            batches_per_epoch=record.batches_per_epoch,
-            held_out=record.held_out,
-        )
+        values = {
+            "arch": Architecture.from_dict(record.arch, origin),
+            "preprocessing": Preprocessing.from_dict(record.preprocessing, origin),
+            "classes": tuple(record.classes),
+            "space": None if record.space is None else SearchSpace.from_dict(record.space, origin),
+        }
+        return cls(**{**record.model_dump(exclude={"version"}), **values})
 
 
 class _MetaRecord(BaseModel):
@@ -169,6 +155,17 @@ class Checkpoint:
     def network_weights(self) -> dict[str, np.ndarray]:
         """Weights of the network to evaluate and export: averaged ones where there are any."""
         return network_weights(self.weights)
+
+    def digest(self) -> str:
+        """Tells whether two supernets have the same weights.
+
+        They are rounded to float16, so that a packed supernet has the digest of the whole one.
+        """
+        code = hashlib.sha256()
+        for name, value in sorted(self.network_weights().items()):
+            if ".moving_" not in name:
+                code.update(name.encode() + value.astype(np.float16).tobytes())
+        return code.hexdigest()[:16]
 
 
 def network_weights(weights: Weights) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from safetensors.numpy import load_file
 
 from src.checkpoint.format import META, NETWORK_NAME, network_weights, read_entries
 from src.data.safe_pickle import damage_reported, load_torch
@@ -76,8 +77,8 @@ class LoadReport:
         return "\n  ".join([*lines, *self.notes])
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -97,13 +98,6 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".ckpt":
         return _read_checkpoint(path)
     if path.suffix == ".safetensors":
-        try:
-            # Only who has such a file needs the library.
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise UserError(
-                f"{path}: reading it needs a library: pip install safetensors"
-            ) from None
         with damage_reported(path, "safetensors file"):
             return load_file(path)
     entries = load_torch(path)

@@ -11,9 +11,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.checkpoint.format import Checkpoint, Meta, Weights, write_checkpoint
 from src.data.sources import Source, hold_out, names_digest, open_sources, split_folder
 from src.errors import UserError
+from src.result_files import INHERITED
 from src.spnasnet import SPNASNet, fold_batch_norm
-
-INHERITED = "inherited.ckpt"
 
 
 class DataKeys(Protocol):

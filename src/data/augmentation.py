@@ -101,11 +101,14 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _short_side(image: np.ndarray, size: int) -> np.ndarray:
-    """An image resized so that its short side has ``size`` pixels, as evaluation does."""
+    """An image resized so that its short side has ``size`` pixels, as evaluation does.
+
+    MindSpore computes the long side in single precision, and rounds it down.
+    """
     height, width = image.shape[:2]
-    if height < width:
-        return _resize(image, size, int(size / height * width))
-    return _resize(image, int(size / width * height), size)
+    short, long = sorted(map(np.float32, (height, width)))
+    side = int(long / short * np.float32(size))
+    return _resize(image, size, side) if height < width else _resize(image, side, size)
 
 
 def _window(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

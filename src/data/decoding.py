@@ -40,6 +40,9 @@ def decode_image(data: bytes) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP")) as image:
                 _check_size(*image.size)
+                if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip at 255
+                    grey = (np.asarray(image) >> 8).astype(np.uint8)
+                    return np.stack([grey] * 3, axis=-1)
                 return np.asarray(image.convert("RGB"))
     except ImageError:
         raise

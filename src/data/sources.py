@@ -27,6 +27,19 @@ from src.files import make_folder
 log = logging.getLogger(__name__)
 
 
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
@@ -49,13 +62,7 @@ class ImageFolder:
         foreign: list[str] = []
         for label, folder in enumerate(self.classes):
             # Sorted, so that indices and labels are the same on every machine.
-            try:
-                entries = os.scandir(self.path / folder)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path / folder}: cannot be read ({error.strerror})"
-                ) from None
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            names = sorted(entry.name for entry in _scan(self.path / folder) if entry.is_file())
             images = [name for name in names if _is_image(name)]
             if not images:
                 raise UserError(
@@ -86,7 +93,7 @@ class ImageFolder:
             raise UserError(f"{self.path}: no such folder; {expected} in it")
         folders = sorted(
             entry.name
-            for entry in os.scandir(self.path)
+            for entry in _scan(self.path)
             if entry.is_dir() and not entry.name.startswith(".")
         )
         if not folders:

@@ -137,7 +137,7 @@ def validation_set(checkpoint: Checkpoint) -> Source | None:
     try:
         return open_source(checkpoint, None, "val")
     except UserError as error:
-        log.info("%s; the export is checked on the embedded digits instead", error)
+        log.info("%s; other images are taken instead", error)
         return None
 
 

@@ -57,7 +57,7 @@ def export(
         Fault: the model gives other logits than the network; nothing is left under its name.
     """
     _check_device(file_format, device_target)
-    path = _model_path(file_name, SUFFIXES[file_format])
+    path = model_path(file_name, file_format)
     make_folder(path.parent)
     check_description_is_free(path)
     network = build_network(checkpoint, folded=fold)
@@ -103,8 +103,9 @@ def _check_device(file_format: str, device_target: str) -> None:
         )
 
 
-def _model_path(file_name: str, suffix: str) -> Path:
-    """The path with the suffix, once; other dots in the name stay."""
+def model_path(file_name: str, file_format: str) -> Path:
+    """The path with the suffix of a format, once; other dots in the name stay."""
+    suffix = SUFFIXES[file_format]
     path = Path(file_name.removesuffix(suffix))
     if not path.name:
         raise UserError(f"file_name is '{file_name}', should end in a name")

@@ -24,6 +24,7 @@ from src.config import PRESETS
 from src.devices.job import ROOT, Job, Launch
 from src.devices.rank_table import load_rank_table
 from src.errors import UserError
+from src.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All that can be wrong is found here, before anything runs in the background.
     launch, foreground = parse(words)
     launch = _with_free_port(launch)
-    try:
-        launch.log_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{launch.log_dir}: cannot be made ({error.strerror}); give another --log_dir"
-        ) from None
+    make_folder(launch.log_dir)
     if foreground:
         return Job(launch).wait(sys.stdout)
     _start_in_background(launch, words)
@@ -72,7 +68,7 @@ def parse(argv: Sequence[str]) -> tuple[Launch, bool]:
     # Ascend unless the user says otherwise, as in the model zoo's scripts.
     target = os.environ.get("DEVICE_TARGET", "Ascend")
     own = ["--dataset_name", dataset, "--device_target", target]
-    if args.program == ONE_SHOT:
+    if program.resolve() == ROOT / ONE_SHOT:
         own = ["--dataset", dataset]
     command = (str(program), *own, *flags)
     log_dir = args.log_dir or Path("logs") / time.strftime("%Y%m%d-%H%M%S")

@@ -80,7 +80,8 @@ class Server:
             }
             for device in self.devices
         ]
-        return {"server_id": self.name, "device": devices, "host_nic_ip": "reserve"}
+        address = {"host_ip": self.address} if self.address != self.name else {}
+        return {"server_id": self.name, **address, "device": devices, "host_nic_ip": "reserve"}
 
 
 @dataclass(frozen=True)

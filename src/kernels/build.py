@@ -6,7 +6,9 @@ processor and sources. A file in it is therefore never out of date.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -18,9 +20,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from src.errors import Fault
-from src.files import whole
 
 SOURCES = Path(__file__).resolve().parent
 FLAGS = (
@@ -45,7 +44,12 @@ _log = logging.getLogger(__name__)
 
 def cache_root() -> Path:
     """Where all versions of this project keep what they have compiled."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spnas"
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        return Path(place) / "spnas"
+    try:
+        return Path.home() / ".cache" / "spnas"
+    except RuntimeError:  # the user of a container may have no home
+        return Path(tempfile.gettempdir()) / f"spnas-{os.getuid()}"
 
 
 def cache_folder() -> Path:
@@ -70,8 +74,7 @@ def compile_library(target: str = NATIVE) -> Path:
         target: NATIVE, ANY, or a processor as the compiler's ``-march`` names it.
 
     Raises:
-        OSError: there is no compiler, or the folder cannot be made.
-        Fault: the file cannot be written.
+        OSError: there is no compiler, or the folder or the file cannot be made.
         subprocess.SubprocessError: the compiler failed, or did not end in TIMEOUT_SECONDS.
     """
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
@@ -91,9 +94,16 @@ def compile_library(target: str = NATIVE) -> Path:
     library = folder / "libspnas_kernels.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Several processes may compile at once; each puts a complete file in place.
-        with whole(library) as scratch, tempfile.TemporaryDirectory(dir=folder) as objects:
-            _compile(compiler, flags, Path(objects), scratch)
+        # Processes of a job come here at once: one compiles, the others wait and find the file.
+        with open(folder / "lock", "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: all compile
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _log.info("compiling the CPU operators, once for this processor and version")
+                with tempfile.TemporaryDirectory(dir=folder) as objects:
+                    made = Path(objects) / library.name
+                    _compile(compiler, flags, Path(objects), made)
+                    os.replace(made, library)
     return library
 
 
@@ -121,7 +131,10 @@ def _run(*command: str) -> str:
 
 def _reason(error: Exception) -> str:
     """The telling line of an error, which for a compiler is the first that says "error"."""
-    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    text = getattr(error, "stderr", None) or str(error)
+    if isinstance(text, bytes):  # of a command that did not end
+        text = text.decode(errors="replace")
+    lines = text.strip().splitlines()
     return next((line for line in lines if "error" in line), lines[0] if lines else repr(error))
 
 
@@ -131,7 +144,7 @@ def library() -> str | None:
     try:
         path = str(compile_library())
         ctypes.CDLL(path)
-    except (OSError, Fault, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         _log.warning(
             "CPU operators are not available (%s): MindSpore's own are used, and a training step "
             "takes several times as long.",

@@ -13,7 +13,6 @@
 
 namespace spnas {
 
-constexpr int kMaxSide = 7;
 constexpr int kMaxOutputs = 8;  // of a tile
 
 // sum[o] += sum over kx < kX and ky < rows of weight[ky * kX + kx] * in[ky][kStride * o + kx]

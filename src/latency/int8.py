@@ -15,7 +15,7 @@ from src.config import ExportConfig
 from src.data.sources import Source
 from src.deployment.check import validation_set
 from src.deployment.classifier import Classifier, load_classifier
-from src.deployment.export import check_description_is_free, export
+from src.deployment.export import check_description_is_free, export, model_path
 from src.deployment.predict import find_images
 from src.deployment.quantisation import check_tools, quantise
 from src.errors import Fault
@@ -124,6 +124,12 @@ def check_before(config: ExportConfig) -> None:
     find_images([config.calibration])
     Runtime("onnxruntime", threads=config.threads).check()
     check_tools()
+    check_description_is_free(_int8_path(model_path(config.file_name, "ONNX")))
+
+
+def _int8_path(path: Path) -> Path:
+    """Of the model of int8, beside that of float32."""
+    return path.with_name(f"{path.stem}_{INT8}.onnx")
 
 
 def export_int8(path: Path, checkpoint: Checkpoint, config: ExportConfig) -> Path:
@@ -138,13 +144,11 @@ def export_int8(path: Path, checkpoint: Checkpoint, config: ExportConfig) -> Pat
         Path of the model of int8, ``NAME_int8.onnx``, with a description of its own.
 
     Raises:
-        UserError: the description of another model has that name.
         Fault: int8 is not worth it, with the figures, or a runtime computes another answer than the
             network. Nothing is left of the model of int8, nor of an earlier one of this name.
     """
     assert config.calibration is not None  # ExportConfig has checked it
-    out = path.with_name(f"{path.stem}_{INT8}.onnx")
-    check_description_is_free(out)
+    out = _int8_path(path)
     for earlier in (out, out.with_suffix(".json")):
         earlier.unlink(missing_ok=True)
     classifier = load_classifier(str(path))

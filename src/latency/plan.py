@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,11 +114,11 @@ class ProfilePlan:
         """Decisions of random networks, of the shipped and of the given ones of the space, by name.
 
         Args:
-            fitted: decisions, joined by spaces, of random networks to leave out.
+            fitted: decisions, joined by spaces, of networks that are not to be drawn.
 
         Raises:
             SpaceError: a given architecture is not of the space.
-            UserError: two networks have one name.
+            UserError: two networks have one name, or one that is not free.
         """
         draw = self.uniform if self.config.verify_draw == "uniform" else self.evenly_spaced
         drawn = draw(self.config.verify, self.config.seed + VERIFICATION_SEED)
@@ -129,6 +130,11 @@ class ProfilePlan:
         given = self.config.verify_arch
         for file in given.split(",") if given else ():
             arch = load_architecture(file)
+            if re.fullmatch(r"(network|random)\d+", arch.name):
+                raise UserError(
+                    f"{file}: the name '{arch.name}' is one of those that a verification gives "
+                    "itself; change it in the file"
+                )
             decisions = self.space.decisions_of(arch)
             if chosen.setdefault(arch.name, decisions) != decisions:
                 raise UserError(

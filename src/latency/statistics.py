@@ -218,11 +218,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """For the provenance of a table."""
-        return {
-            "networks": self.networks,
-            **{key: round(value, 4) for key, value in vars(self).items() if key != "networks"},
-            "passed": self.passed,
-        }
+        return {**vars(self), "passed": self.passed}
 
 
 def judge(
@@ -234,6 +230,9 @@ def judge(
         predicted: by a table.
         measured: of the same networks.
         machine_factor: how slow the machine is, relative to the table; it is no error of the table.
+
+    Returns:
+        The verdict, with four decimals: what is printed, stored and drawn is the same.
     """
     guess = machine_factor * np.asarray(predicted, np.float64)
     truth = np.asarray(measured, np.float64)
@@ -241,9 +240,9 @@ def judge(
     rmse = np.sqrt(np.mean((guess - truth) ** 2)) / truth.mean()
     return Verdict(
         networks=len(truth),
-        machine_factor=machine_factor,
-        mean_error=float(errors.mean()),
-        rmse=float(rmse),
-        worst=float(errors[np.abs(errors).argmax()]),
-        kendall_tau=float(kendalltau(guess, truth).statistic),
+        machine_factor=round(machine_factor, 4),
+        mean_error=round(float(errors.mean()), 4),
+        rmse=round(float(rmse), 4),
+        worst=round(float(errors[np.abs(errors).argmax()]), 4),
+        kendall_tau=round(float(kendalltau(guess, truth).statistic), 4),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,17 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     """
     table = load_table(out, plan.space)
     check_conditions(table, plan, meter, str(out))
-    fitted = table.provenance.get("networks", {})
-    chosen = plan.networks_to_verify({facts["decisions"] for facts in fitted.values()})
-    if len(chosen) < 2:
+    fitted = {facts["decisions"] for facts in table.provenance.get("networks", {}).values()}
+    chosen = plan.networks_to_verify(fitted)
+    # Shipped and given networks may be among those to which the table was fitted.
+    judged = [name for name, decisions in chosen.items() if " ".join(decisions) not in fitted]
+    if len(judged) < 2:
         raise UserError(f"verify is {plan.config.verify}: a table takes two networks to be judged")
     ends = ends_of(table)
     settings = plan.settings(meter.version, "verification")
     session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})
     draw = DRAWS[plan.config.verify_draw]
-    log.info("verification of %s by %d networks: %s", out, len(chosen), draw)
+    log.info("verification of %s by %d networks: %s", out, len(judged), draw)
     models = [*plan.networks(chosen), *plan.networks(ends)]
     found = measure(session, meter, models, plan.config)
 
@@ -63,8 +65,10 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
         )
     predicted = {name: table.total(decisions) for name, decisions in chosen.items()}
     measured = {name: found.summaries[name].median_ms for name in chosen}
-    verdict = judge(list(predicted.values()), list(measured.values()), factor)
-    _report(predicted, found.summaries, verdict)
+    verdict = judge(
+        [predicted[name] for name in judged], [measured[name] for name in judged], factor
+    )
+    _report(predicted, found.summaries, verdict, judged)
     record = {
         "date": utc_now(),
         "drawn": plan.config.verify_draw,
@@ -110,19 +114,23 @@ def _networks_record(
 
 
 def _report(
-    predicted: Mapping[str, float], summaries: Mapping[str, Summary], verdict: Verdict
+    predicted: Mapping[str, float],
+    summaries: Mapping[str, Summary],
+    verdict: Verdict,
+    judged: Collection[str],
 ) -> None:
     factor = verdict.machine_factor
     log.info("%-20s %10s %10s %8s %8s", "network", "predicted", "measured", "error", "spread")
     for name, milliseconds in predicted.items():
         measured = summaries[name]
         log.info(
-            "%-20s %10.3f %10.3f %+7.1f%% %7.1f%%",
+            "%-20s %10.3f %10.3f %+7.1f%% %7.1f%%%s",
             name,
             factor * milliseconds,
             measured.median_ms,
             100 * (factor * milliseconds / measured.median_ms - 1),
             100 * measured.spread,
+            "" if name in judged else "  fitted",
         )
     log.info(
         "mean error %+.1f %%, RMSE %.1f %% of the mean latency, worst %+.1f %%, "

@@ -43,19 +43,16 @@ def one_cycle_lr(
     steps: np.ndarray,
     max_lr: float,
     total_steps: int,
-    rise: float = 0.3,
-    start_factor: float = 25.0,
-    end_factor: float = 1e4,
 ) -> np.ndarray:
-    """Cosine rise to ``max_lr`` over the first ``rise`` of the run, cosine fall after it.
+    """Cosine rise to ``max_lr`` over the first 0.3 of the run, cosine fall after it.
 
     Smith and Topin, arXiv 1708.07120, in the form with two phases and cosines that PyTorch's
-    ``OneCycleLR`` has, with its defaults: from ``max_lr / start_factor`` up, then down to
-    ``max_lr / start_factor / end_factor``.
+    ``OneCycleLR`` has, with its defaults: from ``max_lr / 25`` up, then down to a ten-thousandth of
+    that.
     """
-    start, end = max_lr / start_factor, max_lr / start_factor / end_factor
+    start, end = max_lr / 25, max_lr / 25 / 1e4
     # Never 0, as runs may be as short as one step.
-    last, peak = max(total_steps - 1, 1), max(rise * total_steps - 1, 1e-9)
+    last, peak = max(total_steps - 1, 1), max(0.3 * total_steps - 1, 1e-9)
     up = max_lr + (start - max_lr) * (1 + np.cos(np.pi * np.minimum(steps / peak, 1))) / 2
     down = end + (max_lr - end) * (1 + np.cos(np.pi * (steps - peak) / max(last - peak, 1e-9))) / 2
     return np.where(steps <= peak, up, down)

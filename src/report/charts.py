@@ -22,9 +22,10 @@ from src.training.classes import OfClass
 Row: TypeAlias = dict[str, Any]
 Spec: TypeAlias = dict[str, Any]
 
+SHAPES = alt.Scale(domain=["chosen", "trained"], range=["square", "triangle-up"])
 WIDTH = 530  # of a chart, pixels; two stand side by side
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
-KERNELS = {1: "#999999", 3: "#56B4E9", 5: "#E69F00", 7: "#D55E00"}
+KERNELS = {3: "#56B4E9", 5: "#E69F00", 7: "#D55E00"}
 # Of one kernel size the choices differ in strength: the last is that of the largest expansion.
 SHADES = {
     "K3": ["#a6d8f5", "#56B4E9", "#0072B2"],
@@ -128,7 +129,7 @@ def networks(rows: Sequence[Row], unit: str) -> Spec:
     points = large.mark_point(filled=True, cursor="pointer", opacity=1).encode(
         y=y,
         color=color,
-        shape=alt.Shape("kind:N", title="", scale=alt.Scale(range=["square", "triangle-up"])),
+        shape=alt.Shape("kind:N", title="", scale=SHAPES),
         size=alt.condition(selected, alt.value(320), alt.value(130)),
     )
     kinds = {row["kind"] for row in rows}  # a layer without data would be a warning
@@ -463,7 +464,7 @@ def heat_map(table: CostTable) -> Spec:
         for choice, cost in entries.items()
         if choice != SKIP
     ]
-    highest = max(row["cost"] for row in rows)
+    highest = max((row["cost"] for row in rows), default=0.0)
     base = alt.Chart(alt.NamedData("entries")).encode(
         x=alt.X("layer:O", title="searched layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("choice:N", title=None),
@@ -495,10 +496,12 @@ def prediction_rows(tables: Mapping[str, CostTable]) -> list[Row]:
         if table.unit != UNIT:
             continue
         fitted = table.provenance.get("networks", {})
+        known = {facts["decisions"] for facts in fitted.values()}
+        others = {k: v for k, v in verified(table).items() if v["decisions"] not in known}
         since_profile = table.provenance.get("rescaled", {}).get("factor", 1.0)
         for kind, networks, factor in (
             ("fitted", fitted, 1 / since_profile),
-            ("not fitted", verified(table), machine_factor(table)),
+            ("not fitted", others, machine_factor(table)),
         ):
             for name, facts in networks.items():
                 total = table.total(facts["decisions"].split())

@@ -16,25 +16,29 @@ from src.arch.space import SearchSpace, SpaceError, load_space
 from src.errors import UserError
 from src.files import check_header, parse_record, read_json, read_jsonl, read_yaml
 from src.latency.runtimes import COMPARISON_FORMAT, COMPARISON_VERSION
-from src.search.result_files import (
+from src.result_files import (
     ACCURACIES,
     ACCURACIES_FORMAT,
     ACCURACIES_VERSION,
+    ARCH,
+    CONFIG,
     FRONT,
     HISTORY,
+    METRICS,
     PATHS,
+    RUN,
     SEARCH,
     SERVE,
+    SPACE,
     TABLE,
 )
 from src.training.classes import CLASSES, ClassCounts, OfClass
-from src.training.run_log import RunLog, run_folder
+from src.training.run_log import run_folder
 
 T = TypeVar("T")
 
-ARCH = "arch.json"
 DEPTH = 3  # folders within a folder: quick start, served, target_2, finetuned
-NO_RUNS = ("ckpt_0", "result_Files", "time_Result")  # what programs write beside runs
+NO_RUNS = (RUN, "result_Files", "time_Result")  # what programs write beside runs
 IMAGES_OF_RUNS = ("train", "val", "test")  # in the folder of a run: very many files, but no run
 
 
@@ -294,7 +298,7 @@ def _check_found(path: Path, found: Found) -> None:
             "epoch or its first network"
         )
     raise UserError(
-        f"{path}: holds no run, none of {RunLog.METRICS}, {HISTORY}, {FRONT}, {ACCURACIES}, "
+        f"{path}: holds no run, none of {METRICS}, {HISTORY}, {FRONT}, {ACCURACIES}, "
         f"{PATHS}, no latency table and no comparison of runtimes"
     )
 
@@ -302,7 +306,12 @@ def _check_found(path: Path, found: Found) -> None:
 def _read_file(path: Path, label: str) -> Found:
     if path.suffix == ".json":
         return _read_json(path, label)
-    header, lines = _accuracies(path)
+    try:
+        header, lines = _accuracies(path)
+    except UserError:
+        if path.suffix == Path(ACCURACIES).suffix:  # accuracies, if damaged ones
+            raise
+        header, lines = {}, []
     if not header:
         raise UserError(
             f"{path}: should be the folder of a run, a latency table or a comparison of runtimes "
@@ -356,7 +365,10 @@ def read_runtimes(file: Path) -> Runtimes:
 def read_table(file: Path) -> CostTable:
     """A cost table, in ``ckpt_0`` of a search also one of multiply-adds or parameters."""
     record = check_header(read_json(file), TABLE_FORMAT, TABLE_VERSION, str(file), CostTableError)
-    return parse_record(CostTable, record, str(file), CostTableError)
+    table = parse_record(CostTable, record, str(file), CostTableError)
+    if not table.layers or not all(name.removeprefix("layer").isdigit() for name in table.layers):
+        raise CostTableError(f"{file}: its layers should be layer1, layer2 and so on")
+    return table
 
 
 def _lines(kind: type[T], file: Path, lines: Sequence[Mapping[str, Any]] | None = None) -> list[T]:
@@ -384,14 +396,14 @@ def read_folder(path: Path, label: str, group: str) -> Folder:
     """What a run has left in a folder and in the ``ckpt_0`` of it."""
     own = run_folder(path)
     header, evaluated = _accuracies(path / ACCURACIES)
-    space, costs = own / "space.json", own / TABLE
+    space, costs = own / SPACE, own / TABLE
     archs = [place / ARCH for place in (path, own) if (place / ARCH).is_file()]
-    config = own / "config.yaml"
+    config = own / CONFIG
     folder = Folder(
         path,
         label,
         group,
-        points=_lines(Point, own / RunLog.METRICS),
+        points=_lines(Point, own / METRICS),
         steps=_lines(Step, path / HISTORY),
         paths=_lines(EvaluatedPath, path / PATHS),
         evaluated=evaluated,

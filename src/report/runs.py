@@ -22,8 +22,8 @@ from src.arch.cost_table import (
 )
 from src.arch.space import SKIP, AnySearchedLayer, SearchSpace, choice_name
 from src.errors import UserError
-from src.report.folders import ARCH, Evaluated, Folder, Found, find_space, read_evaluation
-from src.search.result_files import IMAGES
+from src.report.folders import Evaluated, Folder, Found, find_space, read_evaluation
+from src.result_files import ARCH, BEST, IMAGES, INHERITED
 from src.training.run_log import run_folder
 
 MACS = ARITHMETIC_UNITS["macs"]
@@ -255,11 +255,17 @@ def _find_latency(
     named = folder.settings.get("latency_table")
     if named is None:
         return next(iter(fitting), None)
-    same = [table for table in fitting if table.name == Path(named).stem]
+    costs = folder.settings.get("costs")  # older files do not say what the table held
+    same = [
+        table
+        for table in fitting
+        if (table.digest() == costs if costs else table.name == Path(named).stem)
+    ]
     try:
-        return same[0] if same else load_table(named, space)
+        table = same[0] if same else load_table(named, space)
     except UserError:  # it lies elsewhere now, and one of another device would not be its own
         return None
+    return table if costs in (None, table.digest()) else None
 
 
 def _unit(folder: Folder) -> str:
@@ -397,7 +403,7 @@ def _served(run: Run) -> Iterator[Network]:
                 "answered": read_answers(place),
                 "macs": row.macs,
                 "params": row.params,
-                "command": export_command(place / "inherited.ckpt", "spnas"),
+                "command": export_command(place / INHERITED, "spnas"),
                 "provenance": arch.provenance,
             }
         )
@@ -450,7 +456,7 @@ def _own(run: Run) -> Iterator[Network]:
         facts = {"choices": choices, "layers": layers}
         facts |= {"macs": cost.macs / 1e6, "params": cost.params / 1e6}
     place = folder.path if found else run_folder(folder.path)
-    checkpoint = place / ("inherited.ckpt" if found else "best.ckpt")
+    checkpoint = place / (INHERITED if found else BEST)
     yield Network(
         **facts,
         name=arch.name,

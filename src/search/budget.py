@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 
 from src.arch.cost_table import CostTable, arithmetic_table, load_table, measured_name
 from src.arch.space import SearchSpace
 from src.config import OneShotSearchConfig, SearchConfig, ServeConfig
 from src.data.preprocessing import Preprocessing
-from src.data.sources import open_sources
+from src.data.sources import CIFAR10_CLASSES, open_sources
 from src.errors import UserError
 from src.latency.machine import days_since, processor_name
 from src.latency.runtimes import installed_version
@@ -137,7 +138,7 @@ def cost_bound(config: SearchConfig | OneShotSearchConfig | ServeConfig) -> floa
 
 def check_limit(table: CostTable, limit: float) -> None:
     """Raise UserError where no network is within a limit; one that all are within is none."""
-    if limit < table.range()[0]:
+    if not limit >= table.range()[0]:  # not a number is not within a limit either
         table.check_target(limit)
 
 
@@ -147,24 +148,36 @@ def parse_targets(key: str, text: str, table: CostTable) -> list[float]:
     A number with % is a share of the way from the smallest to the largest network of ``table``.
 
     Raises:
-        UserError: a word is no number.
+        UserError: a word is no number, or two have one name.
     """
     low, high = table.range()
     try:
-        return [
+        targets = [
             low + float(word[:-1]) / 100 * (high - low) if word.endswith("%") else float(word)
             for word in text.split(",")
         ]
+        if not all(map(math.isfinite, targets)):
+            raise ValueError
     except ValueError:
         raise UserError(
             f"{key} is '{text}', should be numbers with commas between them, for example 2,3 or "
             "30%,60%"
         ) from None
+    if len(set(map(target_name, targets))) < len(targets):
+        raise UserError(f"{key} is '{text}', should be numbers that differ in their first 4 digits")
+    return targets
+
+
+def target_name(target: float) -> str:
+    """Name of the folder for one of several targets."""
+    return f"target_{target:.4g}"
 
 
 def count_classes(config: SearchConfig) -> int | None:
     """Classes that the flags or the data tell, for arithmetic costs; None where neither does."""
-    if config.num_classes or config.cost == "latency" or config.data_path is None:
+    if config.num_classes or config.cost == "latency":
         return config.num_classes
+    if config.data_path is None:
+        return len(CIFAR10_CLASSES) if config.dataset_name == "cifar10" else None
     sources = open_sources(config.dataset_name, config.data_path, splits=("train",))
     return len(sources["train"].classes)

@@ -29,8 +29,9 @@ class UsedParts(nn.Cell):
             sides = np.maximum.outer(distance, distance)[None, None]
             self.numbers.append(Tensor(np.arange(block.mid_channels, dtype=np.float32)))
             self.sides.append(Tensor(sides.astype(np.float32)))
-        self.places = tuple(_place(parameter.name) for parameter in parameters)
         self.always = Tensor(np.ones(1, np.float32))
+        self.columns, self.rows = ops.Split(1, 3), ops.Split(0, len(arch.blocks))
+        self.places = [_place(parameter.name) for parameter in parameters]
 
     def construct(self, decisions: Tensor) -> tuple[Tensor, ...]:
         """Of 0 and 1, in shapes that are broadcast to the parameters.
@@ -38,38 +39,40 @@ class UsedParts(nn.Cell):
         Args:
             decisions: (blocks, 3), see ``MBConv``.
         """
+        # Without a branch for each parameter: MindSpore would nest three calls for each, and it
+        # compiles no graph of more than a thousand.
+        side, channels, presence = self.columns(decisions)  # each (blocks, 1)
+        side, channels, presence = self.rows(side), self.rows(channels), self.rows(presence)
+        parts: tuple[Tensor, ...] = (self.always,)
+        for block in range(len(self.numbers)):
+            outer = presence[block].reshape((1,))
+            inner = (self.numbers[block] < channels[block].reshape((1,))).astype(ms.float32) * outer
+            column, row = inner.reshape((-1, 1, 1, 1)), inner.reshape((1, -1, 1, 1))
+            taps = (self.sides[block] <= side[block].reshape((1, 1, 1, 1))).astype(ms.float32)
+            parts += (outer, inner, column, row, column * taps)  # see PARTS
         used: tuple[Tensor, ...] = ()
-        for block, part in self.places:
-            if part == "always":
-                used += (self.always,)
-                continue
-            side, channels, presence = decisions[block, 0], decisions[block, 1], decisions[block, 2]
-            inner = (self.numbers[block] < channels).astype(ms.float32) * presence
-            if part == "outer":
-                used += (presence.reshape((1,)),)
-            elif part == "inner":
-                used += (inner,)
-            elif part == "first":
-                used += (inner.reshape((-1, 1, 1, 1)),)
-            elif part == "last":
-                used += (inner.reshape((1, -1, 1, 1)),)
-            else:
-                taps = (self.sides[block] <= side).astype(ms.float32)
-                used += (inner.reshape((-1, 1, 1, 1)) * taps,)
+        for place in self.places:
+            used += (parts[place],)
         return used
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Number of a parameter's block, and by which of its sizes the parameter is divided."""
+# Of a block: as ``presence`` alone, by channel, by output or input channel, and that with its taps.
+PARTS = ("outer", "inner", "first", "last", "taps")
+
+
+def _place(name: str) -> int:
+    """Which of the parts of ``UsedParts`` is that of a parameter: always, or one of its block's."""
     words = name.split(".")
     if words[0] != "blocks" or words[2] == "se":  # which fixed blocks alone have
-        return 0, "always"
+        return 0
     block, layer, is_weight = int(words[1]), words[2], words[-1] == "weight"
     if layer == "project":
-        return block, "last" if is_weight else "outer"
-    if not is_weight:
-        return block, "inner"
-    return block, "taps" if layer == "depthwise" else "first"
+        part = "last" if is_weight else "outer"
+    elif not is_weight:
+        part = "inner"
+    else:
+        part = "taps" if layer == "depthwise" else "first"
+    return 1 + block * len(PARTS) + PARTS.index(part)
 
 
 class ElasticStep(nn.Cell):

@@ -26,6 +26,7 @@ from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.errors import UserError
+from src.result_files import SPACE
 from src.search.elastic_step import ElasticStep, UsedParts
 from src.search.subnet_evaluation import Batches, SubnetEvaluator, forward_parts, parts
 from src.spnasnet import SPNASNet
@@ -52,7 +53,7 @@ def train_elastic(config: TrainConfig) -> int:
             "trains; train.py --space trains superkernels"
         )
     run = prepare(config, space.largest(), space)
-    return train(run, lambda run: ElasticTraining(run, space), {"space.json": space.to_dict()})
+    return train(run, lambda run: ElasticTraining(run, space), {SPACE: space.to_dict()})
 
 
 class Subnets:

@@ -16,13 +16,19 @@ from src.arch.cost_table import CostTable
 from src.arch.space import SKIP, SearchSpace, Superkernel, choice_name
 
 FREE = -1.0  # in place of 0 or 1: an indicator that its threshold decides
+TOLERANCE = 0.01  # relative distance of a cost from its target
+ATTEMPTS = 5  # to come so near
 
 
 def padded_shape(space: SearchSpace) -> tuple[int, int]:
-    """Most kernel sizes and most expansions that any layer has."""
+    """Most kernel sizes and most expansions that any layer has, two at least.
+
+    So no tensor is empty, which MindSpore cannot slice; what a layer lacks is missing.
+    """
     layers = space.superkernels.values()
     sizes = max(len(layer.kernel_sizes) for layer in layers)
-    return sizes, max(len(layer.expansions) for layer in layers)
+    parts = max(len(layer.expansions) for layer in layers)
+    return max(sizes, 2), max(parts, 2)
 
 
 def ring_masks(layer: Superkernel, rows: int) -> np.ndarray:
@@ -151,21 +157,41 @@ def match_target(
     indicators: np.ndarray,
     margins: np.ndarray,
     target: float,
-    tolerance: float = 0.01,
 ) -> np.ndarray:
     """Indicators whose cost matches a target, by the least change.
 
     The change is the sum of the margins of all indicators that become others: what was found with
     certainty stays. Solved exactly, up to a ten-thousandth of the target, as a knapsack over the
-    layers.
+    layers. Where like layers have different costs, as in a table that was measured on a device,
+    the network's cost is that of its canonical decisions: then it is solved again, with the aim
+    moved and half the tolerance.
 
     Args:
         indicators: as found, (L, D) of 0 and 1.
         margins: how far each norm is from its threshold, (L, D), in units that are comparable.
-        target: in the unit of the table.
-        tolerance: relative distance from the target at which costs match; where no network is so
-            near, the nearest one is taken.
+        target: in the unit of the table. Costs match it that differ by at most 1 %; where no
+            network is so near, the nearest one is taken.
     """
+
+    def surplus(indicators: np.ndarray) -> float:
+        return table.total(space.canonical(to_decisions(space, indicators))) - target
+
+    tried, aim, tolerance = [indicators], target, TOLERANCE
+    while abs(surplus(tried[-1])) > TOLERANCE * target and len(tried) <= ATTEMPTS:
+        tried.append(_match_in_place(space, table, indicators, margins, aim, tolerance))
+        aim, tolerance = aim - surplus(tried[-1]), tolerance / 2
+    return min(tried, key=lambda matched: abs(surplus(matched)))
+
+
+def _match_in_place(
+    space: SearchSpace,
+    table: CostTable,
+    indicators: np.ndarray,
+    margins: np.ndarray,
+    target: float,
+    tolerance: float,
+) -> np.ndarray:
+    """See ``match_target``; the cost is that of the decisions in the layers where they stand."""
     unit = 1e-4 * target
     least, picks = _least_changes(space, table, indicators, margins, unit, target)
     distance = np.abs(np.arange(len(least)) * unit / target - 1)

@@ -22,6 +22,7 @@ from src.arch.space import SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import cell_weights, held_out, write_inherited
 from src.config import PLACE_KEYS, OneShotSearchConfig
+from src.data.sources import names_digest
 from src.errors import UserError
 from src.files import (
     append_jsonl,
@@ -32,9 +33,9 @@ from src.files import (
     write_json,
     write_jsonl,
 )
+from src.result_files import ARCH, IMAGES, PATHS, SEARCH, SPACE
 from src.search.budget import check_limit, cost_bound, open_table
 from src.search.one_shot import BlockPath, inherit, path_names
-from src.search.result_files import IMAGES, PATHS, SEARCH
 from src.search.subnet_evaluation import (
     PathEvaluator,
     Split,
@@ -47,7 +48,7 @@ from src.utils import environment
 log = logging.getLogger(__name__)
 
 # Keys that may change when a search is resumed.
-_FREE_KEYS = PLACE_KEYS | {"resume"}
+_FREE_KEYS = PLACE_KEYS | {"ckpt", "resume"}
 _TRIES = 100_000  # draws until one is new and within the limit
 
 Evaluated = dict[str, Any]  # a line of PATHS: path, generation, top1, loss, images, cost
@@ -74,8 +75,9 @@ def search_paths(config: OneShotSearchConfig) -> int:
         )
     images = open_images(config, checkpoint, space, split, bfloat16=bfloat16)
     folder = make_folder(Path(config.checkpoint_path))
-    results = _take_up(config, checkpoint, table, split, folder)
-    write_json(folder / "space.json", space.to_dict())
+    names = names_digest(images.validation.source)
+    results = _take_up(config, checkpoint, table, split, names, folder)
+    write_json(folder / SPACE, space.to_dict())
     draws = PathDraws(space, table, limit, np.random.default_rng(config.seed))
     with images.compiling:
         evaluator = PathEvaluator(checkpoint, images)
@@ -99,6 +101,7 @@ def _take_up(
     checkpoint: Checkpoint,
     table: CostTable,
     split: Split,
+    names: str,
     folder: Path,
 ) -> dict[BlockPath, Evaluated]:
     """Start the folder, or read what an interrupted search has left in it."""
@@ -106,8 +109,10 @@ def _take_up(
         **config.model_dump(mode="json", exclude=set(_FREE_KEYS)),
         "epoch": checkpoint.meta.epoch,
         "step": checkpoint.meta.step,
+        "weights": checkpoint.digest(),
         "costs": table.digest(),
         "split": split,
+        "names": names,
         IMAGES: describe_images(config, checkpoint.meta),
     }
     file, history = folder / SEARCH, folder / PATHS
@@ -120,7 +125,8 @@ def _take_up(
         write_json(file, settings)
         return {}
     # What older files do not name.
-    older = {"precision": "float32", "costs": settings["costs"], "split": "val"}
+    same = {key: settings[key] for key in ("weights", "costs", "names")}
+    older = {"precision": "float32", "split": "val", **same}
     before = {**older, **read_json(file)}
     for key, (old, new) in different_settings(before, settings, (IMAGES,)).items():
         if key in settings:  # others were of an earlier version of this program
@@ -307,7 +313,7 @@ def _write_found(
     }
     name = f"{config.name}_{best['cost']:.4g}{unit[0]}"
     arch = space.derive(decisions, name, provenance)
-    write_json(folder / "arch.json", arch.to_dict())
+    write_json(folder / ARCH, arch.to_dict())
     evaluator.calibrate(path)
     weights = inherit(cell_weights(evaluator.network), path)
     metrics = {"top1": best["top1"]}
@@ -319,5 +325,5 @@ def _write_found(
         best["top1"],
         best["cost"],
         unit,
-        folder / "arch.json",
+        folder / ARCH,
     )

@@ -13,6 +13,7 @@ from src.config import OneShotConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
 from src.errors import UserError
+from src.result_files import SPACE
 from src.search.one_shot import OneShotStep, OneShotSupernet, PathMomentum, draw_path
 from src.training.evaluation import Result, evaluate
 from src.training.loop import train
@@ -44,7 +45,7 @@ def train_supernet(config: OneShotConfig) -> int:
     """Train the supernet of the configuration; returns the exit code."""
     space = one_shot_space(config.space, config.layers, config.num_choices)
     run = prepare(config, space.largest(), space)
-    return train(run, lambda run: OneShotTraining(run, space), {"space.json": space.to_dict()})
+    return train(run, lambda run: OneShotTraining(run, space), {SPACE: space.to_dict()})
 
 
 class RandomPaths:

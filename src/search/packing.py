@@ -42,9 +42,12 @@ def pack_supernet(config: PackConfig) -> int:
     out = Path(config.out)
     if out.suffix != SUFFIX:
         raise UserError(f"out is '{config.out}', should end in {SUFFIX}")
+    if config.accuracies is None:
+        raise UserError("accuracies is not given, should be a file of scripts/evaluate_subnets.py")
     table = multiply_adds(checkpoint, space)
-    known = read_accuracies(Path(config.accuracies or ""), checkpoint, space)
+    known = read_accuracies(Path(config.accuracies), checkpoint, space)
     chosen = [
+        min(known, key=table.total),  # so that there is a network for any limit
         *along_costs(Predictor(space, known), table, config.networks),
         space.largest_choices,  # which stands for the supernet itself
     ]
@@ -80,8 +83,7 @@ def pack_supernet(config: PackConfig) -> int:
 def along_costs(predictor: Predictor, table: CostTable, parts: int) -> list[Network]:
     """Of each of so many equal parts of the range of costs the network of which most is expected.
 
-    So there is one for any limit, also where larger networks are hardly better. Parts without a
-    network are left out.
+    Also where larger networks are hardly better. Parts without a network are left out.
     """
     known = list(predictor.known)
     costs = np.array([table.total(network) for network in known])

@@ -16,13 +16,14 @@ from src.arch.cost_table import CostTable
 from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint, Meta, Weights
 from src.checkpoint.packed import Packed, find_packed, read_packed
-from src.checkpoint.restore import INHERITED, cell_weights, write_inherited
+from src.checkpoint.restore import cell_weights, write_inherited
 from src.config import PLACE_KEYS, SUPERNET_KEYS, ServeConfig, TrainConfig
+from src.data.sources import names_digest
 from src.errors import UserError
 from src.files import different_settings, has_checkpoints, make_folder, read_json, write_json
-from src.search.budget import check_limit, cost_bound, open_table, parse_targets
+from src.result_files import ACCURACIES, ARCH, FRONT, IMAGES, INHERITED, RUN, SERVE, SPACE
+from src.search.budget import check_limit, cost_bound, open_table, parse_targets, target_name
 from src.search.choosing import Choice, Chooser, Predictor, decide
-from src.search.result_files import ACCURACIES, FRONT, IMAGES, SERVE
 from src.search.subnet_accuracies import Accuracies
 from src.search.subnet_evaluation import (
     SuperkernelEvaluator,
@@ -68,7 +69,8 @@ def serve(config: ServeConfig) -> int:
         raise UserError(
             f"{checkpoint.path}: holds a one-shot supernet; search.py --method one_shot searches it"
         )
-    table, limits = _open_limits(config, checkpoint.meta)
+    table = _open_table(config, checkpoint.meta)
+    limits = find_limits(config, table, table.range()[0])
     folder = _choose(config, checkpoint, space, table, limits)
     for limit in limits if config.finetune_epochs else ():
         code = _finetune(config, checkpoint, _place(folder, limit, limits))
@@ -89,7 +91,10 @@ def _choose(
     folder = _open_folder(config, checkpoint.meta, table)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
-        accuracies = Accuracies(folder / ACCURACIES, config, "held", checkpoint, space, evaluator)
+        names = names_digest(images.validation.source)
+        accuracies = Accuracies(
+            folder / ACCURACIES, config, "held", checkpoint, space, names, evaluator
+        )
         with tqdm(total=config.evaluations, unit="network", leave=False, disable=None) as bar:
 
             def evaluate(network: Network) -> float:
@@ -112,11 +117,19 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     """Choose among the networks that a packed supernet has statistics of; no image is needed."""
     if config.finetune_epochs:
         raise UserError("finetune_epochs needs images to train on: --data_path names their folder")
+    for key in config.changed(
+        "evaluations", "val_images", "calibration_images", "batch_size", "seed"
+    ):
+        raise UserError(
+            f"{key} is for evaluations: --data_path names the folder of their images, without "
+            f"it networks are chosen by what {packed.path} knows of them"
+        )
     space = packed.meta.space
     assert space is not None
-    table, limits = _open_limits(config, packed.meta)
+    table = _open_table(config, packed.meta)
     candidates = [network for network in packed.statistics if network in packed.accuracies]
     least = min(map(table.total, candidates))
+    limits = find_limits(config, table, least)
     if min(limits) < least:
         raise UserError(
             f"{packed.path}: of its {len(candidates)} networks that need no images the "
@@ -135,11 +148,9 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     return 0
 
 
-def _open_limits(config: ServeConfig, meta: Meta) -> tuple[CostTable, list[float]]:
-    """The table of costs, and the limits that the configuration asks for."""
+def _open_table(config: ServeConfig, meta: Meta) -> CostTable:
     assert meta.space is not None
-    table = open_table(config, meta.space, meta.preprocessing, len(meta.classes))
-    return table, find_limits(config, table)
+    return open_table(config, meta.space, meta.preprocessing, len(meta.classes))
 
 
 class Origin(NamedTuple):
@@ -176,8 +187,11 @@ def _write_all(
     _tell(rows, table.unit, origin.evaluated)
 
 
-def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
+def find_limits(config: ServeConfig, table: CostTable, least: float) -> list[float]:
     """The limits that the configuration asks for, in the unit of the table.
+
+    Args:
+        least: cost of the cheapest network that can be served, where a front begins.
 
     Raises:
         UserError: there is none, there are several kinds, or no network is within one of them.
@@ -188,8 +202,10 @@ def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
             "one of target_latency_ms (target for macs and params), sweep and front says what the "
             "networks may cost"
         )
+    if config.front == 1:
+        raise UserError("front is 1, should be 2 or more: the first of them is the cheapest")
     if config.front:
-        return np.linspace(*table.range(), config.front).tolist()
+        return np.linspace(least, table.range()[1], config.front).tolist()
     limits = [bound] if bound is not None else parse_targets("sweep", config.sweep or "", table)
     for limit in limits:
         check_limit(table, limit)
@@ -198,7 +214,7 @@ def find_limits(config: ServeConfig, table: CostTable) -> list[float]:
 
 def _place(folder: Path, limit: float, limits: list[float]) -> Path:
     """Folder of the network for a limit."""
-    return folder if len(limits) == 1 else folder / f"target_{limit:.4g}"
+    return folder if len(limits) == 1 else folder / target_name(limit)
 
 
 def _open_folder(config: ServeConfig, meta: Meta, table: CostTable) -> Path:
@@ -225,7 +241,7 @@ def _open_folder(config: ServeConfig, meta: Meta, table: CostTable) -> Path:
                 "another --checkpoint_path starts beside them"
             )
     write_json(file, settings)
-    write_json(folder / "space.json", meta.space.to_dict())
+    write_json(folder / SPACE, meta.space.to_dict())
     return folder
 
 
@@ -254,7 +270,7 @@ def _write_network(
         "commit": versions["commit"],
     }
     arch = space.derive(choice.decisions, f"{config.name}_{choice.cost:.4g}{unit[0]}", provenance)
-    write_json(place / "arch.json", arch.to_dict())
+    write_json(place / ARCH, arch.to_dict())
     own = replace(meta, arch=arch, step=0, metrics={"top1": choice.top1})
     write_inherited(place, weights, own)
     size = meta.preprocessing.height, meta.preprocessing.width
@@ -267,7 +283,7 @@ def _write_network(
         "error": choice.error,
         "macs": round(cost.macs / 1e6, 6),
         "params": round(cost.params / 1e6, 6),
-        "arch": str(place / "arch.json"),
+        "arch": str(place / ARCH),
     }
 
 
@@ -299,7 +315,7 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
             if key in trained and key not in SUPERNET_KEYS
         },
         "space": None,
-        "arch": str(place / "arch.json"),
+        "arch": str(place / ARCH),
         "pre_trained": str(place / INHERITED),
         "epoch_size": config.finetune_epochs,
         "lr_init": FINETUNE_RATE * trained["lr_init"],
@@ -307,7 +323,7 @@ def _finetune(config: ServeConfig, checkpoint: Checkpoint, place: Path) -> int:
         "warmup_epochs": 0.0,
         "val_while_train": True,
         "checkpoint_path": str(place / "finetuned"),
-        "resume": has_checkpoints(place / "finetuned/ckpt_0"),
+        "resume": has_checkpoints(place / "finetuned" / RUN),
         "profile_steps": None,
         # MindSpore's cache knows graphs by their order in the process.
         "compile_cache": False,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from src.arch.space import Network, SearchSpace
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import held_out
 from src.config import SubnetConfig, SubnetDataConfig
+from src.data.sources import names_digest
 from src.errors import UserError
 from src.files import append_jsonl, different_settings, make_folder, read_jsonl, write_jsonl
+from src.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION, IMAGES
 from src.search.budget import parse_targets
 from src.search.indicators import without_parts
-from src.search.result_files import ACCURACIES_FORMAT, ACCURACIES_VERSION, IMAGES
 from src.search.subnet_evaluation import (
     Split,
     SuperkernelEvaluator,
@@ -58,7 +59,8 @@ def evaluate_subnets(config: SubnetConfig) -> int:
     images = open_images(config, checkpoint, space, split)
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
-        accuracies = Accuracies(out, config, split, checkpoint, space, evaluator)
+        names = names_digest(images.validation.source)
+        accuracies = Accuracies(out, config, split, checkpoint, space, names, evaluator)
         before = len(accuracies)
         # In this order neighbours have most layers in common, which are computed once.
         for decisions in tqdm(sorted(chosen), unit="network", leave=False, disable=None):
@@ -86,6 +88,7 @@ class Accuracies:
         split: of which the images for the accuracy are.
         checkpoint: the supernet.
         space: that of the supernet.
+        names: digest of those of the images for the accuracy.
         evaluate: accuracy of a network.
 
     Raises:
@@ -99,6 +102,7 @@ class Accuracies:
         split: Split,
         checkpoint: Checkpoint,
         space: SearchSpace,
+        names: str,
         evaluate: Callable[[Sequence[str]], Result],
     ) -> None:
         header = {
@@ -109,6 +113,7 @@ class Accuracies:
             "batch_size": config.batch_size,
             "calibration_images": config.calibration_images,
             "val_images": config.val_images,
+            "names": names,
             IMAGES: describe_images(config, checkpoint.meta),
         }
         self._file, self._evaluate = file, evaluate
@@ -159,7 +164,18 @@ def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> d
             f"{file}: split is {header.get('split')!r}, should be 'held': test images should not "
             "choose a network"
         )
-    return {tuple(line["decisions"]): line["top1"] for line in lines}
+    return {network: line["top1"] for network, line in _by_network(file, lines).items()}
+
+
+def _by_network(
+    file: Path, lines: Iterable[dict[str, Any]]
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    found = {}
+    for line in lines:
+        if not {"decisions", "top1"} <= line.keys():
+            raise UserError(f"{file}: '{json.dumps(line)[:60]}' is a line of no network")
+        found[tuple(line["decisions"])] = line
+    return found
 
 
 def _origin(checkpoint: Checkpoint, space: SearchSpace) -> dict[str, Any]:
@@ -171,17 +187,8 @@ def _origin(checkpoint: Checkpoint, space: SearchSpace) -> dict[str, Any]:
         "epoch": meta.epoch,
         "step": meta.step,
         "seed": meta.config.get("seed"),
-        "weights": _digest(checkpoint),
+        "weights": checkpoint.digest(),
     }
-
-
-def _digest(checkpoint: Checkpoint) -> str:
-    """Of the parameters rounded to float16, so that a packed supernet has that of the whole one."""
-    code = hashlib.sha256()
-    for name, value in sorted(checkpoint.network_weights().items()):
-        if ".moving_" not in name:
-            code.update(name.encode() + value.astype(np.float16).tobytes())
-    return code.hexdigest()[:16]
 
 
 def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[tuple[str, ...]]:
@@ -221,4 +228,4 @@ def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dic
         raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
     write_jsonl(file, [{**before, IMAGES: header[IMAGES]}, *lines])
-    return {tuple(line["decisions"]): line for line in lines}
+    return _by_network(file, lines)

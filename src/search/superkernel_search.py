@@ -21,6 +21,7 @@ from src.dataset import Loader
 from src.devices.ranks import Ranks
 from src.errors import UserError
 from src.files import append_jsonl, cut_jsonl, read_json, read_jsonl, write_json
+from src.result_files import ARCH, HISTORY, SPACE, TABLE
 from src.search.budget import cost_bound, open_table
 from src.search.indicators import (
     FREE,
@@ -29,7 +30,6 @@ from src.search.indicators import (
     missing_indicators,
     to_decisions,
 )
-from src.search.result_files import HISTORY, TABLE
 from src.search.superkernel import NOT_DRAWN, Supernet, inherit
 from src.search.superkernel_step import DecisionState, SearchStep
 from src.training.evaluation import Result, evaluate
@@ -117,7 +117,7 @@ def search(config: SearchConfig) -> int:
     return train(
         run,
         lambda run: SuperkernelSearch(run, space, table, target, phases),
-        {"space.json": space.to_dict(), TABLE: table.to_dict()},
+        {SPACE: space.to_dict(), TABLE: table.to_dict()},
     )
 
 
@@ -282,7 +282,7 @@ class SuperkernelSearch:
         if self._target is not None:
             indicators = match_target(space, table, indicators, margins, self._target)
         overwrite(self._decisions.fixed, Tensor(indicators.astype(np.float32)))
-        fixed = table.total(to_decisions(space, indicators))
+        fixed = table.total(space.canonical(to_decisions(space, indicators)))
         log.info("decisions fixed at %.2f %s, found were %.2f", fixed, table.unit, found)
 
     def observe(self, outputs: list[tuple[Tensor, ...]], epoch: int, batch: int) -> dict[str, Any]:
@@ -339,13 +339,13 @@ class SuperkernelSearch:
         arch = space.derive(
             decisions, f"{run.config.name}_{cost:.4g}{table.unit[0]}", self._provenance(cost)
         )
-        write_json(results / "arch.json", arch.to_dict())
+        write_json(results / ARCH, arch.to_dict())
         weights = network_weights(cell_weights(self.step))
         meta = replace(run.meta, arch=arch, epoch=run.config.epoch_size)
         write_inherited(results, inherit(weights, space, decisions), meta)
         log.info(
             "found %s of %.2f %s%s: %s",
-            results / "arch.json",
+            results / ARCH,
             cost,
             table.unit,
             "" if self._target is None else f" for a target of {self._target:g}",

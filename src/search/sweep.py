@@ -11,7 +11,8 @@ from src.arch.space import load_space
 from src.checkpoint.folder import CheckpointFolder
 from src.config import SearchConfig
 from src.files import write_json
-from src.search.budget import count_classes, open_table, parse_targets
+from src.result_files import ARCH, RUN
+from src.search.budget import count_classes, open_table, parse_targets, target_name
 from src.search.superkernel_search import search
 from src.utils import setup_device
 
@@ -29,7 +30,7 @@ def sweep(config: SearchConfig) -> int:
     key = "target_latency_ms" if config.cost == "latency" else "target"
     folder, rows = Path(config.checkpoint_path), []
     for target in targets:
-        place = folder / f"target_{target:g}"
+        place = folder / target_name(target)
         own = {
             key: target,
             "sweep": None,
@@ -44,7 +45,8 @@ def sweep(config: SearchConfig) -> int:
         rows.append({"target": target, **_found(place)})
     log.info("%10s %10s %8s   (%s; top-1 of the inherited weights)", *_HEAD, table.unit)
     for row in rows:
-        log.info("%10g %10.2f %8.2f", row["target"], row["cost"], row["top1"])
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f}"
+        log.info("%10g %10.2f %8s", row["target"], row["cost"], top1)
     if setup_device(config.device_target, config.device_id).rank == 0:
         write_json(folder / "pareto.json", {"unit": table.unit, "networks": rows})
     return 0
@@ -54,11 +56,11 @@ _HEAD = ("target", "cost", "top-1")
 
 
 def _found(place: Path) -> dict[str, Any]:
-    """Cost and last validation top-1, in percent, of the search in a folder."""
-    file = place / "arch.json"
-    scores = [entry.top1 for entry in CheckpointFolder(place / "ckpt_0").entries() if entry.metrics]
+    """Cost and last validation top-1 of the search in a folder, in percent, None where none was."""
+    file = place / ARCH
+    scores = [entry.top1 for entry in CheckpointFolder(place / RUN).entries() if entry.metrics]
     return {
         "cost": load_architecture(file).provenance["cost"],
-        "top1": scores[-1] if scores else float("nan"),
+        "top1": scores[-1] if scores else None,
         "arch": str(file),
     }

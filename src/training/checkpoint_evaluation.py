@@ -18,6 +18,7 @@ from src.devices.ranks import Ranks
 from src.errors import EXIT_FAULT, UserError
 from src.files import make_folder, write_json
 from src.kernels import use_kernels
+from src.result_files import BEST
 from src.training.classes import OfClass, of_classes
 from src.training.compile_cache import CompileCache
 from src.training.evaluation import evaluate
@@ -60,7 +61,7 @@ def find_checkpoints(name: str | Path, which: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint or folder")
-    best = path / CheckpointFolder.BEST
+    best = path / BEST
     if which == "best" and best.is_file():
         return [best]
     files = [path / entry.file for entry in CheckpointFolder(path).entries()]

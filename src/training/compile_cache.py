@@ -43,7 +43,7 @@ def _remove_old(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def cache_key(values: dict[str, Any], sources: Path = SOURCES) -> str:
+def cache_key(values: dict[str, Any]) -> str:
     """Digest of the given values, MindSpore's version and all of this project's sources.
 
     Sources count since MindSpore's own check sees a changed file only where it compiled that file
@@ -56,7 +56,7 @@ def cache_key(values: dict[str, Any], sources: Path = SOURCES) -> str:
     library = build.library() if values.get("kernels") else None
     described = json.dumps([values, ms.__version__, library], sort_keys=True, default=str)
     digest = hashlib.sha256(described.encode())
-    for file in sorted(sources.rglob("*")):
+    for file in sorted(SOURCES.rglob("*")):
         if file.suffix in (".py", ".h", ".cpp"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:24]
@@ -80,6 +80,7 @@ class CompileCache:
             path = self._open(self._final)
         except OSError as error:
             log.warning("graphs are not cached: %s", error)
+            self._drop()
             return self
         os.environ.update({_SWITCH: "1", _FOLDER: str(path)})
         return self
@@ -123,6 +124,12 @@ class CompileCache:
                 if (self._final / _PARTIAL).exists():
                     shutil.rmtree(self._final)
                 os.rename(self._scratch, self._final)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._drop()
         with contextlib.suppress(OSError):
             _remove_old(self._final.parent)
+
+    def _drop(self) -> None:
+        """Remove what is left of a folder that was to be filled."""
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None

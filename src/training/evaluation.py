@@ -83,13 +83,9 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(own[:, 0]), logits.shape[1], ((logits > own) | tied_before).sum(1))
 
 
-def predicted_classes(
-    logits: np.ndarray, labels: np.ndarray, label_places: np.ndarray
-) -> np.ndarray:
-    """The class that each image is taken for, (N,); where ``label_ranks`` is 0, its own."""
-    others = np.nan_to_num(logits, nan=-np.inf)
-    others[np.arange(len(labels)), labels] = -np.inf
-    return np.where(label_places == 0, labels, others.argmax(1))
+def predicted_classes(logits: np.ndarray) -> np.ndarray:
+    """The class that each image is taken for, (N,); its own where ``label_ranks`` is 0."""
+    return np.nan_to_num(logits, nan=-np.inf).argmax(1)
 
 
 def evaluate(
@@ -131,7 +127,7 @@ def evaluate(
         loss += float(cross_entropy(logits, labels).sum())
         images += count
         if num_classes:
-            predicted = predicted_classes(logits, labels, places)
+            predicted = predicted_classes(logits)
             pairs.update(zip(labels.tolist(), predicted.tolist(), strict=True))
         if progress:
             progress(count)

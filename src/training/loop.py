@@ -24,6 +24,7 @@ from src.checkpoint.restore import cell_weights, load_weights, overwrite
 from src.data.class_balance import describe_imbalance
 from src.errors import Fault
 from src.files import make_folder, write_json, write_text
+from src.result_files import CONFIG
 from src.training.classes import CLASSES, ClassCounts
 from src.training.compile_cache import CompileCache
 from src.training.run import Run
@@ -58,13 +59,12 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
         resume_from=run.last_logged,
     )
     with closing(run_log):
-        # The folder explains itself before the first step.
-        ranks.run_on_rank_0(lambda: _describe(run, files))
         cached = config.compile_cache and ranks.size == 1
         with CompileCache({**run.graph_values(), "files": dict(files)}, cached) as graphs:
             ms.set_seed(config.seed)
             task = create_task(run)
-            _restore(run, task)
+            _restore(run, task)  # may refuse, before anything is described anew
+            ranks.run_on_rank_0(lambda: _describe(run, files))
             loop = _Loop(run, task, run_log, stop)
             # Epochs, the first one from the batch where a resumed run goes on.
             first_epoch, first_batch = run.start
@@ -75,8 +75,8 @@ def train(run: Run, create_task: Callable[[Run], Task], files: Mapping[str, dict
                     return _stopped(stop, epoch)
                 first_batch = 0
             task.finish()
-    ranks.run_on_rank_0(run_log.draw_curves)
-    _tell_end(run)
+        ranks.run_on_rank_0(run_log.draw_curves)
+        _tell_end(run)
     return 0
 
 
@@ -104,7 +104,7 @@ def _describe(run: Run, files: Mapping[str, dict[str, Any]]) -> None:
     config = run.config
     run.checkpoints.remove_scratch()
     write_text(
-        run.folder / "config.yaml",
+        run.folder / CONFIG,
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
     )
     for name, data in files.items():
@@ -267,7 +267,8 @@ class _Loop:
                 raise Fault(
                     f"loss is {loss} at batch {wrong} of epoch {epoch + 1} (step "
                     f"{self.run.step_number(epoch, wrong)}); the checkpoints saved so far are "
-                    "untouched; a lower lr_init, a warm-up or clip_norm may help"
+                    "untouched; a lower lr_init, clip_norm or warmup_epochs (one_cycle has none) "
+                    "may help"
                 )
 
     def _end_epoch(self, done: int, losses: Sequence[float], speed: float, final: bool) -> None:

@@ -24,8 +24,10 @@ from src.devices.ranks import Ranks
 from src.errors import UserError
 from src.files import different_settings, has_checkpoints
 from src.kernels import BFLOAT16_FLAG, use_kernels
+from src.kernels.build import library
 from src.layers.ends import trains_in_bfloat16
 from src.lr_scheduler import documented_lr, learning_rates
+from src.result_files import RUN
 from src.utils import setup_device
 
 log = logging.getLogger(__name__)
@@ -205,6 +207,8 @@ def prepare(
         UserError: a value of the configuration does not fit the data, the architecture or the
             checkpoint that is to be continued.
     """
+    if config.device_target == "CPU" and config.cpu_kernels != "off":
+        library()  # compiled before the job is joined, where others would wait for it in vain
     ranks = setup_device(config.device_target, config.device_id, config.jit_level)
     base_lr = config.lr_init
     if base_lr is None:
@@ -215,7 +219,7 @@ def prepare(
     loader, val_loader, held_out = _open_loaders(config, ranks)
     steps_per_epoch = _count_steps(config, loader)
     checkpoints = CheckpointFolder(
-        Path(config.checkpoint_path) / "ckpt_0",
+        Path(config.checkpoint_path) / RUN,
         config.name,
         config.keep_checkpoint_max,
         config.ckpt_save_policy,
@@ -436,6 +440,8 @@ def _check_same_everywhere(ranks: Ranks, folder: Path, newest: Checkpoint | None
 
 
 def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key, (old, new) in different_settings(before, now, FREE_KEYS).items():
+    # With other images to validate on, best.ckpt may be the best of the earlier ones.
+    free = FREE_KEYS - {"val_data_path"}
+    for key, (old, new) in different_settings(before, now, free).items():
         if key in before and key in now:  # others came or went with a version of this program
             log.warning("%s was %s in the run that is resumed, and is %s now", key, old, new)

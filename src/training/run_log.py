@@ -14,24 +14,37 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from src.files import cut_jsonl, read_jsonl
+from src.files import cut_jsonl, read_jsonl, read_yaml
+from src.result_files import CONFIG, METRICS, RUN
+from src.utils import Output
 
 log = logging.getLogger(__name__)
 
 
-class _BarHandler(logging.Handler):
+class _BarHandler(Output):
     """Prints log lines above a running progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except Exception:  # of any kind, as in the handlers of logging
+            self.handleError(record)
 
 
 def run_folder(path: Path) -> Path:
     """Where a run's files are: in the ckpt_0 of what --checkpoint_path named, or in ``path``."""
-    own = path / "ckpt_0"
+    own = path / RUN
     return own if own.is_dir() else path
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of the images of a run, where its folder says so."""
+    file = run_folder(path) / CONFIG
+    config = read_yaml(file) if file.is_file() else {}
+    height, width = config.get("image_height"), config.get("image_width")
+    return (height, width) if height and width else None
 
 
 class RunLog:
@@ -44,8 +57,6 @@ class RunLog:
         resume_from: (epoch, step) of the last lines that a resumed run keeps; later ones are
             dropped, as their steps are taken again. None starts a new log.
     """
-
-    METRICS = "metrics.jsonl"
 
     def __init__(
         self,
@@ -62,13 +73,14 @@ class RunLog:
         shown.addFilter(lambda record: not getattr(record, "file_only", False))
         root.handlers[:] = [shown]
         self._metrics: TextIO | None = None
+        self._lines: logging.FileHandler | None = None
         if active:
-            cut_jsonl(folder / self.METRICS, resume_from)
-            self._metrics = open(folder / self.METRICS, "a", encoding="utf-8")
+            cut_jsonl(folder / METRICS, resume_from)
+            self._metrics = open(folder / METRICS, "a", encoding="utf-8")
             mode = "w" if resume_from is None else "a"
-            lines = logging.FileHandler(folder / "train.log", mode=mode)
-            lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            root.addHandler(lines)
+            self._lines = logging.FileHandler(folder / "train.log", mode=mode)
+            self._lines.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            root.addHandler(self._lines)
 
     def start_epoch(self, title: str, batches: int, done: int) -> None:
         """Show a progress bar of ``batches``, ``done`` of them taken; only on a terminal."""
@@ -125,14 +137,17 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files: what is logged from now on belongs to no run."""
         if self._metrics:
             self._metrics.close()
+        if self._lines:
+            logging.getLogger().removeHandler(self._lines)
+            self._lines.close()
 
     def draw_curves(self) -> None:
         """Write ``curves.png``: loss and accuracy by epoch, from the second point on."""
         if self._active:
-            lines = read_jsonl(self._folder / self.METRICS)
+            lines = read_jsonl(self._folder / METRICS)
             if len(lines) > 1:
                 # Importing Matplotlib takes a second, which the start of a run is spared.
                 from src.drawing import draw_curves

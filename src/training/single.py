@@ -13,6 +13,7 @@ from src.checkpoint.pretrained import load_pretrained
 from src.config import TrainConfig
 from src.CrossEntropySmooth import CrossEntropySmooth
 from src.dataset import Loader
+from src.result_files import ARCH
 from src.spnasnet import SPNASNet
 from src.training.evaluation import Result, evaluate
 from src.training.loop import train
@@ -27,7 +28,7 @@ def train_network(config: TrainConfig) -> int:
     """Train the network that the configuration names; returns the exit code."""
     assert config.arch is not None  # where no space is given
     arch = load_architecture(config.arch)
-    return train(prepare(config, arch), SingleNetwork, {"arch.json": arch.to_dict()})
+    return train(prepare(config, arch), SingleNetwork, {ARCH: arch.to_dict()})
 
 
 def create_network(run: Run[TrainConfig]) -> nn.Cell:

@@ -49,6 +49,12 @@ def test_codec_is_an_identity_on_random_blocks(block):
     assert decode_block(encode_block(block)) == block
 
 
+@pytest.mark.parametrize("expansion, text", [(8 / 3, "e2.6666666666666665"), (1.5, "e1.5")])
+def test_expansions_are_written_with_all_their_digits(expansion, text):
+    block = Block(3, 1, expansion, 24, 24)
+    assert f"_{text}_" in encode_block(block) and decode_block(encode_block(block)) == block
+
+
 @settings(CODEC, max_examples=200)
 @given(
     block=MBCONV_BLOCKS | SHUFFLE_BLOCKS,

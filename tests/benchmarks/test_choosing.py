@@ -49,3 +49,5 @@ def test_the_table_and_what_is_missing(accuracies, tmp_path, capsys):
     write(file, dict(list(accuracies.items())[:40]))
     assert main(flags) == 2
     assert f"has 40 of the {len(accuracies)} networks" in capsys.readouterr().err
+    assert main([str(file), "--limit", "10"]) == 2
+    assert "has 0 of the 0 networks" in capsys.readouterr().err

@@ -55,6 +55,8 @@ def test_a_random_crop_is_resized_as_mindspore_does(photo, seed):
         ((640, 427), 224, 192, 299),
         ((33, 32), 32, 32, 32),
         ((301, 300), 225, 224, 257),
+        ((49, 49), 64, 64, 64),  # 64 / 49 * 49 is less than 64 in double precision
+        ((20, 170), 224, 224, 224),
         ((40, 40), 33, 64, 36),  # narrower than the crop, which is filled up with zeros
     ],
 )

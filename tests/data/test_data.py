@@ -13,6 +13,7 @@ import sys
 import tarfile
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -290,6 +291,14 @@ def test_decoded_pixels_are_those_of_pillow():
         data = jpeg(pixels, mode, kind)
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
         assert np.abs(decode_image(data) - expected).max() <= tolerance
+
+
+def test_grey_of_sixteen_bits_is_decoded_as_opencv_does():
+    grey = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 255
+    data = cv2.imencode(".png", grey)[1]
+    expected = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert expected.min() == 0 and expected.max() == 255
+    np.testing.assert_array_equal(decode_image(data.tobytes()), expected)
 
 
 def test_every_truncation_is_refused():

@@ -16,6 +16,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from PIL import Image
 
+from scripts import postprocess
 from src.arch.architecture import Architecture
 from src.arch.blocks import Block, ShuffleBlock, XceptionBlock
 from src.checkpoint.format import Meta, read_checkpoint, write_checkpoint
@@ -409,7 +410,7 @@ def test_bfloat16_rounds_logits_and_keeps_answers(
 
 
 def test_script_gives_the_accuracy_of_evaluation(
-    application, models, expected, few_digits, tmp_path
+    application, models, expected, few_digits, tmp_path, capsys
 ):
     def run(*arguments, **environment):
         return subprocess.run(
@@ -435,8 +436,13 @@ def test_script_gives_the_accuracy_of_evaluation(
 
     flat = few_digits / "val" / "3"  # no class folders, so no accuracy
     process = run(models["v1"], flat, DEVICE_TARGET="CPU")
-    assert process.returncode == 1 and "expected one folder of images per class" in process.stderr
+    assert process.returncode == 2 and "expected one folder of images per class" in process.stderr
     assert not (tmp_path / "acc.log").exists()
+    answers, model = tmp_path / "result_Files/top5.jsonl", models["v1"].with_suffix(".json")
+    for files, named in (((model, answers), model), ((answers, answers), answers)):
+        assert postprocess.main([str(file) for file in files]) == 2
+        assert f"{named}: should hold" in capsys.readouterr().err
+    before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, reason in (
         ([models["v1"]], "usage"),
         ([tmp_path / "no.mindir", flat], "no such model"),
@@ -445,6 +451,8 @@ def test_script_gives_the_accuracy_of_evaluation(
     ):
         process = run(*arguments)
         assert process.returncode == 2 and reason in process.stderr
+    assert len((tmp_path / "result_Files/top5.jsonl").read_text().splitlines()) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == before  # and nothing of a failure
 
 
 def test_every_image_is_answered_or_named(classify, models, checkpoint, few_digits, tmp_path):

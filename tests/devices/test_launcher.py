@@ -89,6 +89,8 @@ def test_what_a_number_starts(second_server, monkeypatch):
         ["--device_num", "2", "--program", "scripts/run_spnas.py", "cifar10", "--epochs", "3"]
     )
     one_shot = str(ROOT / "scripts/run_spnas.py")
+    again, _ = launcher.parse(["--device_num", "2", "--program", one_shot, "cifar10"])
+    assert again.program == (one_shot, "--dataset", "cifar10")
     assert launch.program == (one_shot, "--dataset", "cifar10", "--epochs", "3")
 
 

@@ -7,7 +7,13 @@ import functools
 
 import pytest
 
-from src.devices.rank_table import RankTableError, load_rank_table, parse_rank_table
+from src.devices.rank_table import (
+    RankTableError,
+    build_rank_table,
+    load_rank_table,
+    merge_rank_tables,
+    parse_rank_table,
+)
 
 
 def devices(count: int, first: int = 0, offset: int = 0) -> list[dict]:
@@ -182,6 +188,17 @@ def test_wrong_tables_get_one_line(data, message):
     )
 
 
+def test_merged_servers_keep_their_addresses():
+    tables = []
+    for name, address in (("node-a", "10.0.0.1"), ("node-b", "10.0.0.2")):
+        data = build_rank_table(name, [0], {}).to_dict()
+        data["server_list"][0]["host_ip"] = address
+        tables.append(parse_rank_table(data, "t.json"))
+    both = parse_rank_table(merge_rank_tables(tables).to_dict(), "both.json")
+    assert [server.address for server in both.servers] == ["10.0.0.1", "10.0.0.2"]
+    assert both.master == "10.0.0.1"
+
+
 def test_ranks_that_msrun_cannot_number():
     data = table()
     one, two = (server["device"] for server in data["server_list"])
@@ -205,12 +222,14 @@ def test_table_is_written_and_merged(tmp_path, run_program, call_program):
     names = [f"hccl_2p_01_10.0.0.{server}.json" for server in (1, 2)]
     one = load_rank_table(tmp_path / names[0])
     assert [device.device_ip for device in one.servers[0].devices] == ["192.168.1.6", "192.168.1.7"]
-    assert write("--merge", *names, "--output", "tables/both.json").returncode == 0
+    merge = ("scripts/hccl_table.py", "--merge", *names)
+    assert call_program(*merge, "--output", "tables/both.json").returncode == 0
     both = load_rank_table(tmp_path / "tables/both.json")
     assert [device.rank for server in both.servers for device in server.devices] == [0, 1, 2, 3]
     for flags, message in (
         (("--device_num", "4"), "hccn.conf: has no address of device 2"),
         (("--device_num", "two"), "device_num is 'two'"),
+        (("--merge", *names), "hccn_conf is for a table of this server"),
         (("--visible_devices", "1"), "should be the ids of at least 8 devices"),
     ):
         run = write(*flags)

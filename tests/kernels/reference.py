@@ -239,15 +239,17 @@ class Gradients(nn.Cell):
     def construct(self, x: Tensor, factor: Tensor):
         return self.gradient(x, factor)
 
+    def named(self, x: np.ndarray, factor: np.ndarray) -> dict[str, np.ndarray]:
+        value, (dx, dweights) = self(Tensor(x), Tensor(factor))
+        return {
+            "value": value.asnumpy(),
+            "x": dx.asnumpy(),
+            **{p.name: d.asnumpy() for p, d in zip(self.weights, dweights, strict=True)},
+        }
+
 
 def gradients(network: nn.Cell, x, factor) -> dict[str, np.ndarray]:
-    value, (dx, dweights) = Gradients(network)(Tensor(x), Tensor(factor))
-    names = [p.name for p in network.trainable_params()]
-    return {
-        "value": value.asnumpy(),
-        "x": dx.asnumpy(),
-        **{n: d.asnumpy() for n, d in zip(names, dweights, strict=True)},
-    }
+    return Gradients(network).named(x, factor)
 
 
 def parameters(network: nn.Cell) -> dict[str, np.ndarray]:

@@ -262,6 +262,18 @@ def test_without_a_compiler_one_line_is_logged(monkeypatch, caplog, tmp_path):
         build.library.cache_clear()
 
 
+def test_a_compiler_that_does_not_end_leaves_mindspores_operators(monkeypatch, caplog):
+    def run(*command):
+        raise subprocess.TimeoutExpired(command, 300, stderr=b"note\na.cpp: error: b\n")
+
+    monkeypatch.setattr(build, "_run", run)
+    build.library.cache_clear()
+    try:
+        assert build.library() is None and "(a.cpp: error: b)" in caplog.text
+    finally:
+        build.library.cache_clear()
+
+
 def results_of_all_operators(library: str) -> list[np.ndarray]:
     run_in = functools.partial(run, library=library)
     x, weight, dy = normal(1, 5, 37, 9, 9), normal(2, 37, 1, 5, 5), normal(3, 5, 37, 5, 5)

@@ -185,6 +185,7 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     assert "int8 is not worth it: " in done.stderr and "(at least 1000)" in done.stderr
     assert (tmp_path / "net.onnx").is_file() and not list(tmp_path.glob("*int8*"))
     words = [*map(str, flags), "--min_gain", "0.001", "--max_drop", "100"]
+    words += ["--file_name", str(tmp_path / "net")]
     config = parse_config(ExportConfig, words, "")
     kept = int8.export_int8(tmp_path / "net.onnx", checkpoint, config)
     record = json.loads(kept.with_suffix(".json").read_text())
@@ -198,7 +199,7 @@ def test_int8_is_kept_only_if_it_is_worth_it(
     record["model"]["file"] = "net_int8.mindir"
     kept.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"describes net_int8.mindir, and net_int8.onnx would"):
-        int8.export_int8(tmp_path / "net.onnx", checkpoint, config)
+        int8.check_before(config)
     assert json.loads(kept.with_suffix(".json").read_text()) == record
 
 

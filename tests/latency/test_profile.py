@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -219,18 +220,21 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     done = run("--out", out, "--verify", 4, "--verify_arch", tmp_path / "arch.json")
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())["provenance"]["verification"]
+    # The largest network, which is given, is one to which the table was fitted: it is not judged.
+    own = record["measured"].pop(arch.name)
     measured = [entry["median_ms"] for entry in record["measured"].values()]
     predicted = [entry["predicted_ms"] for entry in record["measured"].values()]
     verdict = judge(predicted, measured, record["machine_factor"])
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(
         verdict.rmse, abs=1e-3
     )
+    (line,) = (line for line in done.stdout.splitlines() if line.endswith("fitted"))
+    assert line.startswith(arch.name)
     assert "machine: the smallest and the largest network took" in done.stdout
-    assert "mean error" in done.stdout and f"{100 * record['rmse']:.1f} %" in done.stdout
-    own = record["measured"][arch.name]
+    printed = re.search(r"mean error .* RMSE ([0-9.]+) %", done.stdout)
+    assert printed and printed[1] == f"{100 * record['rmse']:.1f}"
     table = load_table(out, load_space(space_file))
     assert own["predicted_ms"] == pytest.approx(table.total(own["decisions"].split()), abs=1e-3)
-    del record["measured"][arch.name]
     fitted = {
         entry["decisions"]
         for entry in json.loads(out.read_text())["provenance"]["networks"].values()
@@ -250,6 +254,10 @@ def test_networks_to_verify_are_told_apart_and_named_before_a_measurement(
         "--out", "new.json", "--verify", 4, "--verify_arch", f"{tmp_path}/a.json,{tmp_path}/b.json"
     )
     assert done.returncode == 2 and "b.json: another network to verify has the name" in done.stderr
+    renamed = {**json.loads((tmp_path / "a.json").read_text()), "name": "network0"}
+    (tmp_path / "a.json").write_text(json.dumps(renamed))
+    done = run("--out", "new.json", "--verify", 4, "--verify_arch", tmp_path / "a.json")
+    assert done.returncode == 2 and "the name 'network0' is one of those" in done.stderr
     done = run("--out", "new.json", "--verify", 4, "--verify_arch", "c.json")
     assert done.returncode == 2 and "c.json" in done.stderr
     assert not (tmp_path / "new.json").exists() and not (tmp_path / "new.partial").exists()

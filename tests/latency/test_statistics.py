@@ -89,14 +89,12 @@ def test_verdict_counts_pairs_and_errors():
     verdict = judge(predicted, measured)
     pairs = list(itertools.combinations(range(4), 2))
     agree = [np.sign((predicted[a] - predicted[b]) * (measured[a] - measured[b])) for a, b in pairs]
-    assert verdict.kendall_tau == pytest.approx(np.mean(agree))
+    assert verdict.kendall_tau == round(np.mean(agree), 4)
     errors = np.array(predicted) - measured
-    assert verdict.rmse == pytest.approx(np.sqrt(np.mean(errors**2)) / np.mean(measured))
-    assert verdict.mean_error == pytest.approx(
-        np.mean(errors / measured)
-    ) and verdict.worst == pytest.approx(0.76)
+    assert verdict.rmse == round(np.sqrt(np.mean(errors**2)) / np.mean(measured), 4)
+    assert verdict.mean_error == round(np.mean(errors / measured), 4) and verdict.worst == 0.76
     assert not verdict.passed and judge([1, 2, 3.1], [1, 2, 3]).passed
     # A machine that has become slower is no error of the table.
     slower = judge(predicted, [1.17 * value for value in measured], machine_factor=1.17)
-    assert slower.rmse == pytest.approx(verdict.rmse) and slower.machine_factor == 1.17
+    assert slower.rmse == verdict.rmse and slower.machine_factor == 1.17
     assert not judge([1, 2, 3], [1.2, 2.4, 3.6]).passed

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 import search
+from scripts import served_networks
 from scripts.report import main
 from src.arch.cost import network_cost
 from src.arch.cost_table import arithmetic_table, write_table
@@ -173,7 +174,7 @@ def test_committed_results_make_a_page(name, state):
 def test_the_committed_fronts_make_a_page(cost, measured):
     front = ROOT / "docs/results/train_once" / f"front_{cost}"
     (run,) = build_runs(find([str(front)]))
-    assert len(run.networks) == (5 if cost == "ms" else 9)
+    assert len(run.networks) == (5 if cost == "ms" else 10)
     assert all(network.layers and network.tested for network in run.networks)
     assert sum(network.measured_ms is not None for network in run.networks) == measured
     assert sum(network.predicted_ms is not None for network in run.networks) == measured
@@ -242,6 +243,15 @@ def test_only_the_table_that_a_run_names_predicts_its_milliseconds(tmp_path):
             run.networks
         )
         assert run.layers.unit == ("ms" if own else "million multiply-adds")
+    # A run that says what its table held has the table of these costs, whatever its name.
+    settings = json.loads((served / "serve.json").read_text())
+    write_json(served / "serve.json", {**settings, "costs": table.digest()})
+    changed = tmp_path / "changed/table.json"
+    changed.parent.mkdir()
+    write_table(changed, replace(latency_table(), constant=9.0))
+    for name, own in ((file, True), (changed, False)):
+        (run,) = build_runs(find([str(served), str(name)]))
+        assert all((network.predicted_ms is not None) == own for network in run.networks)
     search = write_search(tmp_path / "search")
     (run,) = build_runs(find([str(search), str(file)]))
     assert run.networks[0].predicted_ms == pytest.approx(table.total(SMALLEST))
@@ -254,6 +264,16 @@ def test_only_the_table_that_a_run_names_predicts_its_milliseconds(tmp_path):
     write_table(file, replace(table, layers={"layer0": table.layers["layer0"]}))
     with pytest.raises(UserError, match="other.json: layer 'layer1' is missing"):
         find([str(search), str(file)])
+    write_table(file, replace(table, space="own", layers={"conv1": {"K3E3": 1.0}}))
+    with pytest.raises(UserError, match="other.json: its layers should be layer1, layer2"):
+        find([str(file)])
+
+
+def test_a_table_in_the_folder_of_the_run_is_not_given_twice(capsys):
+    folder = ROOT / "docs/results/train_once/front_ms"
+    assert served_networks.main([str(folder), str(folder / "table.json")]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 5 and not any(" - " in row for row in rows)
 
 
 def test_runs_have_different_names_and_are_shown_once(tmp_path, monkeypatch):
@@ -309,6 +329,7 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
     header = {"format": "spnas-subnets", "version": 1, "space": SPACE.name, "images": cifar10}
     line = {"decisions": FOUND, "macs": 50.0, "top1": 90.0}
     write_jsonl(tmp_path / "subnets.jsonl", [header, line])
+    write_jsonl(tmp_path / "of_any.name", [header, line])
     newer = tmp_path / "newer/subnets.jsonl"
     newer.parent.mkdir()
     write_jsonl(newer, [{**header, "version": 9}, line])
@@ -334,6 +355,7 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch):
         ([mine, served], "is of digits, .*served of cifar10 .10 classes."),
         ([runs / "quick/served", fewer], "digits .10 classes., .*fewer of digits .7 classes."),
         ([mine, tmp_path / "subnets.jsonl"], "subnets.jsonl of cifar10 .10 classes."),
+        ([mine, tmp_path / "of_any.name"], "of_any.name of cifar10 .10 classes."),
         ([newer], "subnets.jsonl: version 9, this program reads 1"),
         ([tmp_path / "binary"], "subnets.jsonl: not readable as lines of JSON"),
         ([tmp_path / "numbers"], "subnets.jsonl: should hold a JSON object on each line"),

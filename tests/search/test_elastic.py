@@ -247,6 +247,13 @@ def test_used_parts_are_those_of_the_derived_network(space):
     assert all(own.all() for own in expected.values())  # of the largest
 
 
+def test_used_parts_of_the_largest_spaces_compile(graph_mode):
+    arch = load_space("imagenet").largest()
+    trained = SPNASNet(arch, 10).trainable_params()
+    decisions = np.array([(block.kernel_size, block.mid_channels, 1) for block in arch.blocks])
+    assert len(UsedParts(arch, trained)(Tensor(decisions.astype(np.float32)))) == len(trained) > 200
+
+
 def test_which_networks_learn_and_are_validated(configure, space):
     table = arithmetic_table(space, "macs", 10)
     sandwich = Subnets(space, configure(), 10)

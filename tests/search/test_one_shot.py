@@ -531,11 +531,8 @@ def test_flags_and_defaults_of_the_training():
     assert config.flip and config.mean == CIFAR10_MEAN and config.holdout == 0
 
 
-SEARCH = (
-    "--calibration_images",
-    40,
-    "--batch_size",
-    20,
+SEARCH = ("--calibration_images", 40, "--batch_size", 20)
+EVOLUTION = (
     "--population",
     3,
     "--generations",
@@ -550,7 +547,8 @@ SEARCH = (
 
 
 def search(supernet, folder, *flags):
-    flags = ("--method", "one_shot", "--ckpt", supernet[0], *SEARCH, *flags)
+    own = () if "random" in flags else EVOLUTION
+    flags = ("--method", "one_shot", "--ckpt", supernet[0], *SEARCH, *own, *flags)
     flags = (*flags, "--checkpoint_path", folder)
     return run_in_this_process("search.py", *flags, cwd=folder.parent)
 
@@ -593,7 +591,7 @@ def test_random_search_visits_each_path_once_and_writes_the_best(found):
 @pytest.mark.slow
 @pytest.mark.skipif(not supports_bfloat16(), reason="the processor multiplies no bfloat16")
 def test_paths_are_evaluated_in_bfloat16(found, supernet, tmp_path):
-    run = search(supernet, tmp_path / "run", "--search_num", 9, "--precision", "bfloat16")
+    run = search(supernet, tmp_path / "run", "--precision", "bfloat16")
     assert run.returncode == 0, run.stderr
     exact = {tuple(line["path"]): line["loss"] for line in paths_of(found)}
     for line in paths_of(tmp_path / "run"):
@@ -601,7 +599,7 @@ def test_paths_are_evaluated_in_bfloat16(found, supernet, tmp_path):
         assert line["loss"] != loss and line["loss"] == pytest.approx(loss, rel=0.02)
     arch = load_architecture(tmp_path / "run/arch.json")
     assert arch.provenance["precision"] == "bfloat16"
-    run = search(supernet, tmp_path / "run", "--search_num", 9, "--resume")
+    run = search(supernet, tmp_path / "run", "--resume")
     assert run.returncode == 2 and "precision is 'bfloat16'" in run.stderr
 
 
@@ -678,6 +676,14 @@ def test_an_interrupted_search_is_taken_up(supernet, tmp_path):
     write_json(whole / "search.json", {**settings, "costs": "of another table"})
     run = search(supernet, whole, "--resume")
     assert run.returncode == 2 and "costs is 'of another table'" in run.stderr
+    run = search(supernet, whole, "--search_num", 9)
+    assert run.returncode == 2 and "search_num is for --strategy random" in run.stderr
+    # A supernet that was moved is the same one, another of as many steps in its place is not.
+    write_json(whole / "search.json", {**settings, "ckpt": "elsewhere"})
+    assert search(supernet, whole, "--resume").returncode == 0
+    write_json(whole / "search.json", {**settings, "weights": "others"})
+    run = search(supernet, whole, "--resume")
+    assert run.returncode == 2 and "weights is 'others'" in run.stderr
 
 
 class SumOfPath:

@@ -23,7 +23,7 @@ from src.arch.space import SKIP, load_space
 from src.checkpoint.format import read_checkpoint
 from src.checkpoint.restore import cell_weights, load_weights, overwrite
 from src.config import SubnetConfig
-from src.files import read_jsonl
+from src.files import read_jsonl, write_jsonl
 from src.search.indicators import FREE, indicator_costs, missing_indicators, part_name
 from src.search.subnet_evaluation import open_batches, read_supernet
 from src.search.superkernel import inherit
@@ -385,6 +385,9 @@ def test_subnets_have_the_accuracies_of_their_networks(
     assert len({tuple(line["decisions"]) for line in again[1:]}) == len(again) - 1
     run = call_program("scripts/evaluate_subnets.py", *flags, "--val_images", 50)
     assert run.returncode == 2 and "val_images is 100 there, and 50 now" in run.stderr
+    write_jsonl(tmp_path / "others.jsonl", [{**header, "names": "others"}, *lines])
+    run = call_program("scripts/evaluate_subnets.py", *flags, "--out", tmp_path / "others.jsonl")
+    assert run.returncode == 2 and "names is 'others' there" in run.stderr
     for text in ("notes\n", '{"kind": "train"}\n'):
         (tmp_path / "other.txt").write_text(text)
         run = call_program("scripts/evaluate_subnets.py", *flags, "--out", tmp_path / "other.txt")
@@ -452,6 +455,14 @@ def test_parameters_are_those_of_the_classes(flags, call_program, tmp_path, spac
     assert params == pytest.approx(target, rel=0.02)
 
 
+def test_cifar10_has_ten_classes_where_its_folder_is_not_given(call_program, tmp_path):
+    flags = "--dataset_name cifar10 --cost params --target 3 --random 1".split()
+    run = call_program("search.py", *flags, "--checkpoint_path", tmp_path)
+    assert run.returncode == 0, run.stderr
+    params = network_cost(load_architecture(tmp_path / "random_0.json"), 10).params / 1e6
+    assert params == pytest.approx(3, rel=0.02)
+
+
 @pytest.mark.parametrize(
     "wrong, reason",
     [
@@ -468,6 +479,7 @@ def test_parameters_are_those_of_the_classes(flags, call_program, tmp_path, spac
         (("--target_latency_ms", 9), "target_latency_ms is for --cost latency"),
         (("--random", 3), "random networks need a target"),
         (("--sweep", "a,b"), "should be numbers with commas"),
+        (("--sweep", "40,60,60.001"), "should be numbers that differ in their first 4 digits"),
         (("--space", "moon"), "space 'moon' is neither a file nor one of imagenet"),
         (("--latency_free_epochs", 4), "together are more than the 4 of epoch_size"),
     ],
@@ -504,6 +516,11 @@ def test_trained_networks_are_compared(run_program, call_program, tmp_path):
     assert {"random_0/ckpt_0", "largest/ckpt_0"} <= set(run.stdout.split()), run.stdout
     run = call_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
     assert re.search(r"largest +3.57M +161.3M", run.stdout)
+    config = tmp_path / "largest/ckpt_0/config.yaml"
+    config.write_text("image_height: 64\nimage_width: 64\n")
+    run = call_program("scripts/compare_runs.py", "largest", "--num_classes", 10)
+    size = network_cost(load_architecture("spnas_largest_32"), 10, (64, 64)).macs / 1e6
+    assert size > 600 and f"{size:.1f}M" in run.stdout
     run = call_program("scripts/compare_runs.py", "random_2")
     assert run.returncode == 2 and run.stderr.startswith(
         "compare_runs.py: error: random_2: should be"

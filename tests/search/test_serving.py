@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -137,6 +138,8 @@ def test_as_many_networks_as_asked_for_are_evaluated():
 
 def test_a_limit_that_no_network_exceeds_allows_all():
     check_limit(TABLE, 1000)
+    with pytest.raises(CostTableError):
+        check_limit(TABLE, math.nan)
     with pytest.raises(CostTableError):
         check_limit(TABLE, 20)
     chooser = Chooser(MACRO, TABLE, [1000], additive, 0)
@@ -403,6 +406,14 @@ def test_test_images_do_not_choose_what_a_packed_supernet_serves(
         "scripts/pack_supernet.py", "--ckpt", supernet, "--accuracies", tested, "--out", out
     )
     assert run.returncode == 2 and "split is 'val', should be 'held'" in run.stderr
+    write_jsonl(tested, [header, *lines, header])
+    for flags, reason in (
+        (("--accuracies", tested), "is a line of no network"),
+        ((), "accuracies is not given"),
+        (("--accuracies", tested, "--val_images", 9), "packing evaluates nothing"),
+    ):
+        run = call_program("scripts/pack_supernet.py", "--ckpt", supernet, "--out", out, *flags)
+        assert run.returncode == 2 and reason in run.stderr, run.stderr
     assert not out.exists()
 
 
@@ -425,6 +436,7 @@ def test_a_packed_supernet_is_evaluated_with_images(packed, few_digits, call_pro
     [
         (("--cost", "macs", "--target", 0.01), "networks of space 'tiny' cost 0.2221 to 0.6389"),
         (("--cost", "macs", "--target", 0.5, "--finetune_epochs", 1), "needs images to train on"),
+        (("--cost", "macs", "--target", 0.5, "--seed", 3), "seed is for evaluations"),
     ],
 )
 def test_mistakes_with_a_packed_supernet(packed, call_program, tmp_path, flags, reason):
@@ -464,6 +476,9 @@ def test_accuracies_of_another_supernet_are_not_packed(packed, supernet, call_pr
     [
         (("--cost", "macs", "--target", 0.01), "networks of space 'tiny' cost 0.2221 to 0.6389"),
         (("--cost", "macs", "--target", 0.5, "--front", 3), "one of target_latency_ms"),
+        (("--cost", "macs", "--front", 1), "front is 1, should be 2 or more"),
+        (("--cost", "macs", "--target", "inf"), "target is 'inf': input should be a finite number"),
+        (("--cost", "macs", "--sweep", "0.4,inf"), "should be numbers with commas"),
         (("--cost", "macs"), "one of target_latency_ms"),
         (("--latency_table", "pixel1", "--target_latency_ms", 60), "made for space 'imagenet'"),
         (("--target_latency_ms", 60), "latency_table is not given"),

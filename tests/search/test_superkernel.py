@@ -155,6 +155,28 @@ def test_supernet_equals_the_derived_network(space, table, mode):
         assert difference <= 1e-5 * np.abs(expected).max(), decisions
 
 
+@pytest.mark.parametrize("key", ("kernel_sizes", "expansions"))
+def test_all_layers_may_have_one_kernel_size_or_expansion(space, key, graph_mode):
+    first, *searched = LAYERS[:4]
+    layers = [first, *({**layer, key: layer[key][:1]} for layer in searched)]
+    own = SearchSpace.from_dict({**space.to_dict(), "layers": layers})
+    table, random = arithmetic_table(own, "macs", 4), np.random.default_rng(1)
+    network = Supernet(own, table, 4).set_train(False)
+    images = Tensor(random.standard_normal((1, 3, 12, 12)).astype(np.float32))
+    for wanted in (list(own.largest_choices), list(own.smallest_choices)):
+        randomise(network, own, random, wanted)
+        _, cost, indicators, _ = network(images, None, network.no_draws)
+        assert to_decisions(own, indicators.asnumpy()) == wanted
+        assert float(cost.asnumpy()) == pytest.approx(table.total(wanted), rel=1e-6)
+
+    def cost_of(draws: Tensor) -> Tensor:
+        return network.decisions(draws)[1]
+
+    gradient = ops.grad(cost_of, None, (network.decisions.thresholds,))
+    (thresholds,) = ms.jit(gradient)(network.no_draws)
+    assert np.isfinite(thresholds.asnumpy()).all() and thresholds.asnumpy().any()
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 

@@ -89,6 +89,24 @@ def test_graphs_that_are_missing_are_added_in_a_copy(tmp_path, monkeypatch):
     assert sorted(file.name for file in published.iterdir()) == ["training", "validation"]
 
 
+def test_a_copy_that_fails_takes_no_place(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with CompileCache(VALUES) as graphs:
+        (Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "training").touch()
+        graphs.stopped_early()
+    (published,) = (tmp_path / "spnas/graphs").iterdir()
+    before = sorted(published.iterdir())
+
+    def copytree(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    with CompileCache(VALUES):
+        assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+    assert "graphs are not cached: the disk is full" in caplog.text
+    assert [*published.parent.iterdir()] == [published] and sorted(published.iterdir()) == before
+
+
 def test_the_key_follows_the_compiled_operators_where_graphs_use_them(monkeypatch):
     """As with one home folder for processors of two kinds."""
     keys = []

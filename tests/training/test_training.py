@@ -40,6 +40,7 @@ from src.training.checkpoint_evaluation import find_checkpoints
 from src.training.loop import _restore
 from src.training.optimizer import create_optimizer
 from src.training.run import Run, _precision, _tell_changes
+from src.training.run_log import RunLog
 from src.training.step import Update
 from tests.conftest import ROOT, TINY, assert_nothing_deprecated
 
@@ -436,6 +437,18 @@ def test_the_best_stays_the_best_when_its_own_file_is_deleted(tmp_path):
     assert folder.best_top1() == 70
 
 
+def test_a_crash_before_the_best_is_replaced_is_made_good_by_the_next_save(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path, "n", keep=1)
+    _save(folder, [50.0])
+    with monkeypatch.context() as patch:
+        patch.setattr("src.checkpoint.folder.whole", lambda path: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            folder.save(some_weights(2), replace(META, epoch=2, metrics={"top1": 80.0}))
+    assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 1
+    folder.save(some_weights(2), replace(META, epoch=3, metrics={"top1": 70.0}))
+    assert read_checkpoint(tmp_path / "best.ckpt").meta.epoch == 2 and folder.best_top1() == 80
+
+
 def test_the_newest_has_the_most_images_whatever_the_batches(tmp_path):
     """One device stopped at its batch 16; two went on from their batch 8, to batch 12."""
     folder, index = CheckpointFolder(tmp_path, "n"), tmp_path / "checkpoints.json"
@@ -578,3 +591,13 @@ def test_float32_takes_the_place_of_bfloat16_where_it_must(monkeypatch, caplog):
     assert "training in float32" in caplog.text
     off = config.model_copy(update={"cpu_kernels": "off"})
     assert _precision(off, arch) == ("O2", False, False)
+
+
+def test_what_follows_a_run_is_not_in_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    run_log = RunLog(tmp_path, active=True)
+    logging.warning("of this run")
+    run_log.close()
+    logging.warning("of the next one")
+    (line,) = (tmp_path / "train.log").read_text().splitlines()
+    assert line.endswith("of this run")
