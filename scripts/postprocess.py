@@ -53,7 +53,8 @@ def accuracy(
 
 def read_answers(text: str) -> list[dict[str, Any]]:
     """The lines of top5.jsonl."""
-    answers = [json.loads(line) for line in text.splitlines()]
+    # A name may contain what Python takes for the end of a line.
+    answers = [json.loads(line) for line in text.split("\n") if line]
     for answer in answers:
         if "error" not in answer:
             _ = answer["file"], answer["top5"][0]["class"]

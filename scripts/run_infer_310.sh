@@ -41,7 +41,9 @@ code=0
 rm -rf result_Files time_Result acc.log
 mv "$scratch"/* .
 
-postprocess=("$repository/scripts/postprocess.py" result_Files/top5.jsonl "${mindir%.*}.json")
+name=$(basename "$mindir")
+description=$(dirname "$mindir")/${name%.*}.json
+postprocess=("$repository/scripts/postprocess.py" result_Files/top5.jsonl "$description")
 "$python" "${postprocess[@]}" > acc.log || {
     code=$?
     rm -f acc.log

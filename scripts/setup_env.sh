@@ -34,6 +34,7 @@ make_environment() {
 state=$({ cat requirements.txt pyproject.toml && pwd; } | sha256sum)
 is_installed() {  # STAMP...
     local stamp
+    is_suitable .venv/bin/python || return 1  # the system's may be gone since
     for stamp in "$@"; do
         [ "$(cat ".venv/.installed-$stamp" 2> /dev/null)" = "$state" ] || return 1
     done

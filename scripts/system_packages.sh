@@ -38,7 +38,9 @@ need_python() {
 }
 
 need_cpp() {
-    need_command g++ "${CXX:-g++}"  # also compiles the operators for CPU
+    local compiler
+    read -ra compiler <<< "${CXX:-g++}"  # with flags, or behind ccache
+    need_command g++ "${compiler[0]}"  # also compiles the operators for CPU
     need_command cmake cmake
     [ -n "${CMAKE_GENERATOR:-}" ] || need_command make make  # cmake only recommends it
     # Of OpenCV two modules: libopencv-dev would bring all of them, with Qt, VTK and FFmpeg.

@@ -88,8 +88,9 @@ std::string ReadFile(const fs::path &path) {
 }
 
 void WriteFile(const fs::path &path, const std::string &content) {
-  fs::path scratch = path;
-  scratch += ".partial";
+  // Not longer than the name itself may be.
+  const fs::path scratch =
+      path.parent_path() / (path.filename().string().substr(0, 200) + ".partial");
   std::ofstream file(scratch, std::ios::binary);
   file.write(content.data(), static_cast<std::streamsize>(content.size()));
   file.close();

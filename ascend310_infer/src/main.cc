@@ -69,11 +69,12 @@ std::vector<Infer> InferFunctions(const Models &models, int workers, std::mutex 
     if (models.size() < static_cast<size_t>(workers)) {
       functions.emplace_back([model, turn](const float *images, float *logits) {
         const std::lock_guard<std::mutex> lock(*turn);
-        model->Predict(images, logits);
+        return model->TimedPredict(images, logits);
       });
     } else {
-      functions.emplace_back(
-          [model](const float *images, float *logits) { model->Predict(images, logits); });
+      functions.emplace_back([model](const float *images, float *logits) {
+        return model->TimedPredict(images, logits);
+      });
     }
   }
   return functions;

@@ -17,6 +17,7 @@ namespace {
 constexpr char kFormat[] = "spnas-export";
 constexpr int kVersion = 1;
 constexpr int kMaxSide = 1 << 14;
+constexpr int kMaxDepth = 32;  // of nested lists: what prints them calls itself
 constexpr int64_t kMaxPixels = int64_t{1} << 30;
 
 // Access to the values of a JSON document whose errors name the file and the key.
@@ -99,7 +100,13 @@ class Reader {
 }  // namespace
 
 Metadata ParseMetadata(const std::string &text, const std::string &origin) {
-  const json document = json::parse(text, nullptr, false);
+  const auto check_depth = [&origin](int depth, json::parse_event_t, json &) {
+    if (depth > kMaxDepth) {
+      throw UserError(origin + ": nested too deeply; export.py writes it beside the model");
+    }
+    return true;
+  };
+  const json document = json::parse(text, check_depth, false);
   if (document.is_discarded()) {
     throw UserError(origin + ": not readable as JSON; export.py writes it beside the model");
   }

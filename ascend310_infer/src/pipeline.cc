@@ -42,10 +42,8 @@ class BatchWorker {
     if (good == batch.end()) {
       return batch;
     }
-    const auto start = Clock::now();
-    infer_(images_.data(), logits_.data());
+    good->inference_ms = infer_(images_.data(), logits_.data());
     const auto end = Clock::now();
-    good->inference_ms = Milliseconds(start, end);
     for (size_t i = 0; i < batch.size(); ++i) {
       if (batch[i].error.empty()) {
         const float *row = &logits_[i * options_.classes];

@@ -27,8 +27,9 @@ struct PipelineOptions {
 
 // Reads file `index` and writes the image to a tensor; what it throws becomes the file's error.
 using Prepare = std::function<void(size_t index, float *tensor)>;
-// Computes logits (batch_size, classes) of (batch_size, tensor_size).
-using Infer = std::function<void(const float *images, float *logits)>;
+// Computes logits (batch_size, classes) of (batch_size, tensor_size); returns how long the model
+// took, in milliseconds, without waiting for it.
+using Infer = std::function<double(const float *images, float *logits)>;
 using Deliver = std::function<void(const Answer &answer)>;
 
 // Answers files 0..count-1, in order, with as many workers as there are functions in `infer`.

@@ -50,17 +50,24 @@ void DefineDevice(CLI::App *app, Device *device) {
 int RunProgram(CLI::App *app, int argc, char **argv, const std::function<int()> &run) {
   QuietRuntime(argv);
   const std::string name = app->get_name();
+  const auto ended = [&name](int code) {
+    if (!std::cout.flush()) {
+      std::cerr << name << ": fault: the output cannot be written (is the disk full?)\n";
+      return static_cast<int>(kFault);
+    }
+    return code;
+  };
   try {
     app->parse(argc, argv);
   } catch (const CLI::Success &success) {
-    return app->exit(success);
+    return ended(app->exit(success));
   } catch (const CLI::ParseError &error) {
     std::cerr << name << ": error: " << error.what() << " (" << name
               << " --help lists the flags)\n";
     return kUserMistake;
   }
   try {
-    return run();
+    return ended(run());
   } catch (const UserError &error) {
     std::cerr << name << ": error: " << error.what() << "\n";
     return kUserMistake;

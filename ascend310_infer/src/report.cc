@@ -22,6 +22,9 @@ constexpr char kResults[] = "result_Files";
 constexpr char kAnswers[] = "top5.jsonl";
 constexpr char kTimes[] = "time_Result";
 constexpr char kPerformance[] = "test_perform_static.txt";
+constexpr char kUnfinished[] = ".unfinished_results";
+constexpr char kLogits[] = "_0.bin";  // behind the name of an image
+constexpr size_t kLongestName = 255;  // of the file systems of Linux, in bytes
 
 void MakeFolder(const fs::path &folder) {
   std::error_code error;
@@ -87,11 +90,16 @@ std::vector<size_t> Largest(const std::vector<float> &values, size_t count) {
 }
 
 Report::Report(const fs::path &folder, std::vector<std::string> classes)
-    : folder_(folder), classes_(std::move(classes)) {
-  MakeFolder(folder_ / kResults);
-  MakeFolder(folder_ / kTimes);
-  std::error_code error;
-  fs::remove(folder_ / kResults / kAnswers, error);  // of an earlier run
+    : folder_(folder), unfinished_(folder / kUnfinished), classes_(std::move(classes)) {
+  std::error_code ignored;
+  fs::remove_all(unfinished_, ignored);  // of a run that was killed
+  MakeFolder(unfinished_ / kResults);
+  MakeFolder(unfinished_ / kTimes);
+}
+
+Report::~Report() {
+  std::error_code ignored;
+  fs::remove_all(unfinished_, ignored);
 }
 
 void Report::Add(const std::string &file, const Answer &answer) {
@@ -100,17 +108,18 @@ void Report::Add(const std::string &file, const Answer &answer) {
   if (error.empty() && !std::all_of(answer.logits.begin(), answer.logits.end(), finite)) {
     error = "the model's answer is not finite";
   }
+  const fs::path path = unfinished_ / kResults / (file + kLogits);
+  if (error.empty() && path.filename().string().size() > kLongestName) {
+    error = "its name is too long for a file of its logits";
+  }
   if (answer.inference_ms > 0) {
     inference_ms_.push_back(answer.inference_ms);
   }
   ordered_json line;
   line["file"] = file;
-  const fs::path path = folder_ / kResults / (file + "_0.bin");
   if (!error.empty()) {
     line["error"] = error;
     failed_.push_back(file + ": " + error);
-    std::error_code ignored;
-    fs::remove(path, ignored);  // of an earlier run
   } else {
     latency_ms_.push_back(answer.latency_ms);
     MakeFolder(path.parent_path());
@@ -143,8 +152,19 @@ std::string Report::Performance(double seconds, const std::vector<double> &warm_
 }
 
 void Report::Finish(double seconds, const std::vector<double> &warm_up_ms) {
-  WriteFile(folder_ / kTimes / kPerformance, Performance(seconds, warm_up_ms));
-  WriteFile(folder_ / kResults / kAnswers, lines_);
+  WriteFile(unfinished_ / kTimes / kPerformance, Performance(seconds, warm_up_ms));
+  WriteFile(unfinished_ / kResults / kAnswers, lines_);
+  if (latency_ms_.empty()) {
+    return;
+  }
+  for (const char *name : {kResults, kTimes}) {
+    std::error_code error;
+    fs::remove_all(folder_ / name, error);
+    fs::rename(unfinished_ / name, folder_ / name, error);
+    if (error) {
+      throw Fault((folder_ / name).string() + ": cannot be replaced (" + error.message() + ")");
+    }
+  }
 }
 
 }  // namespace spnas

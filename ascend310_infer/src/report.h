@@ -23,17 +23,19 @@ Latency Summarise(std::vector<double> milliseconds);
 std::vector<size_t> Largest(const std::vector<float> &values, size_t count);
 
 // Writes, below a folder: result_Files/<file>_0.bin, the logits of each image as float32;
-// result_Files/top5.jsonl, one line per image in order, there only when all are answered; and
-// time_Result/test_perform_static.txt.
+// result_Files/top5.jsonl, one line per image in order; and time_Result/test_perform_static.txt.
+// Those of an earlier run stay until all of these are written, and for good if no image is
+// answered.
 class Report {
  public:
   Report(const std::filesystem::path &folder, std::vector<std::string> classes);
   Report(const Report &) = delete;
   Report &operator=(const Report &) = delete;
+  ~Report();
 
   void Add(const std::string &file, const Answer &answer);
-  // Writes what stands at the end; `seconds` is the time of all images, `warm_up_ms` of inferences
-  // that do not count.
+  // Writes the rest and replaces earlier results; `seconds` is the time of all images, `warm_up_ms`
+  // of inferences that do not count.
   void Finish(double seconds, const std::vector<double> &warm_up_ms);
 
   // The lines of test_perform_static.txt.
@@ -42,6 +44,7 @@ class Report {
 
  private:
   std::filesystem::path folder_;
+  std::filesystem::path unfinished_;
   std::vector<std::string> classes_;
   std::string lines_;
   std::vector<std::string> failed_;

@@ -97,6 +97,9 @@ TEST(Metadata, IsRead) {
 TEST(Metadata, ErrorsNameFileKeyAndWhatIsRight) {
   EXPECT_EQ(ErrorOf("{"), "net.json: not readable as JSON; export.py writes it beside the model");
   EXPECT_EQ(ErrorOf("[]"), "net.json: key 'format' is missing");
+  const std::string deep(2'000'000, '[');
+  EXPECT_EQ(ErrorOf("{\"format\":" + deep + "}"),
+            "net.json: nested too deeply; export.py writes it beside the model");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"version\": 1", "\"version\": 2")),
             "net.json: 'version' is 2, should be a whole number from 1 to 1");
   EXPECT_EQ(ErrorOf(Replaced(kDescription, "\"height\": 4", "\"height\": 18446744073709551615")),
@@ -250,6 +253,7 @@ std::vector<Answer> RunNumbers(size_t count, size_t batch_size, size_t workers) 
       logits[2 * i] = images[i];
       logits[2 * i + 1] = -images[i];
     }
+    return 1.0;
   };
   std::vector<Answer> answers;
   RunPipeline(count, options, prepare, std::vector<Infer>(workers, infer),
@@ -282,13 +286,14 @@ TEST(Pipeline, FaultsOfModelAndDeliveryEndIt) {
   PipelineOptions options;
   options.tensor_size = options.classes = 1;
   const Prepare prepare = [](size_t, float *) {};
-  const Infer good = [](const float *, float *) {};
+  const Infer good = [](const float *, float *) { return 1.0; };
   // Otherwise the other worker might answer all files before the bad one has begun.
   std::promise<void> begun;
   const Infer waiting = [has_begun = begun.get_future().share()](const float *, float *) {
     has_begun.wait();
+    return 1.0;
   };
-  const Infer bad = [&begun](const float *, float *) {
+  const Infer bad = [&begun](const float *, float *) -> double {
     begun.set_value();
     throw Fault("model");
   };
@@ -315,6 +320,9 @@ TEST(Report, PercentilesAndTop) {
 }
 
 TEST_F(TemporaryFolder, ReportWritesLogitsAnswersAndTimes) {
+  fs::create_directories(folder_ / "result_Files");
+  WriteFile(folder_ / "result_Files/top5.jsonl", "earlier");
+  WriteFile(folder_ / "result_Files/old_0.bin", "earlier");
   Report report(folder_, {"cat", "dog"});
   Answer answer;
   answer.logits = {0, 1};
@@ -328,8 +336,14 @@ TEST_F(TemporaryFolder, ReportWritesLogitsAnswersAndTimes) {
   answer.error.clear();
   answer.logits = {std::nanf(""), 1};
   report.Add("pets/c.jpg", answer);
-  EXPECT_FALSE(fs::exists(folder_ / "result_Files/top5.jsonl"));
+  answer.logits = {0, 1};
+  const std::string longest = "pets/" + std::string(249, 'x');
+  report.Add(longest, answer);
+  report.Add(longest + "x", answer);
+  EXPECT_EQ(ReadFile(folder_ / "result_Files/top5.jsonl"), "earlier");
   report.Finish(0.5, {7, 9});
+  EXPECT_TRUE(fs::exists(folder_ / "result_Files" / (longest + "_0.bin")));
+  EXPECT_FALSE(fs::exists(folder_ / "result_Files/old_0.bin"));
   EXPECT_EQ(ReadFile(folder_ / "result_Files/pets/\"odd\" \xff.jpg_0.bin"),
             std::string("\0\0\0\0\0\0\x80\x3f", 8));
   const std::string lines = ReadFile(folder_ / "result_Files/top5.jsonl");
@@ -338,13 +352,30 @@ TEST_F(TemporaryFolder, ReportWritesLogitsAnswersAndTimes) {
       << lines;
   EXPECT_NE(lines.find("\n{\"file\":\"pets/b.jpg\",\"error\":\"broken\"}\n"), std::string::npos)
       << lines;
-  EXPECT_EQ(report.failed().size(), 2U);
+  EXPECT_EQ(report.failed().size(), 3U);
   const std::string times = ReadFile(folder_ / "time_Result/test_perform_static.txt");
   EXPECT_EQ(times.find("NN inference cost average time: 2.0000 ms of infer_count 1\n"), 0U)
       << times;
   EXPECT_NE(times.find("warm-up, not counted above: average 8.0000 ms of infer_count 2"),
             std::string::npos)
       << times;
+}
+
+TEST_F(TemporaryFolder, EarlierResultsStayWhereNothingIsAnswered) {
+  fs::create_directories(folder_ / "result_Files");
+  WriteFile(folder_ / "result_Files/top5.jsonl", "earlier");
+  {
+    Report report(folder_, {"cat", "dog"});
+    Answer answer;
+    answer.error = "broken";
+    report.Add("pets/a.jpg", answer);
+    report.Finish(0.5, {});
+    EXPECT_EQ(report.failed().size(), 1U);
+  }
+  EXPECT_EQ(ReadFile(folder_ / "result_Files/top5.jsonl"), "earlier");
+  for (const auto &entry : fs::directory_iterator(folder_)) {
+    EXPECT_EQ(entry.path().filename(), "result_Files");
+  }
 }
 
 }  // namespace

@@ -442,6 +442,7 @@ def test_script_gives_the_accuracy_of_evaluation(
     for files, named in (((model, answers), model), ((answers, answers), answers)):
         assert postprocess.main([str(file) for file in files]) == 2
         assert f"{named}: should hold" in capsys.readouterr().err
+    assert len(postprocess.read_answers('{"file": "0/a\u2028b.jpg", "error": "empty"}\n')) == 1
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, reason in (
         ([models["v1"]], "usage"),
