@@ -36,7 +36,7 @@ def _probabilities(costs: list[np.ndarray], beta: float) -> list[np.ndarray]:
 def _choose_beta(costs: list[np.ndarray], constant: float, target: float) -> float:
     """The beta with which the mean cost is the target, by bisection: the mean falls with beta."""
     # At 50 over the widest range of a layer, the least or most costly choice is practically sure.
-    scale = max(np.ptp(cost) for cost in costs)
+    scale = max(np.ptp(cost) for cost in costs) or 1.0  # where all cost the same, none matters
     low, high = -50 / scale, 50 / scale
     for _ in range(60):  # more than the bits of a float64
         beta = (low + high) / 2

@@ -201,7 +201,7 @@ class Verdict:
         mean_error: mean of predicted / measured - 1.
         rmse: root of the mean squared error, relative to the mean measured latency.
         worst: predicted / measured - 1 of the network where it is furthest from 0.
-        kendall_tau: rank correlation.
+        kendall_tau: rank correlation; 0 where one side has equal values only.
     """
 
     networks: int
@@ -238,11 +238,12 @@ def judge(
     truth = np.asarray(measured, np.float64)
     errors = guess / truth - 1
     rmse = np.sqrt(np.mean((guess - truth) ** 2)) / truth.mean()
+    tau = kendalltau(guess, truth).statistic
     return Verdict(
         networks=len(truth),
         machine_factor=round(machine_factor, 4),
         mean_error=round(float(errors.mean()), 4),
         rmse=round(float(rmse), 4),
         worst=round(float(errors[np.abs(errors).argmax()]), 4),
-        kendall_tau=round(float(kendalltau(guess, truth).statistic), 4),
+        kendall_tau=0.0 if np.isnan(tau) else round(float(tau), 4),
     )

@@ -46,7 +46,10 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     # Shipped and given networks may be among those to which the table was fitted.
     judged = [name for name, decisions in chosen.items() if " ".join(decisions) not in fitted]
     if len(judged) < 2:
-        raise UserError(f"verify is {plan.config.verify}: a table takes two networks to be judged")
+        raise UserError(
+            f"verify is {plan.config.verify}: a table is judged by two networks or more to which "
+            f"it was not fitted, and of those chosen there are {len(judged)}; choose more"
+        )
     ends = ends_of(table)
     settings = plan.settings(meter.version, "verification")
     session = Session(folder, {**settings, "networks": [list(names) for names in chosen.values()]})

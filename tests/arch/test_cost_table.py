@@ -376,6 +376,9 @@ def test_random_networks_have_the_latency_and_differ(target):
         == sample_decisions(space, table, target, 50)
         != sample_decisions(space, table, target, 50, seed=1)
     )
+    entries = {layer: dict.fromkeys(costs, 2.0) for layer, costs in table.layers.items()}
+    flat = replace(table, layers=entries)
+    assert len(sample_decisions(space, flat, flat.range()[0], 50)) == 50
 
 
 @pytest.mark.parametrize("name, most", [("nas_bench_macro", 0.05), ("imagenet_32", 0.04)])

@@ -5,6 +5,7 @@ They equal one process, agree among each other, and can be stopped, killed and r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -204,11 +205,12 @@ def wait_for(file: Path, job: subprocess.Popen) -> None:
 
 
 def worker(job: subprocess.Popen, rank: int) -> psutil.Process:
-    return next(
-        child
-        for child in psutil.Process(job.pid).children(recursive=True)
-        if child.environ().get("MS_ROLE") == "MS_WORKER" and child.environ()["RANK_ID"] == str(rank)
-    )
+    for child in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that ends meanwhile
+            role = child.environ()
+            if (role.get("MS_ROLE"), role.get("RANK_ID")) == ("MS_WORKER", str(rank)):
+                return child
+    raise AssertionError(f"no worker of rank {rank}")
 
 
 def test_stopped_killed_and_resumed_by_another_number(digits, run_program, tmp_path):

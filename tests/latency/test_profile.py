@@ -10,7 +10,6 @@ import signal
 from dataclasses import replace
 
 import mindspore
-import numpy as np
 import pytest
 
 from src.arch.architecture import load_architecture
@@ -226,7 +225,7 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     predicted = [entry["predicted_ms"] for entry in record["measured"].values()]
     verdict = judge(predicted, measured, record["machine_factor"])
     assert record["networks"] == len(measured) >= 3 and record["rmse"] == pytest.approx(
-        verdict.rmse, abs=1e-3
+        verdict.rmse, abs=5e-3
     )
     (line,) = (line for line in done.stdout.splitlines() if line.endswith("fitted"))
     assert line.startswith(arch.name)
@@ -241,6 +240,10 @@ def test_verification_stores_its_verdict(table_file, run, space_file, tmp_path):
     }
     assert not fitted & {entry["decisions"] for entry in record["measured"].values()}
     assert f"scripts/report.py {out} draws it" in done.stdout
+    (tmp_path / "again.json").write_text(json.dumps({**arch.to_dict(), "name": "again"}))
+    given = f"{tmp_path}/arch.json,{tmp_path}/again.json"
+    done = run("--out", out, "--verify", 1, "--verify_arch", given)
+    assert done.returncode == 2 and "of those chosen there are 1; choose more" in done.stderr
     assert not (tmp_path / "mine.partial").exists()
 
 
@@ -274,7 +277,8 @@ def test_networks_to_verify_are_told_apart_and_named_before_a_measurement(
 def test_a_search_takes_the_table(table_file, space_file, call_program, tmp_path):
     space = load_space(space_file)
     table = load_table(table_file, space)
-    target = float(np.mean(table.range()))
+    # Of a network in the middle: noise may have left no other near the middle of the range.
+    target = table.total(["K3E6", "K3E3", SKIP])
     flags = (
         "--dataset_name",
         "digits",
@@ -342,7 +346,8 @@ def test_a_table_is_scaled_to_the_speed_of_now(table_file, space_file, tmp_path)
     assert done.returncode == 0, done.stderr
     found = load_table(out, space)
     factor = found.provenance["rescaled"]["factor"]
-    assert f"today.json: scaled by {factor / 3:.3f}" in done.stdout
+    told = re.search(r"today\.json: scaled by ([0-9.]+)", done.stdout)
+    assert told and float(told[1]) == pytest.approx(factor / 3, abs=1e-3)
     assert found.constant == pytest.approx(factor * table.constant, abs=1e-4)
     assert found.total(["K5E6"] * 3) == pytest.approx(factor * table.total(["K5E6"] * 3), rel=1e-3)
     assert found.provenance["networks"] == table.provenance["networks"]

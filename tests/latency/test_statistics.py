@@ -98,3 +98,4 @@ def test_verdict_counts_pairs_and_errors():
     slower = judge(predicted, [1.17 * value for value in measured], machine_factor=1.17)
     assert slower.rmse == verdict.rmse and slower.machine_factor == 1.17
     assert not judge([1, 2, 3], [1.2, 2.4, 3.6]).passed
+    assert judge([2, 2, 2], [1, 2, 3]).kendall_tau == 0  # no order at all
