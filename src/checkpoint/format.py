@@ -157,15 +157,20 @@ class Checkpoint:
         return network_weights(self.weights)
 
     def digest(self) -> str:
-        """Tells whether two supernets have the same weights.
+        """Tells whether two supernets have the same weights."""
+        return weights_digest(self.network_weights())
 
-        They are rounded to float16, so that a packed supernet has the digest of the whole one.
-        """
-        code = hashlib.sha256()
-        for name, value in sorted(self.network_weights().items()):
-            if ".moving_" not in name:
-                code.update(name.encode() + value.astype(np.float16).tobytes())
-        return code.hexdigest()[:16]
+
+def weights_digest(weights: Weights) -> str:
+    """Digest of the weights of a supernet, without statistics.
+
+    They are rounded to float16, so that a packed supernet has the digest of the whole one.
+    """
+    code = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        if ".moving_" not in name:
+            code.update(name.encode() + value.astype(np.float16).tobytes())
+    return code.hexdigest()[:16]
 
 
 def network_weights(weights: Weights) -> dict[str, np.ndarray]:

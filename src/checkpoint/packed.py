@@ -1,10 +1,11 @@
 """Packed supernets: what it takes to serve networks without images, in two small files.
 
 ``NAME.safetensors`` holds the parameters of an elastic supernet. Its metadata has what a checkpoint
-says about itself (``meta``), and the accuracies of its networks that were evaluated (``networks``).
-``NAME.statistics.safetensors`` holds the statistics of batch normalisation of some of these
-networks: each array under the number of the network, in the list ``networks`` of the metadata, and
-the name that it has in the network itself. Arrays are float16 in the files and float32 in memory.
+says about itself (``meta``), the accuracies of its networks that were evaluated (``networks``), and
+digests of the weights and of the other file. ``NAME.statistics.safetensors`` holds the statistics
+of batch normalisation of some of these networks: each array under the number of the network, in the
+list ``networks`` of the metadata, and the name that it has in the network itself. Arrays are
+float16 in the files and float32 in memory.
 
 Shipped ones lie in ``weights`` and are known by their names.
 """
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from src.arch.space import Network, SpaceError
-from src.checkpoint.format import Checkpoint, Meta, Weights
+from src.checkpoint.format import Checkpoint, Meta, Weights, weights_digest
 from src.errors import UserError
 from src.files import check_header, parse_record, sha256, whole
 
@@ -62,16 +64,16 @@ class _Metadata:
     """Metadata of the first file."""
 
     meta: str
-    networks: dict[str, float]
+    networks: dict[str, FiniteFloat]
+    weights_digest: str
     statistics_sha256: str
 
 
 def find_packed(name_or_file: str) -> Path | None:
     """The file of a shipped supernet, or the given one where it is of this kind."""
-    shipped = SHIPPED / f"{name_or_file}{SUFFIX}"
-    if shipped.is_file():
+    path, shipped = Path(name_or_file), SHIPPED / f"{name_or_file}{SUFFIX}"
+    if path.name == name_or_file and shipped.is_file():
         return shipped
-    path = Path(name_or_file)
     return path if path.suffix == SUFFIX else None
 
 
@@ -81,37 +83,40 @@ def statistics_file(path: Path) -> Path:
 
 
 def write_packed(packed: Packed) -> None:
-    """Write both files.
+    """Write both files, or neither.
 
     Raises:
         Fault: a file cannot be written.
     """
-    second = statistics_file(packed.path)
     arrays = {
         f"{number}.{name}": value
         for number, statistics in enumerate(packed.statistics.values())
         for name, value in statistics.items()
     }
     names = [" ".join(network) for network in packed.statistics]
-    _save(second, arrays, {"networks": names})
     accuracies = {" ".join(network): top1 for network, top1 in packed.accuracies.items()}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "meta": packed.meta.to_json(),
-        "networks": accuracies,
-        "statistics_sha256": sha256(second),
-    }
-    _save(packed.path, packed.weights, metadata)
+    with whole(statistics_file(packed.path)) as second:
+        _save(second, arrays, {"networks": names})
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "meta": packed.meta.to_json(),
+            "networks": accuracies,
+            "weights_digest": weights_digest(packed.weights),
+            "statistics_sha256": sha256(second),
+        }
+        with whole(packed.path) as first:
+            _save(first, packed.weights, metadata)
 
 
 def _save(path: Path, arrays: Weights, metadata: Mapping[str, Any]) -> None:
     # The format allows nothing but text as values.
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    with whole(path) as scratch:
-        save_file(
-            {name: value.astype(np.float16) for name, value in arrays.items()}, scratch, texts
-        )
+    values = {name: value.astype(np.float16) for name, value in arrays.items()}
+    try:
+        save_file(values, path, texts)
+    except SafetensorError as error:  # so that it is told as one of any other file
+        raise OSError(str(error)) from None
 
 
 def read_packed(path: Path) -> Packed:
@@ -123,6 +128,8 @@ def read_packed(path: Path) -> Packed:
     arrays, texts = _load(path)
     record = check_header(texts, FORMAT, VERSION, str(path), UserError)
     metadata = parse_record(_Metadata, record, str(path))
+    if weights_digest(arrays) != metadata.weights_digest:
+        raise UserError(f"{path}: is damaged; its weights are not those that were written")
     second = statistics_file(path)
     values, listed = _load(second)
     if sha256(second) != metadata.statistics_sha256:

@@ -129,6 +129,9 @@ def open_source(
             f"{checkpoint.path}: does not say where its images are; --data_path names their folder"
         )
     share = held_out(checkpoint)
+    advice = "--data_path should name those of the training"
+    if split == "val":
+        advice = "--val_data_path names images to evaluate"
     if split == "val" and share and dataset_name == "folder" and val_data_path is None:
         if not split_folder("val", data_path, None).is_dir():
             split = "held"
@@ -146,8 +149,7 @@ def open_source(
         if split == "held" and before and names_digest(parts[1]) != before:
             raise UserError(
                 f"{source.path}: holds other images than those of the training of "
-                f"{checkpoint.path}, so which of them that has kept apart cannot be told; "
-                "--val_data_path names images to evaluate"
+                f"{checkpoint.path}, so which of them that has kept apart cannot be told; {advice}"
             )
         return parts[0] if split == "train" else parts[1]
     if split == "held":

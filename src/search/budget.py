@@ -50,6 +50,7 @@ def open_table(
             )
         table = load_table(config.latency_table, space)
         _check_blocks(table, space, images)
+        _warn_of_other_classes(table, num_classes)
         _warn_of_another_version(table)
         _tell_age(table)
         return table
@@ -86,6 +87,17 @@ def _check_blocks(table: CostTable, space: SearchSpace, images: Preprocessing) -
                 )
 
 
+def _warn_of_other_classes(table: CostTable, num_classes: int | None) -> None:
+    """Warn where a table was measured with a classifier of another size: so is its constant."""
+    measured = table.provenance.get("num_classes")
+    if measured and num_classes and measured != num_classes:
+        log.warning(
+            "latency table '%s' was made with a classifier of %s classes, this one has %d; "
+            "scripts/profile_latency.py --num_classes %d makes another",
+            *(table.name, measured, num_classes, num_classes),
+        )
+
+
 def _warn_of_another_version(table: CostTable) -> None:
     """Warn where a table was measured with another runtime than is installed."""
     installed = installed_version(table.runtime)
@@ -102,9 +114,10 @@ def _warn_of_another_version(table: CostTable) -> None:
 def _tell_age(table: CostTable) -> None:
     """Say how old the machine's speed in a table is, and what renews it if this is the machine."""
     facts = table.provenance
-    merged = [part["date"] for part in facts.get("merged", ()) if part["date"]]
-    date = facts.get("rescaled", facts).get("date") or max(merged, default=None)
-    with contextlib.suppress(TypeError, ValueError):  # no date, or one of another program
+    # No date, or one of another program.
+    with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+        merged = [part["date"] for part in facts.get("merged", ()) if part["date"]]
+        date = facts.get("rescaled", facts).get("date") or max(merged, default=None)
         age = days_since(str(date))
         can_renew = table.device == processor_name() and "networks" in facts
         advice = "; scripts/profile_latency.py --rescale measures it again in seconds"

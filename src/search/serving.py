@@ -38,6 +38,7 @@ from src.utils import environment
 log = logging.getLogger(__name__)
 
 FINETUNE_RATE = 0.1  # of the supernet's base learning rate
+_RESULTS = (ARCH, INHERITED)  # of each served network
 # Keys that may change when a folder's evaluations are used again.
 _FREE_KEYS = PLACE_KEYS | {"from_supernet"}
 # Keys by which a served network is trained on as it was evaluated.
@@ -88,7 +89,7 @@ def _choose(
 ) -> Path:
     """Choose a network for each limit by images, and write them; returns the folder."""
     images = open_images(config, checkpoint, space, "held")
-    folder = _open_folder(config, checkpoint.meta, table)
+    folder = _open_folder(config, checkpoint, table, limits, "images")
     with images.compiling:
         evaluator = SuperkernelEvaluator(checkpoint, images)
         names = names_digest(images.validation.source)
@@ -118,7 +119,8 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     if config.finetune_epochs:
         raise UserError("finetune_epochs needs images to train on: --data_path names their folder")
     for key in config.changed(
-        "evaluations", "val_images", "calibration_images", "batch_size", "seed"
+        *("evaluations", "val_images", "calibration_images", "batch_size", "seed"),
+        *("dataset_name", "val_data_path"),
     ):
         raise UserError(
             f"{key} is for evaluations: --data_path names the folder of their images, without "
@@ -128,6 +130,8 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
     assert space is not None
     table = _open_table(config, packed.meta)
     candidates = [network for network in packed.statistics if network in packed.accuracies]
+    if not candidates:
+        raise UserError(f"{packed.path}: holds no network with accuracy and statistics")
     least = min(map(table.total, candidates))
     limits = find_limits(config, table, least)
     if min(limits) < least:
@@ -136,7 +140,7 @@ def _serve_packed(config: ServeConfig, packed: Packed) -> int:
             f"cheapest costs {least:.4g} {table.unit}, more than {min(limits):.4g}; --data_path "
             "lets any network be chosen"
         )
-    _open_folder(config, packed.meta, table)
+    _open_folder(config, packed.checkpoint(), table, limits, "accuracies in its file")
 
     def own_weights(network: Network) -> Weights:
         return {**inherit(packed.weights, space, network), **packed.statistics[network]}
@@ -217,12 +221,15 @@ def _place(folder: Path, limit: float, limits: list[float]) -> Path:
     return folder if len(limits) == 1 else folder / target_name(limit)
 
 
-def _open_folder(config: ServeConfig, meta: Meta, table: CostTable) -> Path:
+def _open_folder(
+    config: ServeConfig, supernet: Checkpoint, table: CostTable, limits: list[float], chosen_by: str
+) -> Path:
     """The folder of the results, with settings and space.
 
     Raises:
-        UserError: networks of other settings are there.
+        UserError: networks of other settings or of another program are there.
     """
+    meta = supernet.meta
     assert meta.space is not None
     folder = make_folder(Path(config.checkpoint_path))
     settings = {
@@ -230,15 +237,24 @@ def _open_folder(config: ServeConfig, meta: Meta, table: CostTable) -> Path:
         "epoch": meta.epoch,
         "step": meta.step,
         "costs": table.digest(),
+        "weights": supernet.digest(),
+        "chosen_by": chosen_by,
         IMAGES: describe_images(config, meta),
     }
     file = folder / SERVE
     if file.is_file():
-        before = {"costs": settings["costs"], **read_json(file)}  # older files do not name them
+        before = {**settings, **read_json(file)}  # older files lack some keys
         for key, (old, new) in different_settings(before, settings, free=(IMAGES,)).items():
             raise UserError(
                 f"{file}: {key} was {old!r} for the networks in this folder, and is {new!r} now; "
                 "another --checkpoint_path starts beside them"
+            )
+    else:
+        places = [_place(folder, limit, limits) / name for limit in limits for name in _RESULTS]
+        for place in filter(Path.exists, places):
+            raise UserError(
+                f"{place}: is there already, not of this command; another --checkpoint_path leaves "
+                "it as it is"
             )
     write_json(file, settings)
     write_json(folder / SPACE, meta.space.to_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from src.arch.cost_table import CostTable, arithmetic_table
 from src.arch.sampling import UniformInCost
-from src.arch.space import Network, SearchSpace
+from src.arch.space import Network, SearchSpace, SpaceError
 from src.checkpoint.format import Checkpoint
 from src.checkpoint.restore import held_out
 from src.config import SubnetConfig, SubnetDataConfig
@@ -118,7 +119,7 @@ class Accuracies:
         }
         self._file, self._evaluate = file, evaluate
         self._table = multiply_adds(checkpoint, space)
-        self._lines = _take_up(file, header)
+        self._lines = _take_up(file, space, header)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -164,17 +165,25 @@ def read_accuracies(file: Path, checkpoint: Checkpoint, space: SearchSpace) -> d
             f"{file}: split is {header.get('split')!r}, should be 'held': test images should not "
             "choose a network"
         )
-    return {network: line["top1"] for network, line in _by_network(file, lines).items()}
+    return {network: line["top1"] for network, line in _by_network(file, space, lines).items()}
 
 
 def _by_network(
-    file: Path, lines: Iterable[dict[str, Any]]
-) -> dict[tuple[str, ...], dict[str, Any]]:
+    file: Path, space: SearchSpace, lines: Iterable[dict[str, Any]]
+) -> dict[Network, dict[str, Any]]:
     found = {}
     for line in lines:
-        if not {"decisions", "top1"} <= line.keys():
-            raise UserError(f"{file}: '{json.dumps(line)[:60]}' is a line of no network")
-        found[tuple(line["decisions"])] = line
+        try:
+            network, known = tuple(line["decisions"]), math.isfinite(line["top1"])
+            space.check(network)
+        except (KeyError, TypeError, SpaceError):
+            known = False
+        if not known:
+            raise UserError(
+                f"{file}: '{json.dumps(line)[:60]}' is a line of no network of space "
+                f"'{space.name}', or without its accuracy"
+            )
+        found[network] = line
     return found
 
 
@@ -215,7 +224,9 @@ def choose(space: SearchSpace, table: CostTable, config: SubnetConfig) -> list[t
     return list(found)
 
 
-def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+def _take_up(
+    file: Path, space: SearchSpace, header: Mapping[str, Any]
+) -> dict[Network, dict[str, Any]]:
     """Lines that the file has already, by network; starts it where there is none."""
     if not file.is_file() or not file.stat().st_size:
         write_jsonl(file, [header])
@@ -228,4 +239,4 @@ def _take_up(file: Path, header: Mapping[str, Any]) -> dict[tuple[str, ...], dic
         raise UserError(f"{file}: {key} is {old!r} there, and {new!r} now")
     # What a crash cut short is left out, so that lines can follow.
     write_jsonl(file, [{**before, IMAGES: header[IMAGES]}, *lines])
-    return _by_network(file, lines)
+    return _by_network(file, space, lines)

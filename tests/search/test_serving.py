@@ -11,15 +11,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from src.arch.architecture import load_architecture
 from src.arch.cost_table import CostTableError, arithmetic_table
 from src.arch.space import load_space
 from src.checkpoint.format import read_checkpoint
-from src.checkpoint.packed import read_packed, statistics_file
+from src.checkpoint.packed import find_packed, read_packed, statistics_file, write_packed
 from src.checkpoint.restore import build_network, cell_weights
 from src.config import ServeConfig, SubnetConfig
-from src.errors import UserError
+from src.errors import Fault, UserError
 from src.files import read_json, read_jsonl, write_json, write_jsonl
 from src.search.budget import check_limit
 from src.search.choosing import Chooser, Predictor
@@ -406,6 +408,13 @@ def test_test_images_do_not_choose_what_a_packed_supernet_serves(
         "scripts/pack_supernet.py", "--ckpt", supernet, "--accuracies", tested, "--out", out
     )
     assert run.returncode == 2 and "split is 'val', should be 'held'" in run.stderr
+    held = read_jsonl(packed.with_name("subnets.jsonl"))
+    for change in ({"top1": None}, {"top1": math.nan}, {"decisions": lines[0]["decisions"][:-1]}):
+        write_jsonl(tested, [*held, {**lines[0], **change}])
+        run = call_program(
+            *("scripts/pack_supernet.py", "--ckpt", supernet, "--accuracies", tested, "--out", out)
+        )
+        assert run.returncode == 2 and "is a line of no network of space" in run.stderr, run.stderr
     write_jsonl(tested, [header, *lines, header])
     for flags, reason in (
         (("--accuracies", tested), "is a line of no network"),
@@ -437,6 +446,10 @@ def test_a_packed_supernet_is_evaluated_with_images(packed, few_digits, call_pro
         (("--cost", "macs", "--target", 0.01), "networks of space 'tiny' cost 0.2221 to 0.6389"),
         (("--cost", "macs", "--target", 0.5, "--finetune_epochs", 1), "needs images to train on"),
         (("--cost", "macs", "--target", 0.5, "--seed", 3), "seed is for evaluations"),
+        (
+            ("--cost", "macs", "--target", 0.5, "--dataset_name", "digits"),
+            "dataset_name is for evaluations",
+        ),
     ],
 )
 def test_mistakes_with_a_packed_supernet(packed, call_program, tmp_path, flags, reason):
@@ -455,9 +468,56 @@ def test_files_of_a_packed_supernet_belong_together(packed, tmp_path):
     statistics_file(copy).write_bytes(statistics[:-2] + b"\0\1")
     with pytest.raises(UserError, match="is not the file that was written with copy.safetensors"):
         read_packed(copy)
+    copy.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
+    with pytest.raises(UserError, match="copy.safetensors: is damaged"):
+        read_packed(copy)
     copy.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot be read as a packed supernet"):
         read_packed(copy)
+
+
+def test_both_files_of_a_packed_supernet_are_replaced_or_none(packed, tmp_path, monkeypatch):
+    contents, copy = read_packed(packed), tmp_path / "copy.safetensors"
+    write_packed(replace(contents, path=copy))
+    assert read_packed(copy).accuracies == contents.accuracies
+    largest = contents.meta.space.largest_choices
+    few = {largest: contents.statistics[largest]}
+
+    def full(arrays, path, texts):
+        if ".statistics." in path.name:
+            return save_file(arrays, path, texts)
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("src.checkpoint.packed.save_file", full)
+    with pytest.raises(Fault, match="copy.safetensors: cannot be written .No space left"):
+        write_packed(replace(contents, path=copy, statistics=few))
+    assert read_packed(copy).statistics.keys() == contents.statistics.keys()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_beside_a_packed_file_of_its_name_is_the_folder(tmp_path):
+    for name in ("cifar10", str(tmp_path / "own")):
+        (tmp_path / "own.safetensors").touch()
+        found = find_packed(name)
+        assert (found is not None) == (name == "cifar10")
+
+
+def test_results_of_other_commands_are_not_replaced(packed, supernet, call_program, tmp_path):
+    flags = ("--cost", "macs", "--target", 0.5, "--checkpoint_path", tmp_path)
+    (tmp_path / "arch.json").write_text("of a search")
+    run = call_program("search.py", "--from_supernet", packed, *flags)
+    assert run.returncode == 2 and "arch.json: is there already" in run.stderr, run.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["arch.json"]
+    (tmp_path / "arch.json").unlink()
+    assert call_program("search.py", "--from_supernet", packed, *flags).returncode == 0
+    before = (tmp_path / "inherited.ckpt").read_bytes()
+    run = call_program("search.py", "--from_supernet", supernet, *SERVE, *flags[2:])
+    assert run.returncode == 2 and "serve.json: " in run.stderr, run.stderr
+    settings = json.loads((tmp_path / "serve.json").read_text())
+    (tmp_path / "serve.json").write_text(json.dumps({**settings, "weights": "others"}))
+    run = call_program("search.py", "--from_supernet", packed, *flags)
+    assert run.returncode == 2 and "weights was 'others'" in run.stderr, run.stderr
+    assert (tmp_path / "inherited.ckpt").read_bytes() == before
 
 
 def test_accuracies_of_another_supernet_are_not_packed(packed, supernet, call_program, tmp_path):
