@@ -84,22 +84,15 @@ def server_address() -> str:
             return "127.0.0.1"
 
 
-# Flags of a table of this server.
-DEFAULTS = {
-    "device_num": "8",
-    "visible_devices": None,
-    "server_ip": None,
-    "hccn_conf": Path("/etc/hccn.conf"),
-}
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags of a command line."""
+    """The flags of a command line.
+
+    Raises:
+        UserError: a flag of a table of this server is given where tables are merged.
+    """
     parser = Parser(__doc__)
     parser.add_argument(
-        "--device_num",
-        default=DEFAULTS["device_num"],
-        help="number of devices, or their range: 8 or [0,8)",
+        "--device_num", default="8", help="number of devices, or their range: 8 or [0,8)"
     )
     parser.add_argument(
         "--visible_devices",
@@ -108,13 +101,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--server_ip", help="address of this server; found out where omitted")
     parser.add_argument(
-        "--hccn_conf", type=Path, default=DEFAULTS["hccn_conf"], help="addresses of the devices"
+        "--hccn_conf", type=Path, default=Path("/etc/hccn.conf"), help="addresses of the devices"
     )
     parser.add_argument("--merge", nargs="+", metavar="TABLE", help="merge these tables instead")
     parser.add_argument(
         "--output", type=Path, help="file to write; named after its devices where omitted"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for key in ("device_num", "visible_devices", "server_ip", "hccn_conf") if args.merge else ():
+        if getattr(args, key) != parser.get_default(key):
+            raise UserError(f"{key} is for a table of this server, not for --merge")
+    return args
 
 
 def own_table(args: argparse.Namespace) -> tuple[RankTable, str]:
@@ -140,9 +137,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the table; returns the exit code."""
     args = parse_arguments(argv)
     if args.merge:
-        for key, default in DEFAULTS.items():
-            if getattr(args, key) != default:
-                raise UserError(f"{key} is for a table of this server, not for --merge")
         table = merge_rank_tables(load_rank_table(path) for path in args.merge)
         name = f"hccl_{len(table.servers)}s_{table.device_num}p.json"
     else:
