@@ -74,6 +74,11 @@ def merge_tables(tables: Mapping[str, CostTable], name: str) -> CostTable:
     return replace(first, name=name, constant=constant, layers=layers, provenance=provenance)
 
 
+def fitted_decisions(table: CostTable) -> set[str]:
+    """Decisions, joined by spaces, of the networks to which a table was fitted."""
+    return {facts["decisions"] for facts in table.provenance.get("networks", {}).values()}
+
+
 def _check_equal_conditions(tables: Mapping[str, CostTable]) -> None:
     (origin, first), *others = tables.items()
     for other, table in others:

@@ -16,7 +16,7 @@ from src.latency.meters import Meter
 from src.latency.plan import ProfilePlan
 from src.latency.session import Session, measure
 from src.latency.statistics import RMSE_LIMIT, TAU_LIMIT, Summary, Verdict, judge
-from src.latency.tables import conditions
+from src.latency.tables import conditions, fitted_decisions
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def verify(plan: ProfilePlan, meter: Meter, folder: Path, out: Path) -> None:
     """
     table = load_table(out, plan.space)
     check_conditions(table, plan, meter, str(out))
-    fitted = {facts["decisions"] for facts in table.provenance.get("networks", {}).values()}
+    fitted = fitted_decisions(table)
     chosen = plan.networks_to_verify(fitted)
     # Shipped and given networks may be among those to which the table was fitted.
     judged = [name for name, decisions in chosen.items() if " ".join(decisions) not in fitted]

@@ -15,6 +15,7 @@ import altair as alt
 
 from src.arch.cost_table import UNIT, CostTable
 from src.arch.space import SKIP, SearchSpace, layer_index
+from src.latency.tables import fitted_decisions
 from src.report.folders import Point, RuntimeOutcome
 from src.report.runs import Network, Run, machine_factor, verified
 from src.training.classes import OfClass
@@ -496,7 +497,7 @@ def prediction_rows(tables: Mapping[str, CostTable]) -> list[Row]:
         if table.unit != UNIT:
             continue
         fitted = table.provenance.get("networks", {})
-        known = {facts["decisions"] for facts in fitted.values()}
+        known = fitted_decisions(table)
         others = {k: v for k, v in verified(table).items() if v["decisions"] not in known}
         since_profile = table.provenance.get("rescaled", {}).get("factor", 1.0)
         for kind, networks, factor in (
